@@ -1,0 +1,74 @@
+"""Every error a user can cause or meet, each with its exit code.
+
+    LlmoptError            1  the work failed
+    ├── RequestError       2  the request is wrong: usage, recipe, unknown model, unusable input
+    │   └── RecipeError    2  ... and the place in the recipe file is known
+    ├── GateFailed         3  the result exists and did not pass its quality gate
+    └── MissingDependency  4  an optional package is not installed
+
+Anything else that escapes is a bug in llmopt and is reported as one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class LlmoptError(Exception):
+    """The work failed. `hint` says what the user can do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(LlmoptError):
+    """What was asked for cannot be done as asked; no work was started."""
+
+    exit_code = 2
+
+
+class RecipeError(RequestError):
+    """A recipe says something wrong. `key` is its dotted path, line and column are 1-based."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str = "<command line>",
+        line: int | None = None,
+        column: int | None = None,
+        key: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        place = file if line is None else f"{file}:{line}:{column or 1}"
+        super().__init__(f"{place}: {key + ': ' if key else ''}{message}", hint=hint)
+        self.file, self.line, self.column, self.key = file, line, column, key
+        self.plain = message
+
+
+class GateFailed(LlmoptError):
+    """An artifact was produced and measured, and did not pass its gates."""
+
+    exit_code = 3
+
+
+class MissingDependency(LlmoptError):
+    """An optional package is needed for what was asked."""
+
+    exit_code = 4
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import an optional module, or raise MissingDependency with the pip command that adds it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependency(
+            f"{purpose} needs the package {module.split('.')[0]}, which is not installed",
+            hint=f'pip install "llmopt[{extra}]"',
+        ) from error

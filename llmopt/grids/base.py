@@ -1,0 +1,74 @@
+"""What every number format shares: its options, a quantized tensor, and the grid protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+ScaleSearch = Literal["minmax", "mse", "importance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """How a recipe asks for a grid.
+
+    `group_size` counts input channels that share a scale; -1 means a whole row. `min_zero` is the
+    smallest zero point the target format can store (1 for GPTQ v1, which stores zero - 1).
+    `signed_scales` lets a symmetric grid use a negative scale, so that the one extra negative
+    code can serve whichever side has the extreme.
+    """
+
+    grid: str
+    bits: int
+    group_size: int = 128
+    symmetric: bool = True
+    scale_search: ScaleSearch = "importance"
+    signed_scales: bool = True
+    min_zero: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineParams:
+    """Parameters of value = float32(scale) * (code - zero), per row and group of columns.
+
+    scale: [rows, groups] float32, every value exactly representable in `scale_dtype`.
+    zero: [rows, groups] int32, in [0, 2**bits - 1].
+    group_index: [cols] int32, the group of each column; None where it is column // group_size.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    scale: Tensor
+    zero: Tensor
+    group_index: Tensor | None = None
+    scale_dtype: str = "float16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensor:
+    """A weight as integers: codes uint8 [rows, cols] in the checkpoint's column order."""
+
+    grid: str
+    codes: Tensor
+    params: AffineParams
+
+
+class Grid(Protocol):
+    """What a module in llmopt.grids provides. Pure tensor functions on any device."""
+
+    def fit(self, w: Tensor, options: GridOptions, importance: Tensor | None = None) -> AffineParams:
+        """Choose parameters for w [rows, cols] float32; importance [cols] weighs the error."""
+
+    def encode(self, w: Tensor, params: AffineParams) -> Tensor:
+        """Nearest codes, uint8 [rows, cols]."""
+
+    def decode(self, codes: Tensor, params: AffineParams) -> Tensor:
+        """The float32 values [rows, cols] that `codes` stand for."""
+
+    def fit_block(
+        self, w: Tensor, options: GridOptions, importance: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Scale float32 [rows] and zero int32 [rows] for one group of columns w [rows, n]."""
