@@ -148,9 +148,10 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
         if (step + 1) % every == 0 or step + 1 == args.steps:
             value = bits_per_byte(model, evaluation, tokenizer)
-            curve.append({"step": step + 1, "train_nll": float(loss.detach()), "bits_per_byte": value})
+            nats = float(loss.detach())
+            curve.append({"step": step + 1, "train_nll": nats, "bits_per_byte": value})
             print(f"{step + 1} {loss:.4f} {value:.4f} {time.time() - started:.0f}s", flush=True)
-            write_curve(args, config, curve, stream)
+            write_curve(args, curve, stream)
     model.to(torch.bfloat16)
     model.save_pretrained(args.out)
 
@@ -165,7 +166,7 @@ def save_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def write_curve(args: argparse.Namespace, config: LlamaConfig, curve: list, stream) -> None:
+def write_curve(args: argparse.Namespace, curve: list, stream: np.ndarray) -> None:
     record = {
         "python": platform.python_version(), "torch": torch.__version__, "seed": args.seed,
         "steps": args.steps, "tokens_per_step": args.batch * CONTEXT,

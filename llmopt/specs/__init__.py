@@ -1,0 +1,30 @@
+"""What exists, as data: grids, methods, formats, runtimes, model families."""
+
+from llmopt.specs.base import (
+    FormatSpec,
+    GridSpec,
+    MethodSpec,
+    RuntimeSpec,
+    lookup,
+    nearest,
+    suggestion,
+)
+from llmopt.specs.formats import FORMATS
+from llmopt.specs.grids import GRIDS
+from llmopt.specs.methods import METHODS
+from llmopt.specs.runtimes import OPTIONAL_PACKAGES, RUNTIMES
+
+__all__ = [
+    "FORMATS",
+    "GRIDS",
+    "METHODS",
+    "OPTIONAL_PACKAGES",
+    "RUNTIMES",
+    "FormatSpec",
+    "GridSpec",
+    "MethodSpec",
+    "RuntimeSpec",
+    "lookup",
+    "nearest",
+    "suggestion",
+]

@@ -1,0 +1,225 @@
+"""A model that exists in shape only, into which one block's weights at a time are put.
+
+It is built by transformers from the config, on torch's meta device, so attention, masks and rotary
+embeddings are the model's own. What a block is called with is learned from the model, too: its
+decoder runs once over a batch with every block replaced by a recorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmopt.blockwalk.inlet import Weights
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.formats.checkpoint import Checkpoint
+
+#: arguments of a block after the hidden states
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+#: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
+StandIn = Callable[[int, Tensor, Call], Tensor]
+
+_NOT_FOR_THE_SKELETON = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
+
+
+class _Stopped(Exception):  # noqa: N818  not an error: it ends a forward pass early
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+class _OtherReturn(Exception):  # noqa: N818  not an error: the blocks return tuples, or do not
+    pass
+
+
+class Skeleton:
+    """The decoder of a checkpoint without its weights.
+
+    `fill` puts a block's weights in and `drop` takes them out; `call` runs a filled block on the
+    hidden states [batch, length, width] of a batch, whose size `embed` must have seen before.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._family = checkpoint.family
+        self._naming = checkpoint.naming
+        self._dtype = dtype
+        self._device = device
+        model = _build(checkpoint, dtype)
+        # buffers are real; the parameters stay on meta until they are filled
+        self._decoder = model.get_submodule(self._family.base)
+        self._blocks: Sequence[nn.Module] = list(
+            self._decoder.get_submodule(self._family.blocks).children()
+        )
+        if len(self._blocks) != self._naming.block_count:
+            raise RequestError(
+                f"config.json says {len(self._blocks)} blocks, "
+                f"the weights have {self._naming.block_count}"
+            )
+        for module in self._decoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
+        self._calls: dict[int, list[Call]] = {}
+
+    def module(self, name: str) -> nn.Module:
+        """A module by the name that it has in the checkpoint."""
+        return self._decoder.get_submodule(name.removeprefix(self._naming.base + "."))
+
+    def fill(self, block: int, weights: Weights) -> None:
+        """Read a block's weights."""
+        self._fill(self._blocks[block], f"{self._naming.blocks}.{block}", weights)
+
+    def drop(self, block: int) -> None:
+        """Forget a block's weights."""
+        _drop(self._blocks[block])
+
+    def assign(self, module: str, weight: Tensor) -> None:
+        """Give one linear of a filled block a new weight, in the checkpoint's orientation."""
+        _assign(self.module(module), "weight", self._ready(weight))
+
+    def call(self, block: int, hidden: Tensor) -> Tensor:
+        """The block's output."""
+        arguments, keywords = self._calls[hidden.shape[0]][block]
+        output = self._blocks[block](hidden, *arguments, **keywords)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    @contextmanager
+    def surroundings(self, weights: Weights, *, embedding: bool = True) -> Iterator[None]:
+        """Hold what is not in any block: norms and, if wanted, the token embedding."""
+        try:
+            for name, module in self._decoder.named_children():
+                inside = name == self._family.blocks
+                if not inside and (embedding or name != self._family.embedding):
+                    self._fill(module, f"{self._naming.base}.{name}", weights)
+            yield
+        finally:
+            for name, module in self._decoder.named_children():
+                if name != self._family.blocks:
+                    _drop(module)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What flows into the first block, for int64 [batch, length]; within `surroundings`."""
+        known = tokens.shape[0] in self._calls
+        calls: list[Call] = []
+
+        def record(block: int, hidden: Tensor, call: Call) -> Tensor:
+            calls.append(call)
+            if known or block == len(self._blocks) - 1:
+                raise _Stopped(hidden)
+            return hidden
+
+        def attempt() -> Tensor:
+            calls.clear()
+            try:
+                self._decoder(input_ids=tokens.to(self._device), use_cache=False)
+            except _Stopped as stopped:
+                return stopped.hidden
+            raise LlmoptError(f"{self._family.id}: the model did not run its blocks")
+
+        hidden = self._with_stand_in(record, attempt)
+        if not known:
+            self._calls[tokens.shape[0]] = calls
+        return hidden
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What flows into the head when `hidden` comes out of the last block.
+
+        Runs in `surroundings`, which need not hold the embedding.
+        """
+        embedding = self._decoder.get_submodule(self._family.embedding)
+        assert isinstance(embedding, nn.Embedding)
+        nothing = hidden.new_zeros(*hidden.shape[:2], embedding.embedding_dim)
+
+        def skip(block: int, given: Tensor, _: Call) -> Tensor:
+            return hidden if block == 0 else given
+
+        def attempt() -> Tensor:
+            output: Tensor = self._decoder(inputs_embeds=nothing, use_cache=False)[0]
+            if output.ndim != hidden.ndim:
+                raise _OtherReturn
+            return output
+
+        return self._with_stand_in(skip, attempt)
+
+    def _with_stand_in(self, stand_in: StandIn, attempt: Callable[[], Tensor]) -> Tensor:
+        """Run `attempt` with the blocks replaced.
+
+        Some decoders take a block's output as it is, some its first element; nothing says which.
+        A hidden state that comes back changed tells that the guess was wrong.
+        """
+        for in_tuple in (False, True):
+            self._replace_forwards(stand_in, in_tuple=in_tuple)
+            try:
+                return attempt()
+            except _OtherReturn:
+                continue
+            finally:
+                for block in self._blocks:
+                    del block.forward
+        raise LlmoptError(f"{self._family.id}: the model changes hidden states between its blocks")
+
+    def _replace_forwards(self, stand_in: StandIn, *, in_tuple: bool) -> None:
+        last: list[Tensor] = []
+
+        def forward(block: int) -> Callable[..., Any]:
+            def run(hidden: Any, *arguments: Any, **keywords: Any) -> Any:
+                if last and last[-1] is not hidden:
+                    raise _OtherReturn
+                last[:] = [stand_in(block, hidden, (arguments, keywords))]
+                return (last[0],) if in_tuple else last[0]
+
+            return run
+
+        for index, block in enumerate(self._blocks):
+            block.forward = forward(index)
+
+    def _fill(self, module: nn.Module, path: str, weights: Weights) -> None:
+        parameters = {name for name, _ in module.named_parameters()}
+        for name, present in module.state_dict().items():
+            full = f"{path}.{name}"
+            if name not in parameters and not weights.has(full):
+                continue  # a buffer that the config determines
+            value = weights.read(full)
+            if value.shape != present.shape:
+                raise RequestError(
+                    f"tensor {full} has the shape {list(value.shape)}, "
+                    f"but the config asks for {list(present.shape)}"
+                )
+            owner, _, leaf = name.rpartition(".")
+            _assign(module.get_submodule(owner), leaf, self._ready(value))
+
+    def _ready(self, value: Tensor) -> Tensor:
+        dtype = self._dtype if value.is_floating_point() else value.dtype
+        return value.to(self._device, dtype).contiguous()
+
+
+def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = checkpoint.family.language_config(checkpoint.config)
+    settings = {key: settings[key] for key in settings if key not in _NOT_FOR_THE_SKELETON}
+    config = AutoConfig.for_model(**settings)
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=checkpoint.family.attention
+        )
+    return model.eval()
+
+
+def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = value
+    else:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+
+def _drop(module: nn.Module) -> None:
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                empty = torch.empty_like(parameter, device="meta")
+                part._parameters[name] = nn.Parameter(empty, requires_grad=False)

@@ -1,0 +1,78 @@
+"""What a walk leaves on disk, so that a killed one goes on and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import LlmoptError
+from llmopt.formats.headers import read_file_headers, read_json, read_metadata
+from llmopt.formats.safetensors import read_tensor, write_file
+
+_LOCK = "lock"
+_SETTINGS = "walk.json"
+_ACTIVATIONS = "activations.safetensors"
+
+
+class WalkState:
+    """The state folder of one walk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out; the system lifts the lock when this one dies."""
+        import fcntl
+
+        with (self._folder / _LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise LlmoptError(
+                    f"another process is working in {self._folder}",
+                    hint="wait until it ends; the work is then done",
+                ) from error
+            yield
+
+    def matches(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the walk in this folder was started with the same settings."""
+        path = self._folder / _SETTINGS
+        return path.is_file() and read_json(path)["settings"] == dict(settings)
+
+    def start(self, settings: Mapping[str, Any], threads: int) -> None:
+        """Begin anew with these settings."""
+        (self._folder / _ACTIVATIONS).unlink(missing_ok=True)
+        text = json.dumps({"settings": dict(settings), "threads": threads}, indent=2)
+        partial = self._folder / (_SETTINGS + ".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self._folder / _SETTINGS)
+
+    @contextmanager
+    def same_threads(self) -> Iterator[None]:
+        """Compute with as many threads as the walk began with: sums depend on it."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(read_json(self._folder / _SETTINGS)["threads"])
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def save(self, block: int, activations: Tensor) -> None:
+        """Keep the activations that flow into a block."""
+        write_file(self._folder / _ACTIVATIONS, {"activations": activations}, {"block": str(block)})
+
+    def load(self) -> tuple[int, Tensor] | None:
+        """The activations kept last, and the block they flow into."""
+        path = self._folder / _ACTIVATIONS
+        if not path.is_file():
+            return None
+        block = int(read_metadata(path)["block"])
+        return block, read_tensor(read_file_headers(path)["activations"])

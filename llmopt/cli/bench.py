@@ -1,0 +1,101 @@
+"""llmopt bench"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmopt.cli import options as o
+
+
+def bench(
+    artifacts: Annotated[list[str], typer.Argument(help="Models or artifacts to measure.")],
+    against: Annotated[
+        str | None,
+        typer.Option(help="The base of KL and agreement. [default: the artifact's own source]"),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(help='Fail with exit 3 unless this holds: "kl.mean < 0.05".'),
+    ] = None,
+    evaluation: o.Evaluation = None,
+    field: o.Field = None,
+    windows: o.Windows = None,
+    length: o.Length = None,
+    speed: Annotated[bool, typer.Option(help="Measure speed and memory too.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Keep the results in this folder.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report page to this file.")
+    ] = None,
+    seed: o.Seed = None,
+    device: o.Device = "auto",
+    print_recipe: o.PrintRecipe = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Measure quality against a base, size, speed and memory."""
+    from llmopt.cli.output import Output
+    from llmopt.cli.steps import given
+
+    base = against or _source_of(artifacts[0])
+    if base is None:
+        Output(json, quiet).note("no --against: only perplexity, size and speed are measured")
+    root = base or artifacts[0]
+    settings: dict[str, Any] = given(gates=gate, speed=speed) | {
+        "from": ["model" if name == root else name for name in artifacts],
+        "against": "model" if base else None,
+    }
+    data = given(evaluation=given(source=evaluation, field=field, windows=windows, length=length))
+    recipe = given(model=root, seed=seed, data=data)
+    folder = out or Path(tempfile.mkdtemp(prefix="llmopt-bench-")) / "bench"
+    try:
+        _measure(recipe, settings, folder, html, device, print_recipe, json, quiet)
+    finally:
+        if out is None:
+            shutil.rmtree(folder.parent)
+
+
+def _measure(
+    recipe: dict[str, Any], settings: dict[str, Any], folder: Path, html: Path | None,
+    device: str, print_recipe: bool, json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    from llmopt import planner
+    from llmopt.cli.output import Output
+    from llmopt.cli.reporting import bench_document, show_bench, write_report
+    from llmopt.cli.steps import execute, print_as_recipe, raise_if_failed, single_recipe
+    from llmopt.pipeline import RunOptions
+    from llmopt.recipe import from_data
+
+    data = single_recipe(recipe, "bench", settings, folder)
+    if print_recipe:
+        print_as_recipe(data)
+        return
+    output = Output(json, quiet)
+    plan = planner.plan(*from_data(data), folder)
+    results = execute(plan, RunOptions(device), output)
+    show_bench(folder, output)
+    if html is not None:
+        write_report([*plan.externals.values(), folder], html)
+        output.show(f"report: {html}")
+    output.result(bench_document(folder))
+    raise_if_failed(results)
+
+
+def _source_of(name: str) -> str | None:
+    """The model that an artifact was made from, where its name alone finds it again."""
+    from llmopt.artifact import read_manifest
+
+    if not Path(name).is_dir():
+        return None
+    for parent in read_manifest(Path(name)).get("parents", ()):
+        source = parent.get("source")
+        if source == "demo" or (source and "/" in source):
+            return str(source)
+    return None

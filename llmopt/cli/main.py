@@ -1,0 +1,128 @@
+"""The `llmopt` command: Typer application, error handling and exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from llmopt import __version__
+from llmopt.cli import (
+    bench,
+    doctor,
+    generate,
+    inspect,
+    plan,
+    quantize,
+    recipes,
+    report,
+    run_,
+    verify,
+)
+from llmopt.errors import LlmoptError
+
+app = typer.Typer(
+    name="llmopt",
+    help="Make language models smaller, faster and cheaper, with proof that they are as good.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"llmopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("quantize")(quantize.quantize)
+app.command("bench")(bench.bench)
+app.command("run")(run_.run)
+app.command("plan")(plan.plan)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("generate")(generate.generate)
+app.command("report")(report.report)
+app.add_typer(recipes.app, name="recipes")
+app.command("doctor")(doctor.doctor)
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; unwinds like an interrupt so that locks and bars are let go."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def run() -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    as_json = "--json" in sys.argv
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except LlmoptError as error:
+        _print_error(error.message, error.hint, error.exit_code, as_json)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _print_error("interrupted; the same command resumes", None, 130, as_json)
+        code = 130
+    except _Terminated:
+        _print_error("terminated; the same command resumes", None, 143, as_json)
+        code = 143
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Exception as error:
+        code = _usage_or_bug(error, as_json)
+    sys.exit(code)
+
+
+def _usage_or_bug(error: Exception, as_json: bool) -> int:
+    show = getattr(error, "show", None)  # Typer's usage errors print themselves
+    if show is not None:
+        if as_json:
+            _print_error(str(getattr(error, "message", error)), None, 2, as_json)
+        else:
+            show()
+        return 2
+    if isinstance(error, MemoryError):
+        _print_error("out of memory", "llmopt plan shows what a step needs", 1, as_json)
+        return 1
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        _print_error(f"{error.strerror}{where}", None, 1, as_json)
+        return 1
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        traceback.print_exc()
+    _print_error(
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a bug in llmopt; please report it with the output of the same command and -v",
+        1,
+        as_json,
+    )
+    return 1
+
+
+def _print_error(message: str, hint: str | None, code: int, as_json: bool) -> None:
+    text = f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")
+    sys.stderr.write(text)
+    if as_json:
+        document = {"error": {"message": message, "hint": hint, "exit_code": code}}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")

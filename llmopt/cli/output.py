@@ -1,0 +1,105 @@
+"""What commands print: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from llmopt.artifact import finite
+
+if TYPE_CHECKING:
+    from llmopt.pipeline import StepResult
+    from llmopt.planner import PlannedStep
+
+
+@dataclass
+class Output:
+    """Where a command's words go. In JSON mode `result` is the only thing on stdout."""
+
+    as_json: bool = False
+    quiet: bool = False
+    out: Console = field(default_factory=lambda: Console(soft_wrap=False))
+    err: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def note(self, text: str) -> None:
+        """A line about what is going on."""
+        if not self.quiet:
+            self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Part of the result, for people."""
+        if not self.as_json:
+            for renderable in renderables:
+                self.out.print(renderable)
+
+    def text(self, text: str) -> None:
+        """Part of the result, exactly as it is."""
+        if not self.as_json:
+            sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+    def text_chunk(self, text: str) -> None:
+        """Text of the result as it comes, with no line end of its own."""
+        if not self.as_json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def result(self, document: Any) -> None:
+        """The result, for machines."""
+        if self.as_json:
+            json.dump(finite(document), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write("\n")
+
+
+class ProgressReporter:
+    """Draws a run: bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, output: Output, progress: Progress | None) -> None:
+        self.output, self.bars = output, progress
+        self.tasks: dict[tuple[str, str], TaskID] = {}
+        self.percent: dict[tuple[str, str], int] = {}
+
+    def started(self, step: PlannedStep) -> None:
+        self.output.note(f"{step.id}: {step.verb} ...")
+
+    def progress(self, step: PlannedStep, what: str, done: int, total: int) -> None:
+        name = (step.id, what)
+        if self.bars is not None:
+            if name not in self.tasks:
+                self.tasks[name] = self.bars.add_task(f"{step.id}: {what}", total=total)
+            self.bars.update(self.tasks[name], completed=done, visible=done < total)
+            return
+        tenth = done * 10 // max(total, 1)
+        if tenth > self.percent.get(name, 0) or done == total:
+            self.percent[name] = tenth
+            self.output.note(f"{step.id}: {what} {done}/{total}")
+
+    def finished(self, step: PlannedStep, result: StepResult) -> None:
+        how = "unchanged, reused" if result.reused else f"done in {result.seconds:.1f} s"
+        self.output.note(f"{step.id}: {how}")
+        for verdict in result.verdicts:
+            if not verdict["passed"]:
+                self.output.note(
+                    f"{step.id}: GATE FAILED: {verdict['gate']} (found {verdict['value']:.4g})"
+                )
+
+
+@contextmanager
+def reporting(output: Output) -> Iterator[ProgressReporter]:
+    """A reporter whose bars live while the block runs."""
+    if output.quiet or not output.err.is_terminal:
+        yield ProgressReporter(output, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=output.err, transient=True) as progress:
+        yield ProgressReporter(output, progress)

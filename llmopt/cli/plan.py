@@ -1,0 +1,94 @@
+"""llmopt plan"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmopt.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmopt.planner import Plan, PlannedStep
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    out: o.RunFolder = None,
+    set_: o.Sets = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Show what happens to each tensor.")
+    ] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Check a recipe and say what running it would do; reads headers, never weights."""
+    from llmopt import planner
+    from llmopt.cli.output import Output
+    from llmopt.cli.run_ import default_folder
+    from llmopt.recipe import load
+
+    output = Output(json, quiet)
+    loaded, source = load(recipe, set_ or ())
+    made = planner.plan(loaded, source, out or default_folder(loaded.name), fetch=False)
+    states = planner.states(made)
+    output.show(_steps_table(made, states))
+    if tensors:
+        for step in made.steps:
+            if step.fates:
+                output.show(_fates_table(step))
+    output.result([_document(step, states[step.id], made) for step in made.steps])
+
+
+def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, Any]:
+    return {
+        "step": step.id,
+        "verb": step.verb,
+        "state": state,
+        "out": str(made.outputs[step.id]) if step.id in made.outputs else None,
+        "parents": list(step.parents),
+        "settings": step.settings,
+        "memory_bytes": step.footprint.memory_bytes,
+        "disk_bytes": step.footprint.disk_bytes,
+        "tensors": [fate.as_dict() for fate in step.fates],
+    }
+
+
+def _steps_table(made: Plan, states: dict[str, str]) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        "step", "does", "state", "tensors", title=f"{made.recipe.name}: {made.model.name}"
+    )
+    table.add_column("peak memory", justify="right")
+    table.add_column("disk", justify="right")
+    for step in made.steps:
+        quantized = sum(fate.quantize is not None for fate in step.fates)
+        counts = f"{quantized} quantized, {len(step.fates) - quantized} kept" if step.fates else ""
+        table.add_row(
+            step.id, _does(step), states[step.id], counts,
+            f"{step.footprint.memory_bytes / 1e6:,.0f} MB", f"{step.footprint.disk_bytes / 1e6:,.1f} MB",
+        )  # fmt: skip
+    return table
+
+
+def _does(step: PlannedStep) -> str:
+    if step.verb == "quantize":
+        s = step.settings
+        return f"{s['method']} {s['grid']} g{s['group_size']} -> {s['format']}"
+    if step.gates_of:
+        return f"gate: {', '.join(step.settings['gates'])}"
+    return f"bench {', '.join(step.settings['from'])}"
+
+
+def _fates_table(step: PlannedStep) -> Table:
+    from rich.table import Table
+
+    table = Table("tensor", "shape", "becomes", "why", title=step.id)
+    for fate in step.fates:
+        label = fate.quantize.label if fate.quantize else "kept"
+        table.add_row(fate.name, "×".join(map(str, fate.shape)), label, fate.why)
+    return table

@@ -1,0 +1,48 @@
+"""llmopt report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmopt.cli import options as o
+from llmopt.errors import RequestError
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(help="A run's folder, or bench and artifact folders.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .html or .md.")] = Path(
+        "report.html"
+    ),
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Write a report page from results that are there already."""
+    from llmopt.artifact import MANIFEST
+    from llmopt.cli.output import Output
+    from llmopt.cli.reporting import collect, write_report
+
+    if out.suffix not in (".html", ".md"):
+        raise RequestError(f"{out}: a report is .html or .md")
+    found = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"there is no folder {folder}")
+        inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+        found += [folder] if (folder / MANIFEST).is_file() else inside
+    if not found:
+        raise RequestError(f"no results in {', '.join(map(str, folders))}")
+    if out.suffix == ".md":
+        from llmopt.report import markdown
+
+        out.write_text(markdown.render(collect(found)), encoding="utf-8")
+    else:
+        write_report(found, out)
+    output = Output(json, quiet)
+    output.show(f"report: {out}")
+    output.result({"report": str(out)})

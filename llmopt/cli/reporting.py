@@ -1,0 +1,53 @@
+"""Bench results and manifests on disk, as tables and pages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmopt.artifact import read_manifest
+from llmopt.cli.output import Output
+from llmopt.cli.steps import run_record
+from llmopt.errors import RequestError
+from llmopt.report import Results, html, terminal
+
+BENCH = "bench.json"
+
+
+def bench_document(folder: Path) -> dict[str, Any]:
+    """A bench step's results and, apart, the speeds of this run."""
+    if not (folder / BENCH).is_file():
+        raise RequestError(f"{folder} holds no bench results", hint="name a bench step's folder")
+    results: dict[str, Any] = json.loads((folder / BENCH).read_text("utf-8"))
+    return results | {"speed": run_record(folder).get("speed", {})}
+
+
+def collect(folders: list[Path]) -> Results:
+    """One report's worth of results from bench folders and the artifacts they measured."""
+    manifests, entries, speed = {}, {}, {}
+    merged: dict[str, Any] = {}
+    for folder in folders:
+        manifest = read_manifest(folder)
+        if manifest.get("verb") == "bench":
+            document = bench_document(folder)
+            speed |= document.pop("speed")
+            entries |= {entry["name"]: entry for entry in document["entries"]}
+            merged = document
+        elif manifest:
+            manifests[folder.resolve().name] = manifest
+    if not merged:
+        raise RequestError("none of these folders holds bench results")
+    return Results.from_documents(merged | {"entries": list(entries.values())}, speed, manifests)
+
+
+def show_bench(folder: Path, output: Output) -> None:
+    """The table of one bench step."""
+    output.show(terminal.table(collect([folder])))
+
+
+def write_report(folders: list[Path], path: Path) -> Path:
+    """Write the HTML page on these folders' results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html.render(collect(folders)), encoding="utf-8")
+    return path

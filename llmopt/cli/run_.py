@@ -1,0 +1,57 @@
+"""llmopt run"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmopt.cli import options as o
+
+
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    out: o.RunFolder = None,
+    set_: o.Sets = None,
+    device: o.Device = "auto",
+    allow_pickle: o.AllowPickle = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run a recipe: what is there already is reused, what was begun is resumed."""
+    from llmopt import planner
+    from llmopt.cli.output import Output
+    from llmopt.cli.reporting import show_bench, write_report
+    from llmopt.cli.steps import document, execute, raise_if_failed, summary_line
+    from llmopt.pipeline import RunOptions
+    from llmopt.recipe import load
+
+    output = Output(json, quiet)
+    loaded, source = load(recipe, set_ or ())
+    folder = out or default_folder(loaded.name)
+    results = execute(
+        planner.plan(loaded, source, folder), RunOptions(device, allow_pickle), output
+    )
+    written = [result for result in results if result.step.gates_of is None]
+    for result in written:
+        if result.step.verb == "bench":
+            show_bench(result.artifact.path, output)
+        else:
+            output.show(summary_line(result))
+    report = None
+    if any(result.step.verb == "bench" for result in written):
+        report = write_report([result.artifact.path for result in written], folder / "report.html")
+        output.show(f"report: {report}")
+    done = sum(not result.reused for result in results)
+    output.note(f"{done} of {len(results)} steps run, {len(results) - done} reused")
+    output.result(
+        {"steps": [document(result) for result in results], "report": report and str(report)}
+    )
+    raise_if_failed(results)
+
+
+def default_folder(name: str) -> Path:
+    """Where a recipe's results go unless -o says otherwise."""
+    return Path("llmopt-runs") / name

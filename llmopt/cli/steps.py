@@ -1,0 +1,104 @@
+"""Subcommands as one-step recipes: the command line and YAML cannot drift apart."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmopt import pipeline, planner
+from llmopt.artifact import RUN_RECORD
+from llmopt.cli.output import Output, reporting
+from llmopt.errors import GateFailed
+from llmopt.pipeline import RunOptions, StepResult
+from llmopt.recipe import from_data
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """The settings that were typed: those that are neither None nor an empty mapping."""
+    return {name: value for name, value in settings.items() if value is not None and value != {}}
+
+
+def single_recipe(
+    recipe: dict[str, Any], verb: str, settings: dict[str, Any], out: Path
+) -> dict[str, Any]:
+    """The recipe that a subcommand stands for."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.resolve().name).lstrip("._-") or verb
+    return {"version": 1, "name": name, **recipe, "steps": [{"id": name, verb: settings}]}
+
+
+def run_single(
+    recipe: dict[str, Any], verb: str, settings: dict[str, Any], out: Path, *, device: str,
+    allow_pickle: bool, print_recipe: bool, json: bool, quiet: bool,
+) -> list[StepResult]:  # fmt: skip
+    """Run one subcommand through the pipeline and print what came of it."""
+    data = single_recipe(recipe, verb, settings, out)
+    if print_recipe:
+        print_as_recipe(data)
+        return []
+    output = Output(json, quiet)
+    results = execute(planner.plan(*from_data(data), out), RunOptions(device, allow_pickle), output)
+    for result in results:
+        if result.step.gates_of is None and verb == "quantize":
+            output.show(summary_line(result))
+    output.result([document(result) for result in results])
+    raise_if_failed(results)
+    return results
+
+
+def print_as_recipe(data: dict[str, Any]) -> None:
+    """The YAML that does what a command line asks for."""
+    Output().text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def execute(plan: planner.Plan, options: RunOptions, output: Output) -> list[StepResult]:
+    """Run a plan, showing its progress."""
+    with reporting(output) as reporter:
+        return pipeline.run(plan, options, reporter)
+
+
+def raise_if_failed(results: list[StepResult]) -> None:
+    """GateFailed, naming each gate, where any step's verdicts have one that did not pass."""
+    failed = [
+        f"{result.step.gates_of or result.step.id}: {verdict['gate']} (found {verdict['value']:.4g})"
+        for result in results
+        for verdict in result.verdicts
+        if not verdict["passed"]
+    ]
+    if failed:
+        raise GateFailed("quality gate failed: " + "; ".join(failed))
+
+
+def document(result: StepResult) -> dict[str, Any]:
+    """A step's result as JSON: its manifest and run record, and whether it was reused."""
+    return {
+        "step": result.step.id,
+        "path": str(result.artifact.path),
+        "reused": result.reused,
+        "manifest": result.artifact.manifest,
+        "run": run_record(result.artifact.path),
+    }
+
+
+def run_record(folder: Path) -> dict[str, Any]:
+    """What differs from run to run, of the artifact in `folder`."""
+    path = folder / RUN_RECORD
+    record: dict[str, Any] = jsonlib.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return record
+
+
+def summary_line(result: StepResult) -> str:
+    """One line on what was written, what was left alone, and how good it is."""
+    manifest = result.artifact.manifest
+    ledger = manifest["ledger"]
+    quantized = [entry for entry in ledger if entry["action"] == "quantized"]
+    size = sum(file["bytes"] for file in manifest["files"]) / 1e6
+    line = f"{result.artifact.path}: {manifest['format']}, {size:.2f} MB, "
+    line += f"{len(quantized)} tensors quantized, {len(ledger) - len(quantized)} kept"
+    evidence = manifest.get("gate", {}).get("evidence", {})
+    if "kl" in evidence:
+        line += f"; KL {evidence['kl']['mean']['value']:.4g} to the original"
+    return line

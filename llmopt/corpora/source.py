@@ -1,0 +1,174 @@
+"""Where text comes from: `demo`, a text file, JSON lines, Parquet, or a saved dataset.
+
+No torch here: the planner checks sources with `check`, which reads first lines and headers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmopt.corpora import chat, files, stdlib, tables
+from llmopt.corpora.files import Record
+from llmopt.errors import RequestError
+
+Split = Literal["train", "calibration", "evaluation"]
+Kind = Literal["demo", "text", "jsonl", "table"]
+
+READ_LIMIT = 64_000_000
+"""Bytes of UTF-8 text: over ten million tokens, far more than any calibration reads."""
+
+_CHECKED_BYTES = 65_536
+_TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".raw", ".py", ".tokens", ""})
+_KINDS = "demo, a text file (.txt, .md), .jsonl, .parquet, or a folder that datasets saved"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text under a name that says nothing of the machine it was read on.
+
+    `sha256` covers the documents in order, as they are tokenized: for chat, after rendering.
+    `rendered`: the documents already hold their special tokens (a chat template wrote them).
+    `complete`: False where the source has more text than the limit it was read with.
+    """
+
+    name: str
+    sha256: str
+    documents: tuple[str, ...]
+    rendered: bool = False
+    complete: bool = True
+
+
+def load(
+    source: str,
+    *,
+    split: Split,
+    field: str = "text",
+    tokenizer_folder: Path | None = None,
+    limit: int = READ_LIMIT,
+) -> Corpus:
+    """Read up to `limit` bytes of the source's text; empty documents are left out.
+
+    `split` chooses among what the source has to choose from: the demo corpus and datasets with
+    splits of their own. `field` names the member of a JSON line or the column of a table; a list
+    of messages there is rendered with the chat template found in `tokenizer_folder`.
+    """
+    kind = kind_of(source)
+    name, records = _records(source, kind, split, field, limit)
+    documents, rendered, complete = _gather(records, tokenizer_folder, limit)
+    if kind == "text":
+        complete = Path(source).stat().st_size <= limit
+    if not documents:
+        raise _empty(source)
+    return Corpus(name, _digest(documents), tuple(documents), rendered, complete)
+
+
+def check(source: str, *, split: Split, field: str = "text") -> None:
+    """Raise RequestError where `load` would at its first record; fast, tokenizes nothing."""
+    kind = kind_of(source)
+    if kind == "demo":
+        return
+    if kind == "table":
+        tables.check_column(tables.shards(Path(source), split)[1][0], field)
+        return
+    _, records = _records(source, kind, split, field, _CHECKED_BYTES)
+    first = next(records, None)
+    if first is None:
+        raise _empty(source)
+    _is_chat(*first)
+    if kind == "text" and not first[1].strip() and Path(source).stat().st_size <= _CHECKED_BYTES:
+        raise _empty(source)
+
+
+def kind_of(source: str) -> Kind:
+    """What `source` is, from its name and what a folder holds."""
+    if source == "demo":
+        return "demo"
+    path = Path(source)
+    if path.is_dir():
+        if not tables.is_dataset(path):
+            raise RequestError(f"{source}: no dataset in this folder", hint=f"data is {_KINDS}")
+        return "table"
+    if not path.is_file():
+        raise RequestError(f"{source}: no such file or folder", hint=f"data is {_KINDS}")
+    suffix = path.suffix.lower()
+    if suffix in {".jsonl", ".ndjson"}:
+        return "jsonl"
+    if suffix in {".parquet", ".arrow"}:
+        return "table"
+    if suffix in _TEXT_SUFFIXES:
+        return "text"
+    raise RequestError(f"{source}: cannot tell what a {suffix} file is", hint=f"data is {_KINDS}")
+
+
+def _records(
+    source: str, kind: Kind, split: Split, field: str, limit: int
+) -> tuple[str, Iterator[Record]]:
+    """The corpus' name and its records, read as they are asked for."""
+    if kind == "demo":
+        return f"demo/{split}", iter(stdlib.documents(split))
+    path = Path(source)
+    name = path.resolve().name
+    if kind == "text":
+        return name, files.text(path, limit)
+    if kind == "jsonl":
+        return name, files.json_lines(path, field)
+    own_split, shards = tables.shards(path, split)
+    return f"{name}/{own_split}" if own_split else name, tables.rows(shards, field)
+
+
+def _gather(
+    records: Iterator[Record], tokenizer_folder: Path | None, limit: int
+) -> tuple[list[str], bool, bool]:
+    """Documents within `limit` bytes, whether a chat template wrote them, whether that is all."""
+    first = next(records, None)
+    if first is None:
+        return [], False, True
+    rendered = _is_chat(*first)
+    render = chat.renderer(tokenizer_folder) if rendered else None
+    documents: list[str] = []
+    size = 0
+    for place, value in itertools.chain([first], records):
+        if _is_chat(place, value) != rendered:
+            raise RequestError(f"{place}: chat messages and plain texts are mixed in one source")
+        text = render(place, value) if render else value
+        if not text.strip():
+            continue
+        size += _encoded_size(place, text)
+        if documents and size > limit:
+            return documents, rendered, False
+        documents.append(text)
+    return documents, rendered, True
+
+
+def _is_chat(place: str, value: object) -> bool:
+    """False for a text, True for a list of messages; raise for anything else."""
+    if isinstance(value, str):
+        return False
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return True
+    found = "null" if value is None else type(value).__name__
+    raise RequestError(f"{place}: expected a text or a list of chat messages, found {found}")
+
+
+def _encoded_size(place: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{place}: half of a surrogate pair, which is no text") from error
+
+
+def _digest(documents: list[str]) -> str:
+    """SHA-256 over each document's length (8 bytes, little-endian) and UTF-8 bytes."""
+    digest = hashlib.sha256()
+    for data in map(str.encode, documents):
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def _empty(source: str) -> RequestError:
+    return RequestError(f"{source}: holds no text")

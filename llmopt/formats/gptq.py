@@ -1,0 +1,195 @@
+"""The GPTQ checkpoint layout of AutoGPTQ and GPTQModel.
+
+For a linear of `in` inputs, `out` outputs, b bits and groups of g inputs:
+
+    qweight int32 [in * b / 32, out]       codes, packed along in, lowest bits first
+    qzeros  int32 [in / g, out * b / 32]   zero points, packed along out; version 1 stores zero - 1
+    scales  float16 [in / g, out]
+    g_idx   int32 [in]                     the group of each input
+
+32 codes fill b words as one stream of bits, so with 3 bits some codes straddle two words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import RequestError
+from llmopt.formats.gptq_config import (
+    BITS,
+    GPTQ_V1,
+    GPTQ_V2,
+    SUFFIXES,
+    LayerLayout,
+    quantization_config,
+    read_gptq_config,
+)
+from llmopt.grids.base import AffineParams, QuantizedTensor
+
+__all__ = [
+    "GPTQ_V1",
+    "GPTQ_V2",
+    "SUFFIXES",
+    "Codec",
+    "LayerLayout",
+    "accepts",
+    "layout_of",
+    "pack",
+    "quantization_config",
+    "read_gptq_config",
+    "unpack",
+]
+
+#: codes that together fill whole words, whatever their width
+_LANES = 32
+
+
+@dataclass(frozen=True)
+class Codec:
+    """This layout in one version, as the block walk's sink wants it."""
+
+    version: str = GPTQ_V1
+
+    def accepts(self, tensor: QuantizedTensor) -> str | None:
+        """Why the tensor cannot be stored exactly, None where it can."""
+        return accepts(tensor, self.version)
+
+    def pack(self, tensor: QuantizedTensor) -> dict[str, Tensor]:
+        """The stored tensors by the suffix of their names."""
+        return pack(tensor, self.version)
+
+    def unpack(self, stored: Mapping[str, Tensor]) -> QuantizedTensor:
+        """What `pack` was given, but for `symmetric`, which is not stored with a tensor."""
+        return unpack(stored, layout_of_stored(stored), self.version)
+
+
+def accepts(tensor: QuantizedTensor, version: str) -> str | None:
+    """None where the layout holds the tensor exactly, else the reason why not."""
+    params, (rows, cols) = tensor.params, tensor.codes.shape
+    if tensor.grid not in {f"int{bits}" for bits in BITS}:
+        return f"GPTQ files hold integers of 2, 3, 4 or 8 bits, not {tensor.grid}"
+    if rows % _LANES or cols % _LANES:
+        return f"GPTQ files pack {_LANES} values together, which does not divide {rows} x {cols}"
+    if not torch.equal(params.scale.half().float(), params.scale):
+        return "a scale is not exact in float16"
+    if not bool(params.scale.isfinite().all()):
+        return "a scale is not finite"
+    lowest, highest = (int(bound) for bound in params.zero.aminmax())
+    if version == GPTQ_V1 and lowest < 1:
+        return "a zero point is 0, and version 1 stores zero - 1"
+    if lowest < 0 or highest >= 2**params.bits:
+        return f"a zero point is outside 0 to {2**params.bits - 1}"
+    return None
+
+
+def pack(tensor: QuantizedTensor, version: str) -> dict[str, Tensor]:
+    """The stored tensors of a linear by suffix; `accepts` must have returned None."""
+    params, cols = tensor.params, tensor.codes.shape[1]
+    zero = params.zero - 1 if version == GPTQ_V1 else params.zero
+    group_index = params.group_index
+    if group_index is None:
+        group_index = _consecutive(cols, cols // params.scale.shape[1])
+    return {
+        "qweight": pack_bits(tensor.codes, params.bits).T.contiguous(),
+        "qzeros": pack_bits(zero.T, params.bits),
+        "scales": params.scale.T.to(torch.float16).contiguous(),
+        "g_idx": group_index.to(torch.int32),
+    }
+
+
+def unpack(stored: Mapping[str, Tensor], layout: LayerLayout, version: str) -> QuantizedTensor:
+    """A stored linear as codes and parameters; raises RequestError where the parts do not fit.
+
+    A group index that only says i // group_size is dropped. Version 1's zero - 1 wraps around in
+    its bits as AutoGPTQ reads it.
+    """
+    bits, scales = layout.bits, stored["scales"]
+    words, rows = stored["qweight"].shape
+    cols, groups = words * 32 // bits, scales.shape[0]
+    if (words * 32) % (bits * _LANES) or rows % _LANES:
+        raise RequestError(f"qweight of shape {words} x {rows} does not hold {bits}-bit codes")
+    if scales.shape != (groups, rows) or stored["qzeros"].shape != (groups, rows * bits // 32):
+        raise RequestError(f"qweight, qzeros and scales do not agree on {bits} bits")
+    zero = unpack_bits(stored["qzeros"], bits).T.to(torch.int32)
+    if version == GPTQ_V1:
+        zero = (zero + 1) & (2**bits - 1)
+    params = AffineParams(
+        bits=bits,
+        group_size=layout.group_size,
+        symmetric=layout.symmetric,
+        scale=scales.T.float().contiguous(),
+        zero=zero.contiguous(),
+        group_index=_group_index(stored.get("g_idx"), cols, groups, layout.group_size),
+    )
+    codes = unpack_bits(stored["qweight"].T, bits)
+    return QuantizedTensor(grid=f"int{bits}", codes=codes, params=params)
+
+
+def layout_of(tensor: QuantizedTensor) -> LayerLayout:
+    """What the quantization config has to say about a tensor."""
+    params = tensor.params
+    return LayerLayout(
+        bits=params.bits,
+        group_size=params.group_size,
+        symmetric=params.symmetric,
+        desc_act=params.group_index is not None,
+    )
+
+
+def layout_of_stored(stored: Mapping[str, Tensor]) -> LayerLayout:
+    """The layout as far as the shapes tell: enough to decode, but `symmetric` is not known."""
+    cols, groups = stored["g_idx"].shape[0], stored["scales"].shape[0]
+    return LayerLayout(
+        bits=stored["qweight"].shape[0] * 32 // cols,
+        group_size=cols // groups if groups > 1 else -1,
+        symmetric=False,
+    )
+
+
+def pack_bits(values: Tensor, bits: int) -> Tensor:
+    """Codes [n, m] of any integer dtype as int32 words [n, m * bits / 32], lowest bits first."""
+    n, m = values.shape
+    lanes = values.reshape(n, m // _LANES, _LANES)
+    words = torch.zeros(n, m // _LANES, bits, dtype=torch.int32, device=values.device)
+    for i in range(_LANES):
+        word, shift = divmod(i * bits, 32)
+        lane = lanes[:, :, i].to(torch.int32)
+        words[:, :, word] |= lane << shift
+        if shift + bits > 32:
+            words[:, :, word + 1] |= lane >> (32 - shift)
+    return words.reshape(n, -1)
+
+
+def unpack_bits(words: Tensor, bits: int) -> Tensor:
+    """The uint8 codes [n, m] in int32 words [n, m * bits / 32]."""
+    n, width = words.shape
+    stream = words.reshape(n, width // bits, bits)
+    codes = torch.empty(n, width // bits, _LANES, dtype=torch.uint8, device=words.device)
+    for i in range(_LANES):
+        word, shift = divmod(i * bits, 32)
+        # the shift copies the sign downwards: only what lies below it counts
+        value = (stream[:, :, word] >> shift) & (2 ** min(bits, 32 - shift) - 1)
+        if shift + bits > 32:
+            value = value | (stream[:, :, word + 1] << (32 - shift))
+        codes[:, :, i] = (value & (2**bits - 1)).to(torch.uint8)
+    return codes.reshape(n, -1)
+
+
+def _consecutive(cols: int, size: int) -> Tensor:
+    return torch.arange(cols, dtype=torch.int32) // size
+
+
+def _group_index(g_idx: Tensor | None, cols: int, groups: int, size: int) -> Tensor | None:
+    """None where columns are grouped in order; RequestError where an index makes no sense."""
+    size = cols if size == -1 else size
+    if g_idx is None or torch.equal(g_idx.to(torch.int32), _consecutive(cols, size)):
+        if groups != -(-cols // size):
+            raise RequestError(f"{cols} inputs in groups of {size} do not need {groups} scales")
+        return None
+    if g_idx.shape != (cols,) or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
+        raise RequestError(f"g_idx does not give each of {cols} inputs one of {groups} groups")
+    return g_idx.to(torch.int32)

@@ -1,0 +1,78 @@
+"""What a model folder says about itself, from headers and its manifest. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+from llmopt.artifact import read_manifest
+from llmopt.formats.headers import Headers, read_headers
+from llmopt.sources import ModelSource
+from llmopt.specs.families import family_of
+
+
+def describe(source: ModelSource) -> dict[str, Any]:
+    """{"name", "summary": {...}, "tensors": [...], "manifest": {...} or {}}."""
+    headers, manifest = read_headers(source.folder), read_manifest(source.folder)
+    return {
+        "name": source.name,
+        "summary": _summary(headers, manifest, source),
+        "tensors": manifest.get("ledger") or _tensors(headers),
+        "manifest": {key: value for key, value in manifest.items() if key != "ledger"},
+    }
+
+
+def _summary(headers: Headers, manifest: dict[str, Any], source: ModelSource) -> dict[str, Any]:
+    family = family_of(headers.config)
+    config = family.language_config(headers.config)
+    size = sum(header.nbytes for header in headers.tensors.values())
+    dtypes = Counter(header.dtype for header in headers.tensors.values())
+    summary: dict[str, Any] = {
+        "family": family.id,
+        "blocks": family.naming(headers.tensors).block_count,
+        "hidden size": config.get("hidden_size") or config.get("n_embd"),
+        "vocabulary": config.get("vocab_size"),
+        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),
+        "weights": f"{size / 1e6:,.2f} MB",
+    }
+    quantization = headers.config.get("quantization_config")
+    if isinstance(quantization, dict):
+        summary["quantized"] = (
+            f"{quantization.get('quant_method')}, {quantization.get('bits')} bits, "
+            f"group {quantization.get('group_size')}, "
+            f"{'symmetric' if quantization.get('sym', True) else 'asymmetric'}"
+        )
+    if source.revision:
+        summary["revision"] = source.revision
+    return summary | _provenance(manifest)
+
+
+def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
+    if not manifest:
+        return {}
+    parents = ", ".join(str(p.get("source") or p["name"]) for p in manifest["parents"])
+    found = {"made by": f"llmopt {manifest['versions'].get('llmopt')}, {manifest['verb']}"}
+    found |= {"from": parents, "digest": manifest["digest"]}
+    if manifest["verb"] == "quantize":
+        s = manifest["settings"]
+        found["method"] = f"{s['method']} {s['grid']} group {s['group_size']}"
+    if manifest.get("corpus"):
+        found["calibration"] = "{name} ({windows} × {length} tokens)".format(**manifest["corpus"])
+    if manifest.get("gates"):
+        passed = all(verdict["passed"] for verdict in manifest["gates"])
+        found["gate"] = "passed" if passed else "FAILED"
+    return found
+
+
+def _tensors(headers: Headers) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "dtype": header.dtype,
+            "shape": list(header.shape),
+            "bytes": header.nbytes,
+            "weights": math.prod(header.shape),
+        }
+        for name, header in headers.tensors.items()
+    ]

@@ -1,0 +1,93 @@
+"""What every quantization method shares: the statistics it sees and the settings it obeys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import LlmoptError
+from llmopt.grids.base import GridOptions, QuantizedTensor
+from llmopt.linalg import accumulate_hessian
+
+ActOrder = Literal["none", "group", "full"]
+
+
+@dataclass(kw_only=True)
+class InletStatistics:
+    """What calibration saw at one input shared by one or more linears.
+
+    hessian: [cols, cols] float32, E[x x^T]. mean_abs: [cols] float32, E|x|. tokens: how many.
+    """
+
+    hessian: Tensor
+    mean_abs: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, cols: int, device: torch.device | str = "cpu") -> InletStatistics:
+        """Statistics of no tokens yet."""
+        return cls(
+            hessian=torch.zeros(cols, cols, device=device),
+            mean_abs=torch.zeros(cols, device=device),
+        )
+
+    @property
+    def diagonal(self) -> Tensor:
+        """[cols] float32, E[x^2]: the importance of each input channel."""
+        return self.hessian.diagonal()
+
+    def add(self, x: Tensor) -> None:
+        """Fold in activations x [..., cols]."""
+        x = x.reshape(-1, x.shape[-1])
+        total = self.tokens + x.shape[0]
+        if total == self.tokens:
+            return
+        self.mean_abs.mul_(self.tokens / total).add_(
+            x.abs().sum(dim=0, dtype=torch.float32), alpha=1 / total
+        )
+        self.tokens = accumulate_hessian(self.hessian, x, self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverSettings:
+    """How a method goes about it; what does not concern a method is ignored by it.
+
+    damping: added to the Hessian's diagonal, as a fraction of its mean; grows where it must.
+    act_order: the order in which columns are rounded. "none" as stored; "group" (group-aware)
+    sorts columns inside groups and groups among themselves, and keeps groups of consecutive
+    columns; "full" sorts all columns and makes groups of neighbours in that order, so that the
+    result needs a group index.
+    static_groups: fix every group's scale before any rounding; with "full" order the groups then
+    stay those of consecutive columns.
+    refine: how many sweeps of coordinate descent over scales and codes follow the feedback pass.
+    """
+
+    damping: float = 0.01
+    act_order: ActOrder = "group"
+    static_groups: bool = False
+    refine: int = 2
+
+
+class Method(Protocol):
+    """What a module in llmopt.methods.quantize provides."""
+
+    def solve(
+        self,
+        weight: Tensor,
+        statistics: InletStatistics | None,
+        options: GridOptions,
+        settings: SolverSettings,
+    ) -> QuantizedTensor:
+        """Choose codes and parameters for weight [rows, cols] float32.
+
+        The rows may be those of several linears that share the input that `statistics` describes.
+        """
+
+
+def check_weight(weight: Tensor) -> None:
+    """Refuse a weight that cannot be quantized."""
+    if not bool(torch.isfinite(weight).all()):
+        raise LlmoptError("the weight holds NaN or infinite values")

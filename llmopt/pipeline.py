@@ -1,0 +1,220 @@
+"""run(plan): reuse what is there, resume what was begun, publish what is finished."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmopt import artifact
+from llmopt.artifact import Artifact
+from llmopt.errors import LlmoptError
+from llmopt.planner import MODEL, Plan, PlannedStep
+
+STAGES = {"quantize": "llmopt.stages.quantize", "bench": "llmopt.stages.bench"}
+
+
+class Reporter(Protocol):
+    """Told how a run goes; the command line draws it."""
+
+    def started(self, step: PlannedStep) -> None:
+        """`step` begins its work."""
+
+    def progress(self, step: PlannedStep, what: str, done: int, total: int) -> None:
+        """`done` of `total` units (blocks, windows) of `what` are finished."""
+
+    def finished(self, step: PlannedStep, result: StepResult) -> None:
+        """`step` is done, or was done before."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What may differ from run to run without changing what is asked for."""
+
+    device: str = "auto"
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage gets: parents to read, a folder to build in, one to keep its state in."""
+
+    step: PlannedStep
+    parents: dict[str, Artifact]
+    folder: Path
+    state: Path
+    options: RunOptions
+    progress: Callable[[str, int, int], None]
+
+
+@dataclass
+class Outcome:
+    """What a stage says of what it built. `run` holds all that differs from run to run."""
+
+    format: str
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    corpus: dict[str, Any] | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """A module in llmopt.stages."""
+
+    def run(self, work: Work) -> Outcome:
+        """Do one step; never calls another stage."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`artifact` is what stands at the step's place now (for a gate: what it judged)."""
+
+    step: PlannedStep
+    artifact: Artifact
+    reused: bool
+    seconds: float
+    verdicts: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> bool:
+        return any(not verdict["passed"] for verdict in self.verdicts)
+
+
+def run(plan: Plan, options: RunOptions, reporter: Reporter) -> list[StepResult]:
+    """Run every step that is not there already, in order.
+
+    Quality gates that fail do not stop the run: what was built is published and marked, steps
+    that would build on it are refused, and the caller finds `failed` in the results.
+    """
+    artifacts: dict[str, Artifact] = {}
+    results = []
+    for step in plan.steps:
+        for name in step.parents:
+            if name not in artifacts:
+                artifacts[name] = artifact.open_artifact(name, plan.folder_of(name))
+        parents = {name: artifacts[name] for name in step.parents}
+        _refuse_failed(step, parents)
+        if step.gates_of is None:
+            result = _run_step(plan, step, parents, options, reporter)
+        else:
+            result = _run_gate(plan, step, parents, options, reporter)
+        artifacts[result.artifact.name] = result.artifact
+        results.append(result)
+        reporter.finished(step, result)
+    return results
+
+
+def _refuse_failed(step: PlannedStep, parents: dict[str, Artifact]) -> None:
+    if step.verb == "bench":
+        return  # measuring what failed is how one learns why
+    for name, parent in parents.items():
+        if parent.gate_failed:
+            raise LlmoptError(f"step {step.id} builds on {name}, which failed its quality gate")
+
+
+def _run_step(
+    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
+    reporter: Reporter,
+) -> StepResult:  # fmt: skip
+    destination = plan.outputs[step.id]
+    key = step.digest_key({name: parent.digest for name, parent in parents.items()})
+    artifact.clean(destination, keep=key)
+    reused = artifact.complete(destination, key)
+    started = time.monotonic()
+    if not reused:
+        reporter.started(step)
+        with artifact.workspace(destination, key) as folder:
+            built = folder / "built"
+            built.mkdir(exist_ok=True)
+            work = _work(step, parents, built, folder / "state", options, reporter)
+            outcome = _stage(step).run(work)
+            manifest = _manifest(plan, step, key, parents, outcome, built)
+            record = _run_record(outcome, time.monotonic() - started)
+            artifact.publish(built, destination, manifest, record)
+    artifact.clean(destination)
+    done = artifact.open_artifact(step.id, destination)
+    verdicts = done.manifest.get("gates", []) if step.verb == "bench" else []
+    return StepResult(step, done, reused, time.monotonic() - started, verdicts)
+
+
+def _run_gate(
+    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
+    reporter: Reporter,
+) -> StepResult:  # fmt: skip
+    """Measure a finished artifact and write the verdict into its manifest."""
+    target = parents[step.gates_of or ""]
+    key = step.digest_key({name: parent.digest for name, parent in parents.items()})
+    started = time.monotonic()
+    reused = target.manifest.get("gate", {}).get("key") == key
+    if not reused:
+        reporter.started(step)
+        with artifact.workspace(target.path, key) as folder:
+            work = _work(step, parents, folder / "built", folder / "state", options, reporter)
+            outcome = _stage(step).run(work)
+        verdict = {"key": key, "evidence": outcome.evidence, "corpus": outcome.corpus}
+        manifest = target.manifest | {"gates": outcome.gates, "gate": verdict}
+        artifact.write_json(target.path / artifact.MANIFEST, manifest)
+        target = artifact.open_artifact(target.name, target.path)
+    artifact.clean(target.path)
+    verdicts = target.manifest["gates"]
+    return StepResult(step, target, reused, time.monotonic() - started, verdicts)
+
+
+def _work(
+    step: PlannedStep, parents: dict[str, Artifact], built: Path, state: Path,
+    options: RunOptions, reporter: Reporter,
+) -> Work:  # fmt: skip
+    built.mkdir(exist_ok=True)
+    state.mkdir(exist_ok=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        reporter.progress(step, what, done, total)
+
+    return Work(step, parents, built, state, options, progress)
+
+
+def _stage(step: PlannedStep) -> Stage:
+    module: Any = importlib.import_module(STAGES[step.verb])
+    stage: Stage = module
+    return stage
+
+
+def _manifest(
+    plan: Plan, step: PlannedStep, key: str, parents: dict[str, Artifact], outcome: Outcome,
+    built: Path,
+) -> dict[str, Any]:  # fmt: skip
+    files = artifact.describe_files(built)
+    return {
+        "schema": artifact.SCHEMA,
+        "name": step.id,
+        "verb": step.verb,
+        "key": key,
+        "format": outcome.format,
+        "settings": step.settings,
+        "parents": [_parent(plan, name, parent) for name, parent in parents.items()],
+        "corpus": outcome.corpus,
+        "seed": plan.recipe.seed,
+        "versions": artifact.versions(),
+        "files": files,
+        "digest": artifact.digest_of(files),
+        "ledger": outcome.ledger,
+        "evidence": outcome.evidence,
+        "gates": outcome.gates,
+    }
+
+
+def _parent(plan: Plan, name: str, parent: Artifact) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "digest": parent.digest}
+    if name == MODEL:
+        entry |= {"source": plan.model.name, "revision": plan.model.revision}
+    return entry
+
+
+def _run_record(outcome: Outcome, seconds: float) -> dict[str, Any]:
+    machine = {"system": platform.system(), "processor": platform.machine()}
+    return {"seconds": round(seconds, 3), "machine": machine} | outcome.run

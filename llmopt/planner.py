@@ -1,0 +1,364 @@
+"""plan(recipe): desugar, check, predict, from specs and file headers alone. No torch."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmopt import artifact
+from llmopt.corpora import source as corpora
+from llmopt.errors import RecipeError, RequestError
+from llmopt.fates import TensorFate, quantize_fates
+from llmopt.formats.headers import Headers, read_headers
+from llmopt.predict import NOTHING, Footprint, bench_footprint, quantize_footprint
+from llmopt.recipe import BenchStep, QuantizeStep, Recipe, Source, Verb
+from llmopt.recipe.matrix import Expanded, expand
+from llmopt.recipe.source import Key
+from llmopt.sources import ModelSource, resolve
+from llmopt.specs import METHODS, suggestion
+
+MODEL = "model"
+GATE_WINDOWS = 16
+#: raised when a change to a stage makes its old results no longer what it would write
+VERB_VERSIONS: dict[Verb, int] = {"quantize": 1, "bench": 1}
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step of the DAG, with nothing left to decide.
+
+    `settings` are effective: every default filled in, data sources with their digests. `parents`
+    are ids of steps, or "model". `gates_of` names the step whose result this one judges.
+    """
+
+    id: str
+    verb: Verb
+    settings: dict[str, Any]
+    parents: tuple[str, ...]
+    key: Key
+    gates_of: str | None = None
+    fates: tuple[TensorFate, ...] = ()
+    footprint: Footprint = NOTHING
+
+    def digest_key(self, digests: dict[str, str]) -> str:
+        """The step's key, given the digest of each parent."""
+        parents = {name: digests[name] for name in self.parents}
+        return artifact.step_key(self.verb, VERB_VERSIONS[self.verb], self.settings, parents)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in an order in which they can run. `outputs` says where each one's result goes."""
+
+    recipe: Recipe
+    model: ModelSource
+    steps: tuple[PlannedStep, ...]
+    outputs: dict[str, Path] = field(default_factory=dict)
+    externals: dict[str, Path] = field(default_factory=dict)
+
+    def folder_of(self, name: str) -> Path:
+        """Where a parent lies: the model, an artifact from outside, or a step's result."""
+        if name == MODEL:
+            return self.model.folder
+        return self.externals.get(name) or self.outputs[name]
+
+
+def plan(recipe: Recipe, source: Source, out: Path, *, fetch: bool = True) -> Plan:
+    """Check everything that can be checked before work, and say what would be done.
+
+    `out` is the folder of a recipe's results, or, for a recipe of one written step that the
+    command line made, of that step's. Raises RecipeError naming line, key and layer.
+    """
+    expanded, ids = expand(recipe, source)
+    outside = _outside(expanded, ids)
+    ids |= {typed: [name] for typed, name in outside.items()}
+    ordered = _ordered(expanded, ids, source, set(outside.values()))
+    model = _located(
+        source, ("model",), lambda: resolve(recipe.model, recipe.revision, fetch=fetch)
+    )
+    headers = _located(source, ("model",), lambda: read_headers(model.folder))
+    planner = _Planner(recipe, source, ids, headers, set(outside.values()))
+    steps = [planned for item in ordered for planned in planner.desugar(item)]
+    single = source.file == "<command line>" and len(expanded) == 1
+    outputs = {s.id: out if single else out / s.id for s in steps if s.gates_of is None}
+    for path in outputs.values():
+        artifact.check_destination(path)
+        if path.resolve() == model.folder.resolve():
+            raise RequestError(f"{path} is the input model", hint="choose another -o")
+    externals = {name: Path(typed) for typed, name in outside.items()}
+    return Plan(recipe, model, tuple(steps), outputs, externals)
+
+
+def states(plan: Plan) -> dict[str, str]:
+    """What a run would do with each step now: reuse it, run it, or find out later.
+
+    A foreign model that was never hashed here has no digest yet, and no weights are read to
+    make one: then what stands on disk is checked when the plan runs.
+    """
+    digests: dict[str, str | None] = {}
+    found: dict[str, str] = {}
+    for step in plan.steps:
+        for name in step.parents:
+            if name not in digests:  # not a step: the model, or an artifact from outside
+                digests[name] = artifact.known_digest(plan.folder_of(name))
+        known = {name: digest for name in step.parents if (digest := digests[name])}
+        target = step.gates_of or step.id
+        folder = plan.outputs[target]
+        manifest = artifact.read_manifest(folder) if folder.is_dir() else {}
+        if len(known) < len(step.parents):
+            unhashed = any(found.get(name) in (None, "unknown") for name in step.parents)
+            found[step.id] = "unknown" if manifest and unhashed else "to run"
+            digests.setdefault(step.id, None)
+            continue
+        key = step.digest_key(known)
+        if step.gates_of:
+            done = manifest.get("gate", {}).get("key") == key
+        else:
+            done = artifact.complete(folder, key)
+            digests[step.id] = manifest["digest"] if done else None
+        found[step.id] = "done" if done else "to run"
+    return found
+
+
+def _located(source: Source, key: Key, action: Any) -> Any:
+    """Run `action`; a RequestError gets the place in the recipe that asked for it."""
+    try:
+        return action()
+    except RecipeError:
+        raise
+    except RequestError as error:
+        raise source.error(error.message, key, error.hint) from None
+
+
+def _outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, str]:
+    """Folders that bench steps name instead of steps: as typed -> a short name of its own."""
+    outside: dict[str, str] = {}
+    taken = {MODEL, *(item.step.id for item in expanded)}
+    for item in expanded:
+        for typed in item.step.settings.from_ if item.step.verb == "bench" else ():
+            if typed in ids or typed in taken or typed in outside or not Path(typed).is_dir():
+                continue
+            stem = Path(typed).resolve().name
+            name, number = stem, 2
+            while name in taken:
+                name, number = f"{stem}-{number}", number + 1
+            taken.add(name)
+            outside[typed] = name
+    return outside
+
+
+def _ordered(
+    expanded: list[Expanded], ids: dict[str, list[str]], source: Source, outside: set[str]
+) -> list[Expanded]:
+    """Steps sorted so that parents come first, otherwise as written."""
+    by_id = {item.step.id: item for item in expanded}
+    graph = {}
+    for item in expanded:
+        parents = [p for name in _named_parents(item) for p in _members(name, ids, item, source)]
+        graph[item.step.id] = [p for p in parents if p != MODEL and p not in outside]
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        cycle = error.args[1]
+        raise source.error(
+            f"steps wait for each other: {' -> '.join(reversed(cycle))}",
+            (*by_id[cycle[0]].key, by_id[cycle[0]].step.verb, "from"),
+        ) from None
+    return [by_id[name] for name in order]
+
+
+def _named_parents(item: Expanded) -> list[str]:
+    settings = item.step.settings
+    if isinstance(settings, QuantizeStep):
+        return [settings.from_]
+    return [*settings.from_, *([settings.against] if settings.against else [])]
+
+
+def _members(name: str, ids: dict[str, list[str]], item: Expanded, source: Source) -> list[str]:
+    """The steps that `name` stands for: itself, a matrix's members, or the model."""
+    if name == MODEL:
+        return [MODEL]
+    if name in ids:
+        return ids[name]
+    known = {member for members in ids.values() for member in members}
+    if name in known:
+        return [name]
+    settings = item.step.settings
+    against = isinstance(settings, BenchStep) and name == settings.against
+    raise source.error(
+        f"no step is called {name!r}",
+        (*item.key, item.step.verb, "against" if against else "from"),
+        suggestion(name, {MODEL, *ids, *known}),
+    )
+
+
+class _Planner:
+    """Turns written steps into planned ones against one model's headers."""
+
+    def __init__(
+        self, recipe: Recipe, source: Source, ids: dict[str, list[str]], headers: Headers,
+        outside: set[str],
+    ) -> None:  # fmt: skip
+        self.recipe, self.source, self.ids, self.headers = recipe, source, ids, headers
+        self.outside = outside
+        self.quantized: dict[str, tuple[TensorFate, ...]] = {}
+
+    def desugar(self, item: Expanded) -> Iterator[PlannedStep]:
+        """A written step, and the gate step that it asks for."""
+        settings = item.step.settings
+        if isinstance(settings, BenchStep):
+            yield self.bench(item, settings)
+            return
+        step = self.quantize(item, settings)
+        yield step
+        if settings.gate:
+            yield self.gate(item, settings, step)
+
+    def quantize(self, item: Expanded, settings: QuantizeStep) -> PlannedStep:
+        place: Key = (*item.key, "quantize")
+        if settings.from_ != MODEL:
+            self._refuse_quantized(settings.from_, item)
+        if "quantization_config" in self.headers.config:
+            kind = self.headers.config["quantization_config"].get("quant_method", "another tool")
+            raise self.source.error(
+                f"the model is quantized already ({kind})",
+                ("model",),
+                "quantize the original checkpoint",
+            )
+        method = METHODS[settings.method]
+        self._refuse_idle_settings(settings, method.settings, place)
+        calibration = self._calibration(settings, method.needs_calibration, place)
+        effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
+        for name in _METHOD_SETTINGS - method.settings:
+            del effective[name]
+        if settings.scale_search == "auto":
+            effective["scale_search"] = "importance" if calibration else "mse"
+        effective |= {"calibration": calibration, "seed": self.recipe.seed}
+        fates = tuple(quantize_fates(self.headers, settings, self.source, place))
+        self.quantized[item.step.id] = fates
+        footprint = quantize_footprint(self.headers, fates, calibration, settings.batch_size)
+        return PlannedStep(
+            item.step.id, "quantize", effective, (MODEL,), place, None, fates, footprint
+        )
+
+    def _refuse_quantized(self, parent: str, item: Expanded) -> None:
+        verb = "a benchmark" if parent not in self.quantized else "quantized already"
+        raise self.source.error(
+            f"{parent!r} is {verb}", (*item.key, "quantize", "from"), "quantize from: model"
+        )
+
+    def _refuse_idle_settings(
+        self, settings: QuantizeStep, used: frozenset[str], place: Key
+    ) -> None:
+        """A setting that the method does not read is a mistake, not a decoration."""
+        for name in sorted((_METHOD_SETTINGS & settings.model_fields_set) - used):
+            raise self.source.error(
+                f"method {settings.method} has no such setting",
+                (*place, name),
+                f"{settings.method} reads: {', '.join(sorted(used))}",
+            )
+
+    def _calibration(
+        self, settings: QuantizeStep, needed: bool, place: Key
+    ) -> dict[str, Any] | None:
+        data = self.recipe.data.calibration
+        source = data.source or ("demo" if self.recipe.model == "demo" and needed else "")
+        if not source:
+            if needed or settings.scale_search == "importance":
+                what = f"method {settings.method}" if needed else "scale_search: importance"
+                raise self.source.error(
+                    f"{what} needs calibration text",
+                    (*place, "method" if needed else "scale_search"),
+                    "give data.calibration.source (--calibration FILE, or demo for Python text)",
+                )
+            return None
+        if not needed and settings.scale_search not in ("auto", "importance"):
+            return None
+        length = min(data.length, self.context)
+        key: Key = ("data", "calibration", "source")
+        digest = _located(
+            self.source, key, lambda: corpus_digest(source, data.field, "calibration")
+        )
+        return data.model_dump() | {"source": source, "length": length, "digest": digest}
+
+    @property
+    def context(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+            value = self.headers.config.get(name)
+            if isinstance(value, int) and value > 0:
+                return value
+        return 1 << 30
+
+    def _evaluation(self, windows: int | None = None) -> dict[str, Any]:
+        data = self.recipe.data.evaluation
+        length = min(data.length, self.context)
+        digest = _located(
+            self.source,
+            ("data", "evaluation", "source"),
+            lambda: corpus_digest(data.source, data.field, "evaluation"),
+        )
+        count = data.windows if windows is None else min(windows, data.windows)
+        return data.model_dump() | {"windows": count, "length": length, "digest": digest}
+
+    def bench(self, item: Expanded, settings: BenchStep) -> PlannedStep:
+        place: Key = (*item.key, "bench")
+        measured = [
+            p for name in settings.from_ for p in _members(name, self.ids, item, self.source)
+        ]
+        for parent in measured:
+            if parent not in {MODEL, *self.quantized, *self.outside}:
+                raise self.source.error(f"{parent!r} is no model", (*place, "from"))
+        if not measured:
+            measured = [MODEL, *self.quantized]
+        against = settings.against
+        if against not in (None, MODEL) and against not in self.quantized:
+            raise self.source.error(f"{against!r} is not one step's model", (*place, "against"))
+        check_gates(settings.gates, self.source, (*place, "gates"))
+        parents = tuple(dict.fromkeys([*([against] if against else []), *measured]))
+        effective = settings.model_dump(by_alias=True) | {
+            "from": list(dict.fromkeys(measured)),
+            "evaluation": self._evaluation(),
+            "seed": self.recipe.seed,
+        }
+        footprint = bench_footprint(self.headers, len(parents), effective["evaluation"])
+        return PlannedStep(item.step.id, "bench", effective, parents, place, None, (), footprint)
+
+    def gate(self, item: Expanded, settings: QuantizeStep, step: PlannedStep) -> PlannedStep:
+        """The bench step that decides whether a quantized model may be built upon."""
+        place: Key = (*item.key, "quantize", "gate")
+        check_gates([g for g in settings.gate if g != "default"], self.source, place)
+        effective = BenchStep(from_=[step.id], speed=False).model_dump(by_alias=True) | {
+            "gates": settings.gate,
+            "evaluation": self._evaluation(GATE_WINDOWS),
+            "seed": self.recipe.seed,
+        }
+        footprint = replace(bench_footprint(self.headers, 2, effective["evaluation"]), disk_bytes=0)
+        parents = (MODEL, step.id)
+        name = f"{step.id}.gate"
+        return PlannedStep(name, "bench", effective, parents, place, step.id, (), footprint)
+
+
+_METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
+
+
+def check_gates(gates: list[str], source: Source, key: Key) -> None:
+    """Refuse a gate that cannot be read or names an unknown metric."""
+    from llmopt.evaluate.gates import parse
+
+    for index, gate in enumerate(gates):
+        _located(source, (*key, index), lambda gate=gate: parse(gate))
+
+
+def corpus_digest(source: str, field: str, split: corpora.Split) -> str:
+    """What identifies the text behind `source`, without tokenizing it."""
+    corpora.check(source, split=split, field=field)
+    if source == "demo":
+        return corpora.load(source, split=split).sha256
+    path = Path(source)
+    if path.is_dir():
+        return artifact.digest_of(artifact.describe_files(path))
+    return artifact.file_digest(path)

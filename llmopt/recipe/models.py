@@ -1,0 +1,161 @@
+"""What a recipe may say. Strict: unknown keys, wrong types and wrong values are errors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from llmopt.errors import RequestError
+from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
+
+StepId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+RESERVED_IDS = frozenset({"model", "report"})
+
+
+def _known(table: dict[str, Any], kind: str) -> AfterValidator:
+    def check(name: str) -> str:
+        try:
+            lookup(table, kind, name)
+        except RequestError as error:
+            raise ValueError(f"{error.message} ({error.hint})") from None
+        return name
+
+    return AfterValidator(check)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _group_size(value: int) -> int:
+    if value == -1 or (value >= 16 and value % 16 == 0):
+        return value
+    raise ValueError(f"{value} is not a multiple of 16 from 16 up, or -1 for one group a row")
+
+
+GridId = Annotated[str, _known(GRIDS, "grid")]
+MethodId = Annotated[str, _known(METHODS, "method")]
+FormatId = Annotated[str, _known(FORMATS, "format")]
+RuntimeId = Annotated[str, _known(RUNTIMES, "runtime")]
+GroupSize = Annotated[int, AfterValidator(_group_size)]
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+Gate = Annotated[str, Field(min_length=3)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class CalibrationData(Strict):
+    """Text that statistics are collected on."""
+
+    source: str = Field(
+        "", description="demo, a text file, a .jsonl file, or a dataset directory; empty: none"
+    )
+    field: str = Field("text", description="JSONL or dataset column; messages for chats")
+    sequences: int = Field(128, ge=1, description="how many sequences")
+    length: int = Field(512, ge=8, description="tokens a sequence; at most the model's context")
+
+
+class EvaluationData(Strict):
+    """Held-out text that quality is measured on."""
+
+    source: str = Field("demo", description="demo, a text file, a .jsonl file, or a dataset folder")
+    field: str = Field("text", description="JSONL or dataset column; messages for chats")
+    windows: int = Field(64, ge=2, description="how many windows; intervals resample windows")
+    length: int = Field(512, ge=8, description="tokens a window; at most the model's context")
+
+
+class Data(Strict):
+    calibration: CalibrationData = CalibrationData()
+    evaluation: EvaluationData = EvaluationData()
+
+
+class Override(Strict):
+    """Other settings for the linears whose name matches a pattern; the last match wins."""
+
+    match: str = Field(description='shell pattern on the full name, e.g. "*.mlp.down_proj"')
+    grid: GridId | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+    skip: bool = Field(False, description="leave these linears as they are")
+
+
+class QuantizeStep(Strict):
+    from_: str = Field("model", alias="from", description="the model, or a step's id")
+    method: MethodId = Field("gptq", description="how codes are chosen")
+    grid: GridId = Field("int4", description="which values a weight may take")
+    group_size: GroupSize = Field(128, description="input channels that share a scale; -1: a row")
+    symmetric: bool = Field(True, description="fixed zero point; false: a zero point per group")
+    format: FormatId = Field("gptq", description="how the result lies on disk")
+    scale_search: Literal["auto", "minmax", "mse", "importance"] = Field(
+        "auto", description="auto: importance where there is calibration text, else mse"
+    )
+    signed_scales: bool = Field(True, description="allow negative scales on a symmetric grid")
+    damping: float = Field(0.01, gt=0, lt=1, description="share of the mean Hessian diagonal")
+    act_order: Literal["none", "group", "full"] = Field(
+        "group", description="column order: stored; by activation within groups; by activation"
+    )
+    static_groups: bool = Field(False, description="fit all scales before any feedback")
+    refine: int = Field(2, ge=0, le=20, description="sweeps over scales and codes after feedback")
+    true_sequential: bool = Field(
+        True, description="statistics of each linear see the quantized ones before it"
+    )
+    overrides: list[Override] = Field(default_factory=list)
+    head: bool = Field(False, description="quantize the output head too")
+    embeddings: bool = Field(False, description="quantize the input embeddings too")
+    batch_size: int = Field(8, ge=1, description="calibration sequences run at once")
+    gate: Annotated[list[Gate], BeforeValidator(_as_list)] = Field(
+        default_factory=lambda: ["default"],
+        description='quality gates of the result: "default" (against collapse), expressions, or []',
+    )
+
+
+class BenchStep(Strict):
+    from_: Names = Field(default_factory=list, alias="from", description="steps to measure")
+    against: str | None = Field("model", description="the base of KL and agreement; null: none")
+    runtime: RuntimeId = "torch"
+    speed: bool = Field(True, description="measure speed and memory too")
+    new_tokens: int = Field(64, ge=2, le=4096, description="tokens decoded per speed repeat")
+    gates: list[Gate] = Field(default_factory=list, description='e.g. "kl.mean < 0.05"')
+
+
+Verb = Literal["quantize", "bench"]
+VERBS: tuple[Verb, ...] = ("quantize", "bench")
+
+
+class Step(Strict):
+    id: StepId
+    matrix: dict[str, list[Any]] = Field(
+        default_factory=dict, description="a setting -> values: one step per combination"
+    )
+    quantize: QuantizeStep | None = None
+    bench: BenchStep | None = None
+
+    @model_validator(mode="after")
+    def _one_verb(self) -> Step:
+        given = [verb for verb in VERBS if getattr(self, verb) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has none"
+            raise ValueError(f"a step has exactly one of {', '.join(VERBS)}; this one {found}")
+        return self
+
+    @property
+    def verb(self) -> Verb:
+        return next(verb for verb in VERBS if getattr(self, verb) is not None)
+
+    @property
+    def settings(self) -> QuantizeStep | BenchStep:
+        settings: QuantizeStep | BenchStep = getattr(self, self.verb)
+        return settings
+
+
+class Recipe(Strict):
+    version: Literal[1]
+    name: str = Field("recipe", description="what reports call this")
+    model: str = Field(description="a directory, hub id, artifact, or demo")
+    revision: str | None = Field(None, description="hub branch, tag or commit")
+    seed: int = Field(0, ge=0)
+    data: Data = Data()
+    steps: list[Step] = Field(min_length=1)

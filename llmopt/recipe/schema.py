@@ -1,0 +1,35 @@
+"""The JSON schema of recipes, which editors complete and check against."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmopt.recipe.models import Recipe
+from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
+
+_NAMES = {"method": METHODS, "grid": GRIDS, "format": FORMATS, "runtime": RUNTIMES}
+
+
+def json_schema() -> dict[str, Any]:
+    """Draft 2020-12, with the known grids, methods, formats and runtimes as choices."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "llmopt recipe"
+    for definition in schema["$defs"].values():
+        for name, prop in definition.get("properties", {}).items():
+            if name in _NAMES:
+                _offer(prop, sorted(_NAMES[name]))
+            if name in ("from", "gate"):  # one name is as good as a list of one
+                _allow_single(prop)
+    return schema
+
+
+def _offer(prop: dict[str, Any], names: list[str]) -> None:
+    for option in prop.get("anyOf", [prop]):
+        if option.get("type") == "string":
+            option["enum"] = names
+
+
+def _allow_single(prop: dict[str, Any]) -> None:
+    if prop.get("type") == "array":
+        prop["type"] = ["array", "string"]

@@ -1,0 +1,49 @@
+"""The report as Markdown (GitHub's flavour: it renders tables)."""
+
+from __future__ import annotations
+
+import re
+
+from llmopt.report.content import Content, content
+from llmopt.report.results import Results
+from llmopt.report.sheet import Mark, Sheet
+from llmopt.report.verdict import RULE
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$])")
+_MARKS: dict[Mark, str] = {"": "", "ship": " (ship)", "failed": " (failed)", "base": " (original)"}
+
+
+def render(results: Results) -> str:
+    """The whole report; ends in a newline."""
+    what = content(results)
+    lines = [f"# {escape(what.headline)}", "", escape(what.verdict.why), "", *_others(what)]
+    for sheet in (what.overview, *what.evidence):
+        lines += [f"## {sheet.title}", ""]
+        if sheet.note:
+            lines += [escape(sheet.note), ""]
+        lines += [*_table(sheet), ""]
+    lines += ["## How the choice is made", "", RULE]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _others(what: Content) -> list[str]:
+    lines = [f"- {escape(name)}: {escape(why)}" for name, why in what.verdict.others]
+    return ["Not chosen:", "", *lines, ""] if lines else []
+
+
+def _table(sheet: Sheet) -> list[str]:
+    rules = ["---:" if column.kind == "number" else ":---" for column in sheet.columns]
+    lines = [_row([column.heading for column in sheet.columns]), f"| {' | '.join(rules)} |"]
+    for row in sheet.rows:
+        first, *rest = row.cells
+        lines.append(_row([first + _MARKS[row.mark], *rest]))
+    return lines
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(map(escape, cells))} |"

@@ -1,0 +1,70 @@
+"""Numbers as a person reads them: few digits, one unit a column, a dash for what is not known."""
+
+from __future__ import annotations
+
+import math
+
+from llmopt.report.results import Interval
+
+MISSING = "–"
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """`digits` significant digits; powers of ten only where plain notation would be long."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    if decimals > 7 or value >= 1e7:
+        return f"{value:.{digits - 1}e}"
+    rounded = round(value, decimals)
+    return f"{rounded:,.{max(decimals, 0)}f}"
+
+
+def interval(estimate: Interval | None) -> str:
+    """`0.00123 (0.00110–0.00137)`: as many decimals as half the interval's width deserves."""
+    if estimate is None or estimate.value is None:
+        return MISSING
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
+        return short(value)
+    if high <= low:
+        return f"{short(value)} ({short(low)}–{short(high)})"
+    half = (high - low) / 2
+    decimals = -math.floor(math.log10(half))
+    decimals += half * 10**decimals < 3  # a leading 1 or 2 is too coarse alone
+    if decimals > 7 or max(abs(low), abs(high)) >= 1e7:
+        return f"{value:.2e} ({low:.2e}–{high:.2e})"
+    places = max(decimals, 0)
+    return f"{value:,.{places}f} ({low:,.{places}f}–{high:,.{places}f})"
+
+
+def megabytes(size: float | None) -> str:
+    """Bytes as MB of 10**6, three significant digits, no more than two decimals."""
+    if size is None:
+        return MISSING
+    mega = size / 1e6
+    return f"{mega:,.{0 if mega >= 99.95 else 1 if mega >= 9.995 else 2}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share of one as per cent, one decimal; two where it is within 1% of all or nothing."""
+    if share is None or not math.isfinite(share):
+        return MISSING
+    close = 0 < share < 0.01 or 0.99 < share < 1
+    return f"{share * 100:.{2 if close else 1}f}%"
+
+
+def perplexity(value: float | None) -> str:
+    """Two decimals up to a thousand; beyond that the model is broken and digits are noise."""
+    if value is None or not math.isfinite(value) or value >= 1000:
+        return short(value)
+    return f"{value:.2f}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds, three significant digits."""
+    return MISSING if seconds is None else short(seconds * 1000)

@@ -1,0 +1,246 @@
+"""The geometry of quality against size: a scatter plot with whiskers, in SVG's coordinates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from llmopt.report import numbers
+from llmopt.report.measured import mark_of
+from llmopt.report.results import Entry, Results
+from llmopt.report.sheet import Mark
+from llmopt.report.verdict import Verdict, front, has_kl
+
+WIDTH, HEIGHT = 960, 460
+LEFT, RIGHT, TOP, BOTTOM = 78, 24, 20, 62
+_LETTER = 7.2  # width of an average letter of a label, in pixels
+_LINE = 16
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Where a grid line stands, and its label."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model: its place, the ends of its whisker (None: no interval), its label's place."""
+
+    name: str
+    mark: Mark
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    label_x: float
+    label_y: float
+    anchor: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Everything the template draws; `front` is the path of the Pareto front."""
+
+    points: tuple[Point, ...]
+    front: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    caption: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Size in MB, linear, to x; KL in nats, logarithmic, to y (low KL at the bottom)."""
+
+    smallest: float
+    largest: float
+    lowest: float
+    highest: float
+
+    def x(self, size: float) -> float:
+        share = (size - self.smallest) / (self.largest - self.smallest)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, kl: float) -> float:
+        span = math.log10(self.highest / self.lowest)
+        share = math.log10(max(kl, self.lowest) / self.lowest) / span
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+@dataclass
+class _Boxes:
+    """Rectangles (left, top, right, bottom) that labels must not cover."""
+
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def overlap(self, box: tuple[float, float, float, float]) -> float:
+        """How much of `box` is covered, or lies outside the plot."""
+        left, top, right, bottom = box
+        inside = max(0.0, min(right, WIDTH - 4) - max(left, LEFT + 4)) * max(
+            0.0, min(bottom, HEIGHT - BOTTOM - 2) - max(top, TOP)
+        )
+        covered = (right - left) * (bottom - top) - inside
+        for a, b, c, d in self.taken:
+            covered += max(0.0, min(right, c) - max(left, a)) * max(
+                0.0, min(bottom, d) - max(top, b)
+            )
+        return covered
+
+
+def picture(results: Results, verdict: Verdict) -> Picture | None:
+    """The plot of every model with a positive mean KL; None with fewer than two of them."""
+    shown = [e for e in results.entries if not e.is_base and has_kl(e) and _mean(e) > 0]
+    if len(shown) < 2:
+        return None
+    scale = _scale(shown)
+    return Picture(
+        points=_points(shown, scale, verdict),
+        front=_front_path(shown, scale),
+        x_ticks=_size_ticks(scale),
+        y_ticks=_kl_ticks(scale),
+        caption=_caption(results, shown),
+    )
+
+
+def _mean(entry: Entry) -> float:
+    value = entry.kl.mean.value if entry.kl else None
+    return value or 0.0
+
+
+def _ends(entry: Entry) -> tuple[float, float] | None:
+    """The interval's positive ends, or None."""
+    if entry.kl is None or entry.kl.mean.low is None or entry.kl.mean.high is None:
+        return None
+    low, high = entry.kl.mean.low, entry.kl.mean.high
+    return (low, high) if 0 < low <= high < math.inf else None
+
+
+def _scale(shown: list[Entry]) -> _Scale:
+    sizes = [entry.bytes / 1e6 for entry in shown]
+    margin = 0.08 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
+    values = [_mean(entry) for entry in shown]
+    ends = [end for entry in shown for end in _ends(entry) or ()]
+    low, high = min(values + ends), max(values + ends)
+    return _Scale(max(0.0, min(sizes) - margin), max(sizes) + margin, low / 1.5, high * 1.5)
+
+
+def _points(shown: list[Entry], scale: _Scale, verdict: Verdict) -> tuple[Point, ...]:
+    boxes = _Boxes()
+    for entry in shown:
+        x, y = scale.x(entry.bytes / 1e6), scale.y(_mean(entry))
+        ends = _ends(entry)
+        top, bottom = (scale.y(ends[1]), scale.y(ends[0])) if ends else (y, y)
+        boxes.taken.append((x - 7, min(top, y - 7), x + 7, max(bottom, y + 7)))
+    boxes.taken += _front_boxes(shown, scale)
+    return tuple(_point(entry, scale, verdict, boxes) for entry in shown)
+
+
+def _point(entry: Entry, scale: _Scale, verdict: Verdict, boxes: _Boxes) -> Point:
+    x, y = scale.x(entry.bytes / 1e6), scale.y(_mean(entry))
+    label_x, label_y, anchor = _label_place(entry.name, x, y, boxes)
+    ends = _ends(entry)
+    kl = numbers.interval(entry.kl.mean if entry.kl else None)
+    return Point(
+        name=entry.name,
+        mark=mark_of(entry, verdict),
+        x=x,
+        y=y,
+        low=scale.y(ends[0]) if ends else None,
+        high=scale.y(ends[1]) if ends else None,
+        label_x=label_x,
+        label_y=label_y,
+        anchor=anchor,
+        description=f"{entry.name}: {numbers.megabytes(entry.bytes)} MB, mean KL {kl} nats",
+    )
+
+
+def _label_place(name: str, x: float, y: float, boxes: _Boxes) -> tuple[float, float, str]:
+    """The least covered of six places around the point; the label's box is taken from then on."""
+    width = len(name) * _LETTER
+    places = [
+        (x + 14, y + 4, "start"),
+        (x - 14, y + 4, "end"),
+        (x + 10, y - 11, "start"),
+        (x + 10, y + 19, "start"),
+        (x - 10, y - 11, "end"),
+        (x - 10, y + 19, "end"),
+    ]
+
+    def box(place: tuple[float, float, str]) -> tuple[float, float, float, float]:
+        left = place[0] if place[2] == "start" else place[0] - width
+        return (left, place[1] - 12, left + width, place[1] - 12 + _LINE)
+
+    best = min(places, key=lambda place: boxes.overlap(box(place)))
+    boxes.taken.append(box(best))
+    return round(best[0], 1), round(best[1], 1), best[2]
+
+
+def _front_path(shown: list[Entry], scale: _Scale) -> str:
+    """Steps: at each size, the lowest KL that a model of at most that size has."""
+    best = front(shown)
+    first = best[0]
+    path = f"M{scale.x(first.bytes / 1e6)} {scale.y(_mean(first))}"
+    for entry in best[1:]:
+        path += f"H{scale.x(entry.bytes / 1e6)}V{scale.y(_mean(entry))}"
+    return f"{path}H{WIDTH - RIGHT}"
+
+
+def _front_boxes(shown: list[Entry], scale: _Scale) -> list[tuple[float, float, float, float]]:
+    """The front's line as rectangles four pixels wide."""
+    corners = [(scale.x(entry.bytes / 1e6), scale.y(_mean(entry))) for entry in front(shown)]
+    boxes = []
+    for (x, y), (end, below) in zip(corners, [*corners[1:], (WIDTH - RIGHT, None)], strict=True):
+        boxes.append((x, y - 2, end, y + 2))
+        if below is not None:
+            boxes.append((end - 2, y, end + 2, below))
+    return boxes
+
+
+def _size_ticks(scale: _Scale) -> tuple[Tick, ...]:
+    span = scale.largest - scale.smallest
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= 7)
+    first = math.ceil(scale.smallest / step)
+    decimals = max(0, -math.floor(math.log10(step)))
+    count = math.floor(scale.largest / step) - first + 1
+    return tuple(
+        Tick(scale.x((first + i) * step), f"{(first + i) * step:,.{decimals}f}")
+        for i in range(count)
+    )
+
+
+def _kl_ticks(scale: _Scale) -> tuple[Tick, ...]:
+    """Powers of ten, with 2 and 5 (or 1 to 9) between them where the range is short."""
+    decades = math.log10(scale.highest / scale.lowest)
+    steps = (1,) if decades > 3.5 else (1, 2, 5) if decades > 0.8 else tuple(range(1, 10))
+    powers = range(math.floor(math.log10(scale.lowest)), math.ceil(math.log10(scale.highest)) + 1)
+    values = [float(f"{step}e{power}") for power in powers for step in steps]
+    return tuple(
+        Tick(
+            scale.y(value),
+            f"{value:.7f}".rstrip("0").rstrip(".") if value >= 1e-5 else f"{value:g}",
+        )
+        for value in values
+        if scale.lowest <= value <= scale.highest
+    )
+
+
+def _caption(results: Results, shown: list[Entry]) -> str:
+    base = next((entry for entry in results.entries if entry.is_base), None)
+    text = "Lower left is better. Whiskers are 95% intervals; the line is the Pareto front"
+    if base:
+        text += f"; the original is {numbers.megabytes(base.bytes)} MB at a KL of 0"
+    left_out = len(results.entries) - len(shown) - (base is not None)
+    if left_out:
+        text += f"; {left_out} without a positive KL not shown"
+    return text + "."

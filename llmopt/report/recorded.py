@@ -1,0 +1,121 @@
+"""Tables of what the manifests record: tensors, settings, where everything came from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from llmopt.report import numbers
+from llmopt.report.results import LedgerEntry, Results
+from llmopt.report.sheet import Column, Row, Sheet
+
+WORST_TENSORS = 10
+
+
+def ledger(results: Results) -> Sheet:
+    rows = []
+    for name, manifest in results.manifests.items():
+        actions = Counter(entry.action for entry in manifest.ledger)
+        formats = Counter(e.to for e in manifest.ledger if e.action == "quantized" and e.to)
+        spread = ", ".join(f"{count} to {to}" for to, count in sorted(formats.items()))
+        counts = [str(actions[a]) for a in ("quantized", "kept", "tied", "merged", "dropped")]
+        if manifest.ledger:
+            rows.append(Row((name, *counts, spread or numbers.MISSING)))
+    columns = (
+        Column("Model"),
+        Column("Quantized", "number"),
+        Column("Kept", "number"),
+        Column("Tied", "number"),
+        Column("Merged", "number"),
+        Column("Dropped", "number"),
+        Column("Formats"),
+    )
+    return Sheet("What happened to the tensors", "", columns, tuple(rows))
+
+
+def largest_errors(results: Results) -> Sheet:
+    rows = []
+    for name, manifest in results.manifests.items():
+        for entry in worst(manifest.ledger):
+            to, error = entry.to or numbers.MISSING, numbers.percent(entry.error)
+            rows.append(Row((name, entry.name, to, error, entry.why or "")))  # noqa: PERF401
+    columns = (
+        Column("Model"),
+        Column("Tensor", "code"),
+        Column("Stored as"),
+        Column("Relative error", "number"),
+        Column("Why"),
+    )
+    note = f"The {WORST_TENSORS} tensors of each model whose values changed most."
+    return Sheet("Largest errors", note, columns, tuple(rows))
+
+
+def worst(ledger: list[LedgerEntry]) -> list[LedgerEntry]:
+    """The entries with the largest known error, worst first."""
+    known = [(entry.error, entry) for entry in ledger if entry.error]
+    ranked = sorted(known, key=lambda pair: (-pair[0], pair[1].name))
+    return [entry for _, entry in ranked[:WORST_TENSORS]]
+
+
+def settings(results: Results) -> Sheet:
+    return _comparison(
+        "Settings",
+        results,
+        {name: flatten(manifest.settings) for name, manifest in results.manifests.items()},
+    )
+
+
+def versions(results: Results) -> Sheet:
+    return _comparison(
+        "Versions", results, {name: m.versions for name, m in results.manifests.items()}
+    )
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted keys with their values in YAML's words."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            words: dict[Any, str] = {None: "null", True: "true", False: "false"}
+            plain = value is None or isinstance(value, bool)
+            flat[f"{prefix}{key}"] = words[value] if plain else str(value)
+    return flat
+
+
+def _comparison(title: str, results: Results, values: Mapping[str, Mapping[str, str]]) -> Sheet:
+    """A row a key and a column a model; one column where all models agree on everything."""
+    shown = {e.name: values[e.name] for e in results.entries if values.get(e.name)}
+    keys = sorted({key for column in shown.values() for key in column})
+    same = len(shown) > 1 and all(column == next(iter(shown.values())) for column in shown.values())
+    if same:
+        shown = {"All models": next(iter(shown.values()))}
+    rows = [
+        Row((key, *(column.get(key, numbers.MISSING) for column in shown.values()))) for key in keys
+    ]
+    columns = (Column("Key", "code"), *(Column(name) for name in shown))
+    return Sheet(title, "", columns, tuple(rows))
+
+
+def provenance(results: Results) -> Sheet:
+    rows = []
+    if results.corpus:
+        rows.append(Row(("Evaluation text", results.corpus.name, results.corpus.sha256)))
+    for entry in results.entries:
+        manifest = results.manifests.get(entry.name)
+        digest = entry.digest or (manifest.digest if manifest else None)
+        rows.append(Row((entry.name, "this model", digest or numbers.MISSING)))
+        if manifest is None:
+            continue
+        for parent in manifest.parents:
+            made_from = f"made from {parent.name}"
+            rows.append(Row((entry.name, made_from, parent.digest or numbers.MISSING)))
+        if manifest.corpus:
+            calibrated = f"calibrated on {manifest.corpus.name}"
+            rows.append(Row((entry.name, calibrated, manifest.corpus.sha256)))
+        if manifest.seed is not None:
+            rows.append(Row((entry.name, "seed", str(manifest.seed))))
+    columns = (Column("Of"), Column("What"), Column("Digest (SHA-256)", "code"))
+    return Sheet("Provenance", "", columns, tuple(rows))

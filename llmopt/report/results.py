@@ -1,0 +1,181 @@
+"""What a report is made of: bench results, speeds and manifests, read from their documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmopt.errors import RequestError
+
+
+class Document(BaseModel):
+    """Part of a JSON document; members that a report does not show are let be."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Interval(Document):
+    """An estimate with its 95% interval; each may be unknown."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+class Divergence(Document):
+    """KL(original || model) over positions, in nats."""
+
+    mean: Interval = Interval()
+    median: float | None = None
+    p99: float | None = None
+    p99_9: float | None = None
+    max: float | None = None
+
+
+class Flips(Document):
+    """Shares (0 to 1) of positions where the top token changed: right to wrong, wrong to right,
+    and wrong to another wrong one."""
+
+    lost: float | None = None
+    gained: float | None = None
+    changed: float | None = None
+
+
+class Verdict(Document):
+    """One gate and what it found."""
+
+    gate: str
+    value: float | None = None
+    passed: bool
+
+
+class Speed(Document):
+    """Measured on one machine: seconds, tokens per second, bytes."""
+
+    first_token_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    token_p50_s: float | None = None
+    token_p95_s: float | None = None
+    peak_bytes: int | None = None
+
+
+class CorpusName(Document):
+    """Which text was used: its name, the SHA-256 of its documents, how much of it."""
+
+    name: str
+    sha256: str
+    windows: int | None = None
+    length: int | None = None
+
+
+class Parent(Document):
+    """An artifact that another was made from."""
+
+    name: str
+    digest: str | None = None
+
+
+class LedgerEntry(Document):
+    """What happened to one tensor; `error` is the relative error of its values."""
+
+    name: str
+    action: Literal["kept", "quantized", "tied", "dropped", "merged"]
+    to: str | None = None
+    error: float | None = None
+    why: str | None = None
+
+
+class Manifest(Document):
+    """The deterministic record beside an artifact."""
+
+    verb: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    parents: list[Parent] = Field(default_factory=list)
+    corpus: CorpusName | None = None
+    seed: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    digest: str | None = None
+    ledger: list[LedgerEntry] = Field(default_factory=list)
+
+
+class Entry(Document):
+    """One model that was measured. Ratios are to the base, where there is one."""
+
+    name: str
+    bytes: int
+    format: str | None = None
+    bits_per_weight: float | None = None
+    digest: str | None = None
+    is_base: bool = False
+    perplexity: Interval | None = None
+    perplexity_ratio: Interval | None = None
+    kl: Divergence | None = None
+    agreement: Interval | None = None
+    flips: Flips | None = None
+    size_ratio: float | None = None
+    gates: list[Verdict] = Field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no gate failed."""
+        return all(verdict.passed for verdict in self.gates)
+
+
+class _Bench(Document):
+    schema_: Literal[1] = Field(alias="schema")
+    corpus: CorpusName | None = None
+    base: str | None = None
+    entries: list[Entry] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that one report shows; `speed` and `manifests` have the entries' names."""
+
+    corpus: CorpusName | None
+    base: str | None
+    entries: tuple[Entry, ...]
+    speed: Mapping[str, Speed]
+    manifests: Mapping[str, Manifest]
+
+    @staticmethod
+    def from_documents(
+        bench: dict[str, Any],
+        speed: Mapping[str, dict[str, Any]],
+        manifests: Mapping[str, dict[str, Any]],
+    ) -> Results:
+        """Read bench.json, the run record's speeds and the manifests; RequestError if malformed.
+
+        Speeds and manifests may be missing for any entry.
+        """
+        document = _parse(_Bench, bench, "the bench results")
+        names = [entry.name for entry in document.entries]
+        if len(set(names)) < len(names):
+            raise RequestError("the bench results name one model twice")
+        return Results(
+            corpus=document.corpus,
+            base=document.base,
+            entries=tuple(document.entries),
+            speed={n: _parse(Speed, speed[n], f"the speed of {n}") for n in names if n in speed},
+            manifests={
+                n: _parse(Manifest, manifests[n], f"the manifest of {n}")
+                for n in names
+                if n in manifests
+            },
+        )
+
+
+_Read = TypeVar("_Read", bound=Document)
+
+
+def _parse(model: type[_Read], document: object, what: str) -> _Read:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the document"
+        raise RequestError(f"{what} cannot be read: {place}: {first['msg']}") from error

@@ -1,0 +1,86 @@
+"""The shapes of what exists. Data only: nothing here imports an implementation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from llmopt.errors import RequestError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSpec:
+    """A number format. `module` implements llmopt.grids.base.Grid."""
+
+    id: str
+    module: str
+    bits: int
+    summary: str
+    asymmetric: bool = True
+    group_sizes: tuple[int, ...] = (16, 32, 64, 128, 256, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A way of choosing codes. `settings` names the recipe keys that it reads."""
+
+    id: str
+    module: str
+    summary: str
+    needs_calibration: bool
+    settings: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatSpec:
+    """A container layout on disk."""
+
+    id: str
+    module: str
+    summary: str
+    grids: frozenset[str]
+    quantizes_head: bool = True
+    quantizes_embeddings: bool = False
+    runtimes: tuple[str, ...] = ("torch",)
+    #: input and output widths must be multiples of these for the codes to pack
+    in_multiple: int = 1
+    out_multiple: int = 1
+    #: smallest zero point that an asymmetric tensor may have
+    min_zero: int = 0
+    #: quantize_config value, for layouts that come in versions
+    version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSpec:
+    """One way to run an artifact. `load` in `module` returns an Engine."""
+
+    id: str
+    module: str
+    summary: str
+    extra: str | None = None
+    package: str | None = None
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` was most likely meant to be."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, or all of them."""
+    known = sorted(known)
+    match = nearest(name, known)
+    return f"did you mean {match!r}?" if match else f"known: {', '.join(known)}"
+
+
+def lookup(table: Mapping[str, T], kind: str, name: str) -> T:
+    """The entry called `name`, or RequestError with the nearest name."""
+    if name in table:
+        return table[name]
+    raise RequestError(f"unknown {kind} {name!r}", hint=suggestion(name, table))

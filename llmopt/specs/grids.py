@@ -1,0 +1,15 @@
+"""Number formats."""
+
+from __future__ import annotations
+
+from llmopt.specs.base import GridSpec
+
+GRIDS: dict[str, GridSpec] = {
+    f"int{bits}": GridSpec(
+        id=f"int{bits}",
+        module="llmopt.grids.integer",
+        bits=bits,
+        summary=f"{bits}-bit integers with a float16 scale (and zero point) per group",
+    )
+    for bits in (2, 3, 4, 8)
+}

@@ -1,0 +1,32 @@
+"""Quantization methods."""
+
+from __future__ import annotations
+
+from llmopt.specs.base import MethodSpec
+
+METHODS: dict[str, MethodSpec] = {
+    "rtn": MethodSpec(
+        id="rtn",
+        module="llmopt.methods.quantize.rtn",
+        summary="round to nearest, with a searched scale",
+        needs_calibration=False,
+        settings=frozenset({"scale_search", "signed_scales"}),
+    ),
+    "gptq": MethodSpec(
+        id="gptq",
+        module="llmopt.methods.quantize.gptq",
+        summary="error feedback through the inverse Hessian, then refinement in the same layout",
+        needs_calibration=True,
+        settings=frozenset(
+            {
+                "scale_search",
+                "signed_scales",
+                "damping",
+                "act_order",
+                "static_groups",
+                "refine",
+                "true_sequential",
+            }
+        ),
+    ),
+}

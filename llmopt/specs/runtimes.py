@@ -1,0 +1,26 @@
+"""Engines that run artifacts."""
+
+from __future__ import annotations
+
+from llmopt.specs.base import RuntimeSpec
+
+RUNTIMES: dict[str, RuntimeSpec] = {
+    "torch": RuntimeSpec(
+        id="torch",
+        module="llmopt.runtimes.torch",
+        summary="PyTorch on CPU or GPU: plain and quantized Hugging Face checkpoints",
+    ),
+}
+
+#: optional backends that `doctor` reports: import name -> (extra, what it is for)
+OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
+    "onnxruntime": ("onnx", "run and quantize ONNX models"),
+    "onnxruntime_genai": ("onnx", "ONNX decoders with a KV cache"),
+    "llama_cpp": ("llamacpp", "run GGUF files"),
+    "datasets": ("eval", "read Hugging Face dataset directories"),
+    "peft": ("train", "LoRA recovery after pruning"),
+    "openvino": ("openvino", "compile for Intel hardware"),
+    "ray": ("ray", "spread a recipe over a cluster"),
+    "optuna": ("search", "search over recipe settings"),
+    "matplotlib": ("plots", "plots outside the HTML report"),
+}

@@ -1,0 +1,214 @@
+"""The bench step: quality against a base, size, and speed, each on its real engine."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmopt.artifact import Artifact, finite
+from llmopt.corpora.source import load
+from llmopt.corpora.tokenize import tokenize
+from llmopt.corpora.windows import evaluation_windows
+from llmopt.evaluate import gates, speed
+from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexity
+from llmopt.evaluate.memory import peak_memory, reset_peak
+from llmopt.formats.gptq_config import SUFFIXES, read_gptq_config
+from llmopt.formats.headers import Headers, read_headers
+from llmopt.pipeline import Outcome, Work
+from llmopt.runtimes.base import Engine
+from llmopt.runtimes.device import pick_device
+from llmopt.specs import RUNTIMES
+
+_PROMPT = 128
+
+
+def run(work: Work) -> Outcome:
+    """Measure every model that the step names; write bench.json and return the verdicts."""
+    settings = work.step.settings
+    base_name = settings["against"]
+    first = work.parents[base_name or settings["from"][0]]
+    windows, corpus = _evaluation(settings["evaluation"], first.path)
+    base = _load(work, work.parents[base_name]) if base_name else None
+    entries: list[dict[str, Any]] = []
+    speeds: dict[str, Any] = {}
+    if base is not None and base_name is not None:
+        entries.append(_base_entry(work.parents[base_name]))
+        if settings["speed"]:
+            speeds[base_name] = _speed(base, windows, settings["new_tokens"])
+    for name in settings["from"]:
+        if name == base_name:
+            continue
+        reset_peak()
+        engine = _load(work, work.parents[name])
+        measured = _measure(work, name, base, engine, windows)
+        entries.append(_entry(work.parents[name], measured, first))
+        if isinstance(measured, Comparison):
+            entries[0]["perplexity"] = asdict(measured.perplexity.base)
+        if settings["speed"]:
+            speeds[name] = _speed(engine, windows, settings["new_tokens"])
+        del engine
+    if base is not None and len(entries) == 1:
+        entries[0]["perplexity"] = asdict(
+            perplexity(base.logits, windows, seed=settings["seed"]).perplexity
+        )
+    verdicts = _judge(settings["gates"], entries, work.parents)
+    document = {"schema": 1, "corpus": corpus, "base": base_name, "entries": entries}
+    if work.step.gates_of is None:
+        text = json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False)
+        (work.folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+    evidence = next((e for e in entries if e["name"] == work.step.gates_of), {})
+    return Outcome(
+        format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run={"speed": speeds}
+    )
+
+
+def _load(work: Work, artifact: Artifact) -> Engine:
+    module: Any = importlib.import_module(RUNTIMES[work.step.settings["runtime"]].module)
+    device = pick_device(work.options.device)
+    # quality is that of the stored numbers: on the CPU nothing is rounded on the way
+    dtype = "float32" if device == "cpu" else "auto"
+    engine: Engine = module.load(artifact.path, device=device, dtype=dtype)
+    return engine
+
+
+def _evaluation(data: dict[str, Any], folder: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Evaluation windows int64 [windows, length] in the tokens of the model in `folder`."""
+    corpus = load(data["source"], split="evaluation", field=data["field"], tokenizer_folder=folder)
+    windows = evaluation_windows(tokenize(corpus, folder), data["windows"], data["length"])
+    described = {"name": corpus.name, "sha256": corpus.sha256}
+    return windows, described | {"windows": data["windows"], "length": data["length"]}
+
+
+def _measure(
+    work: Work, name: str, base: Engine | None, engine: Engine, windows: Tensor
+) -> Comparison | Perplexity:
+    seed = work.step.settings["seed"]
+
+    def progress(done: int) -> None:
+        work.progress(f"windows of {name}", done, len(windows))
+
+    if base is None:
+        return perplexity(engine.logits, windows, seed=seed, progress=progress)
+    return compare(base.logits, engine.logits, windows, seed=seed, progress=progress)
+
+
+def _base_entry(artifact: Artifact) -> dict[str, Any]:
+    return _size(artifact, artifact) | {"is_base": True}
+
+
+def _entry(
+    artifact: Artifact, measured: Comparison | Perplexity, base: Artifact
+) -> dict[str, Any]:
+    """One row of bench.json; see report.results for the meaning of its members."""
+    entry = _size(artifact, base) | {"is_base": False}
+    if isinstance(measured, Perplexity):
+        return entry | {"perplexity": asdict(measured.perplexity)}
+    kl, flips = measured.kl, measured.flips
+    return entry | {
+        "perplexity": asdict(measured.perplexity.candidate),
+        "perplexity_ratio": asdict(measured.perplexity.ratio),
+        "kl": {
+            "mean": asdict(kl.mean), "median": kl.median, "p99": kl.p99, "p99_9": kl.p999,
+            "max": kl.max,
+        },
+        "agreement": asdict(measured.agreement),
+        "flips": {"lost": flips.lost, "gained": flips.won, "changed": flips.both_wrong},
+    }  # fmt: skip
+
+
+def _size(artifact: Artifact, base: Artifact) -> dict[str, Any]:
+    """Bytes of the weight files, and bits per weight of the model as a whole."""
+    headers, base_headers = read_headers(artifact.path), read_headers(base.path)
+    size = sum(h.nbytes for h in headers.tensors.values())
+    layout = read_gptq_config(artifact.path, headers.config)
+    return {
+        "name": artifact.name,
+        "format": artifact.manifest.get("format") or (layout.version if layout else "hf"),
+        "digest": artifact.digest,
+        "bytes": size,
+        "size_ratio": size / sum(h.nbytes for h in base_headers.tensors.values()),
+        "bits_per_weight": size * 8 / _parameters(headers),
+    }
+
+
+def _parameters(headers: Headers) -> int:
+    """How many weights a checkpoint stands for, packed ones counted unpacked."""
+    layout = read_gptq_config(headers.folder, headers.config)
+    count = 0
+    for name, header in headers.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        layer = layout.layer(module) if layout else None
+        if layer and leaf == "qweight":
+            count += header.shape[0] * 32 // layer.bits * header.shape[1]
+        elif not (layer and leaf in SUFFIXES):
+            count += math.prod(header.shape)
+    return count
+
+
+def _judge(
+    wanted: list[str], entries: list[dict[str, Any]], parents: dict[str, Artifact]
+) -> list[dict[str, Any]]:
+    """Every gate held to every measured model but the base; verdicts stand in the entries too."""
+    verdicts = []
+    for entry in entries:
+        if entry["is_base"] and len(entries) > 1:
+            continue
+        chosen: list[gates.Gate] = []
+        for text in wanted:
+            if text == "default":
+                chosen += gates.default_gates(quantized_bits(parents[entry["name"]].path))
+            else:
+                chosen.append(gates.parse(text))
+        found = [v.as_dict() for v in gates.check(chosen, _metrics(entry))]
+        entry["gates"] = found
+        verdicts += [verdict | {"model": entry["name"]} for verdict in found]
+    return verdicts
+
+
+def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry under the names that gates use."""
+    metrics = {key: entry[key] for key in ("kl", "agreement", "flips") if key in entry}
+    metrics["perplexity"] = dict(entry.get("perplexity", {}))
+    if "perplexity_ratio" in entry:
+        metrics["perplexity"]["ratio"] = entry["perplexity_ratio"]
+    metrics["size"] = {"ratio": entry["size_ratio"], "bytes": entry["bytes"]}
+    return metrics | {"bits_per_weight": entry["bits_per_weight"]}
+
+
+def quantized_bits(folder: Path) -> float:
+    """Mean bits of the codes of the quantized linears in a checkpoint; 16 where there is none."""
+    headers = read_headers(folder)
+    layout = read_gptq_config(folder, headers.config)
+    bits = weights = 0
+    for name, header in headers.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        layer = layout.layer(module) if layout else None
+        if layer and leaf == "qweight":
+            bits += math.prod(header.shape) * 32
+            weights += math.prod(header.shape) * 32 // layer.bits
+    return bits / weights if weights else 16.0
+
+
+def _speed(engine: Engine, windows: Tensor, new_tokens: int) -> dict[str, Any]:
+    """Generation speed after a prompt from the evaluation text, and peak memory so far."""
+    prompt = windows[0, : max(1, min(_PROMPT, windows.shape[1] - new_tokens))].tolist()
+
+    def generate(ids: list[int], count: int) -> Iterator[int]:
+        return engine.generate(ids, count, ignore_end=True)
+
+    measured = speed.measure(generate, prompt, new_tokens)
+    return {
+        "first_token_s": measured.first_token,
+        "prefill_tokens_per_s": measured.prefill,
+        "decode_tokens_per_s": measured.decode,
+        "token_p50_s": measured.p50,
+        "token_p95_s": measured.p95,
+        "peak_bytes": peak_memory().device or peak_memory().resident,
+    }
