@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from llmopt import artifact
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
+from llmopt.stages.base import Outcome, RunOptions, Stage, Work
 
 STAGES = {"quantize": "llmopt.stages.quantize", "bench": "llmopt.stages.bench"}
 
@@ -29,45 +29,6 @@ class Reporter(Protocol):
 
     def finished(self, step: PlannedStep, result: StepResult) -> None:
         """`step` is done, or was done before."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What may differ from run to run without changing what is asked for."""
-
-    device: str = "auto"
-    allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage gets: parents to read, a folder to build in, one to keep its state in."""
-
-    step: PlannedStep
-    parents: dict[str, Artifact]
-    folder: Path
-    state: Path
-    options: RunOptions
-    progress: Callable[[str, int, int], None]
-
-
-@dataclass
-class Outcome:
-    """What a stage says of what it built. `run` holds all that differs from run to run."""
-
-    format: str
-    ledger: list[dict[str, Any]] = field(default_factory=list)
-    corpus: dict[str, Any] | None = None
-    evidence: dict[str, Any] = field(default_factory=dict)
-    gates: list[dict[str, Any]] = field(default_factory=list)
-    run: dict[str, Any] = field(default_factory=dict)
-
-
-class Stage(Protocol):
-    """A module in llmopt.stages."""
-
-    def run(self, work: Work) -> Outcome:
-        """Do one step; never calls another stage."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +63,7 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> list[StepResult]
         if step.gates_of is None:
             result = _run_step(plan, step, parents, options, reporter)
         else:
-            result = _run_gate(plan, step, parents, options, reporter)
+            result = _run_gate(step, parents, options, reporter)
         artifacts[result.artifact.name] = result.artifact
         results.append(result)
         reporter.finished(step, result)
@@ -143,7 +104,7 @@ def _run_step(
 
 
 def _run_gate(
-    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
+    step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
     reporter: Reporter,
 ) -> StepResult:  # fmt: skip
     """Measure a finished artifact and write the verdict into its manifest."""
@@ -175,7 +136,16 @@ def _work(
     def progress(what: str, done: int, total: int) -> None:
         reporter.progress(step, what, done, total)
 
-    return Work(step, parents, built, state, options, progress)
+    return Work(
+        settings=step.settings,
+        fates=step.fates,
+        gates_of=step.gates_of,
+        parents=parents,
+        folder=built,
+        state=state,
+        options=options,
+        progress=progress,
+    )
 
 
 def _stage(step: PlannedStep) -> Stage:

@@ -11,6 +11,7 @@ from typing import Any
 from llmopt import artifact
 from llmopt.corpora import source as corpora
 from llmopt.errors import RecipeError, RequestError
+from llmopt.evaluate.gates import parse
 from llmopt.fates import TensorFate, quantize_fates
 from llmopt.formats.headers import Headers, read_headers
 from llmopt.predict import NOTHING, Footprint, bench_footprint, quantize_footprint
@@ -18,7 +19,7 @@ from llmopt.recipe import BenchStep, QuantizeStep, Recipe, Source, Verb
 from llmopt.recipe.matrix import Expanded, expand
 from llmopt.recipe.source import Key
 from llmopt.sources import ModelSource, resolve
-from llmopt.specs import METHODS, suggestion
+from llmopt.specs import METHODS, METRICS, lookup, suggestion
 
 MODEL = "model"
 GATE_WINDOWS = 16
@@ -204,6 +205,7 @@ class _Planner:
     ) -> None:  # fmt: skip
         self.recipe, self.source, self.ids, self.headers = recipe, source, ids, headers
         self.outside = outside
+        self.digests: dict[tuple[str, str, str], str] = {}
         self.quantized: dict[str, tuple[TensorFate, ...]] = {}
 
     def desugar(self, item: Expanded) -> Iterator[PlannedStep]:
@@ -279,9 +281,7 @@ class _Planner:
             return None
         length = min(data.length, self.context)
         key: Key = ("data", "calibration", "source")
-        digest = _located(
-            self.source, key, lambda: corpus_digest(source, data.field, "calibration")
-        )
+        digest = _located(self.source, key, lambda: self._digest(source, data.field, "calibration"))
         return data.model_dump() | {"source": source, "length": length, "digest": digest}
 
     @property
@@ -293,14 +293,25 @@ class _Planner:
                 return value
         return 1 << 30
 
+    def _digest(self, source: str, field: str, split: corpora.Split) -> str:
+        asked = (source, field, split)
+        if asked not in self.digests:  # many steps share their text
+            self.digests[asked] = corpus_digest(source, field, split)
+        return self.digests[asked]
+
     def _evaluation(self, windows: int | None = None) -> dict[str, Any]:
         data = self.recipe.data.evaluation
         length = min(data.length, self.context)
+        key: Key = ("data", "evaluation", "source")
         digest = _located(
-            self.source,
-            ("data", "evaluation", "source"),
-            lambda: corpus_digest(data.source, data.field, "evaluation"),
+            self.source, key, lambda: self._digest(data.source, data.field, "evaluation")
         )
+        if data.source == self.recipe.data.calibration.source and data.source != "demo":
+            raise self.source.error(
+                "calibration and evaluation are the same text: that measures memory, not quality",
+                key,
+                "hold some text out, or evaluate on demo",
+            )
         count = data.windows if windows is None else min(windows, data.windows)
         return data.model_dump() | {"windows": count, "length": length, "digest": digest}
 
@@ -347,10 +358,9 @@ _METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHO
 
 def check_gates(gates: list[str], source: Source, key: Key) -> None:
     """Refuse a gate that cannot be read or names an unknown metric."""
-    from llmopt.evaluate.gates import parse
-
-    for index, gate in enumerate(gates):
-        _located(source, (*key, index), lambda gate=gate: parse(gate))
+    for index, text in enumerate(gates):
+        gate = _located(source, (*key, index), lambda text=text: parse(text))
+        _located(source, (*key, index), lambda gate=gate: lookup(METRICS, "metric", gate.metric))
 
 
 def corpus_digest(source: str, field: str, split: corpora.Split) -> str:

@@ -30,9 +30,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Keep the results in this folder.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the report page to this file.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report page to this file.")] = None,
     seed: o.Seed = None,
     device: o.Device = "auto",
     print_recipe: o.PrintRecipe = False,
@@ -70,8 +68,8 @@ def _measure(
     from llmopt.cli.output import Output
     from llmopt.cli.reporting import bench_document, show_bench, write_report
     from llmopt.cli.steps import execute, print_as_recipe, raise_if_failed, single_recipe
-    from llmopt.pipeline import RunOptions
     from llmopt.recipe import from_data
+    from llmopt.stages.base import RunOptions
 
     data = single_recipe(recipe, "bench", settings, folder)
     if print_recipe:

@@ -68,10 +68,9 @@ def _steps_table(made: Plan, states: dict[str, str]) -> Table:
     for step in made.steps:
         quantized = sum(fate.quantize is not None for fate in step.fates)
         counts = f"{quantized} quantized, {len(step.fates) - quantized} kept" if step.fates else ""
-        table.add_row(
-            step.id, _does(step), states[step.id], counts,
-            f"{step.footprint.memory_bytes / 1e6:,.0f} MB", f"{step.footprint.disk_bytes / 1e6:,.1f} MB",
-        )  # fmt: skip
+        memory, disk = step.footprint.memory_bytes / 1e6, step.footprint.disk_bytes / 1e6
+        sizes = f"{memory:,.0f} MB", f"{disk:,.1f} MB"
+        table.add_row(step.id, _does(step), states[step.id], counts, *sizes)
     return table
 
 

@@ -34,9 +34,7 @@ def quantize(
         float | None, typer.Option(help="gptq: share of the mean Hessian diagonal.")
     ] = None,
     act_order: Annotated[str | None, typer.Option(help="gptq: none, group or full.")] = None,
-    refine: Annotated[
-        int | None, typer.Option(help="gptq: sweeps after error feedback.")
-    ] = None,
+    refine: Annotated[int | None, typer.Option(help="gptq: sweeps after error feedback.")] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Leave matching linears as they are."),

@@ -25,8 +25,8 @@ def run(
     from llmopt.cli.output import Output
     from llmopt.cli.reporting import show_bench, write_report
     from llmopt.cli.steps import document, execute, raise_if_failed, summary_line
-    from llmopt.pipeline import RunOptions
     from llmopt.recipe import load
+    from llmopt.stages.base import RunOptions
 
     output = Output(json, quiet)
     loaded, source = load(recipe, set_ or ())

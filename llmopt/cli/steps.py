@@ -13,8 +13,9 @@ from llmopt import pipeline, planner
 from llmopt.artifact import RUN_RECORD
 from llmopt.cli.output import Output, reporting
 from llmopt.errors import GateFailed
-from llmopt.pipeline import RunOptions, StepResult
+from llmopt.pipeline import StepResult
 from llmopt.recipe import from_data
+from llmopt.stages.base import RunOptions
 
 
 def given(**settings: Any) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def execute(plan: planner.Plan, options: RunOptions, output: Output) -> list[Ste
 def raise_if_failed(results: list[StepResult]) -> None:
     """GateFailed, naming each gate, where any step's verdicts have one that did not pass."""
     failed = [
-        f"{result.step.gates_of or result.step.id}: {verdict['gate']} (found {verdict['value']:.4g})"
+        f"{verdict['model']}: {verdict['gate']} (found {verdict['value']:.4g})"
         for result in results
         for verdict in result.verdicts
         if not verdict["passed"]

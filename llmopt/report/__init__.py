@@ -1,0 +1,5 @@
+"""Bench results and manifests as a terminal table, Markdown, or one HTML page. No torch."""
+
+from llmopt.report.results import Results
+
+__all__ = ["Results"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def largest_errors(results: Results) -> Sheet:
     for name, manifest in results.manifests.items():
         for entry in worst(manifest.ledger):
             to, error = entry.to or numbers.MISSING, numbers.percent(entry.error)
-            rows.append(Row((name, entry.name, to, error, entry.why or "")))  # noqa: PERF401
+            rows.append(Row((name, entry.name, to, error, entry.why or "")))
     columns = (
         Column("Model"),
         Column("Tensor", "code"),
@@ -73,15 +74,14 @@ def versions(results: Results) -> Sheet:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys with their values in YAML's words."""
+    """Nested settings as dotted keys with their values as JSON, texts without quotes."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            words: dict[Any, str] = {None: "null", True: "true", False: "false"}
-            plain = value is None or isinstance(value, bool)
-            flat[f"{prefix}{key}"] = words[value] if plain else str(value)
+            words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[f"{prefix}{key}"] = words
     return flat
 
 

@@ -36,7 +36,7 @@ def choose(results: Results) -> Verdict:
     for entry in candidates:
         better = next((other for other in candidates if _beats(other, entry)), None)
         if better:
-            refusals[entry.name] = f"{better.name} is no larger and clearly better"
+            refusals[entry.name] = f"{better.name} is as small and clearly better"
     left = [entry for entry in candidates if not refusals[entry.name]]
     if not left:
         others = tuple((name, why) for name, why in refusals.items() if why)
@@ -97,7 +97,7 @@ def _why(ship: Entry) -> str:
     if gates == 0:
         passed = "no gate was set for it"
     else:
-        passed = "it passes its gate" if gates == 1 else f"it passes all {gates} gates"
+        passed = "it passes its gate" if gates == 1 else f"it passes its {gates} gates"
     return f"{numbers.megabytes(ship.bytes)} MB{share}; mean KL {kl} nats; {passed}."
 
 

@@ -12,12 +12,14 @@ from llmopt.specs.base import (
 from llmopt.specs.formats import FORMATS
 from llmopt.specs.grids import GRIDS
 from llmopt.specs.methods import METHODS
+from llmopt.specs.metrics import METRICS
 from llmopt.specs.runtimes import OPTIONAL_PACKAGES, RUNTIMES
 
 __all__ = [
     "FORMATS",
     "GRIDS",
     "METHODS",
+    "METRICS",
     "OPTIONAL_PACKAGES",
     "RUNTIMES",
     "FormatSpec",

@@ -21,17 +21,17 @@ from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexi
 from llmopt.evaluate.memory import peak_memory, reset_peak
 from llmopt.formats.gptq_config import SUFFIXES, read_gptq_config
 from llmopt.formats.headers import Headers, read_headers
-from llmopt.pipeline import Outcome, Work
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
+from llmopt.stages.base import Outcome, Work
 
 _PROMPT = 128
 
 
 def run(work: Work) -> Outcome:
     """Measure every model that the step names; write bench.json and return the verdicts."""
-    settings = work.step.settings
+    settings = work.settings
     base_name = settings["against"]
     first = work.parents[base_name or settings["from"][0]]
     windows, corpus = _evaluation(settings["evaluation"], first.path)
@@ -60,17 +60,17 @@ def run(work: Work) -> Outcome:
         )
     verdicts = _judge(settings["gates"], entries, work.parents)
     document = {"schema": 1, "corpus": corpus, "base": base_name, "entries": entries}
-    if work.step.gates_of is None:
+    if work.gates_of is None:
         text = json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False)
         (work.folder / "bench.json").write_text(text + "\n", encoding="utf-8")
-    evidence = next((e for e in entries if e["name"] == work.step.gates_of), {})
+    evidence = next((e for e in entries if e["name"] == work.gates_of), {})
     return Outcome(
         format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run={"speed": speeds}
     )
 
 
 def _load(work: Work, artifact: Artifact) -> Engine:
-    module: Any = importlib.import_module(RUNTIMES[work.step.settings["runtime"]].module)
+    module: Any = importlib.import_module(RUNTIMES[work.settings["runtime"]].module)
     device = pick_device(work.options.device)
     # quality is that of the stored numbers: on the CPU nothing is rounded on the way
     dtype = "float32" if device == "cpu" else "auto"
@@ -89,7 +89,7 @@ def _evaluation(data: dict[str, Any], folder: Path) -> tuple[Tensor, dict[str, A
 def _measure(
     work: Work, name: str, base: Engine | None, engine: Engine, windows: Tensor
 ) -> Comparison | Perplexity:
-    seed = work.step.settings["seed"]
+    seed = work.settings["seed"]
 
     def progress(done: int) -> None:
         work.progress(f"windows of {name}", done, len(windows))
@@ -103,9 +103,7 @@ def _base_entry(artifact: Artifact) -> dict[str, Any]:
     return _size(artifact, artifact) | {"is_base": True}
 
 
-def _entry(
-    artifact: Artifact, measured: Comparison | Perplexity, base: Artifact
-) -> dict[str, Any]:
+def _entry(artifact: Artifact, measured: Comparison | Perplexity, base: Artifact) -> dict[str, Any]:
     """One row of bench.json; see report.results for the meaning of its members."""
     entry = _size(artifact, base) | {"is_base": False}
     if isinstance(measured, Perplexity):

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,21 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings
-from llmopt.pipeline import Outcome, Work
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS, GRIDS, METHODS
+from llmopt.stages.base import Outcome, Work
 
 
 def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
-    settings = work.step.settings
+    settings = work.settings
     parent = next(iter(work.parents.values()))
     checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(settings, checkpoint.folder)
     spec = FORMATS[settings["format"]]
     container: Any = importlib.import_module(spec.module)
-    fates = {fate.name.removesuffix(".weight"): fate for fate in work.step.fates}
+    fates = {fate.name.removesuffix(".weight"): fate for fate in work.fates}
     operation = _Quantize(settings, fates, spec.min_zero)
     writer = ShardWriter(work.state / "parts")
     records = walk(
@@ -52,10 +52,10 @@ def run(work: Work) -> Outcome:
     )  # fmt: skip
     writer.finalize(work.folder)
     _copy_side_files(checkpoint, work.folder)
-    _write_config(container, checkpoint, settings, work.step.fates, records, work.folder)
+    _write_config(container, checkpoint, settings, work.fates, records, work.folder)
     return Outcome(
         format=settings["format"],
-        ledger=_ledger(work.step.fates, records, checkpoint),
+        ledger=_ledger(work.fates, records, checkpoint),
         corpus=corpus,
         run={"device": str(device)},
     )
@@ -68,9 +68,7 @@ def _calibration(
     data = settings["calibration"]
     if data is None:
         return None, None
-    corpus = load(
-        data["source"], split="calibration", field=data["field"], tokenizer_folder=folder
-    )
+    corpus = load(data["source"], split="calibration", field=data["field"], tokenizer_folder=folder)
     tokens = tokenize(corpus, folder)
     windows = calibration_windows(tokens, data["sequences"], data["length"], settings["seed"])
     described = {"name": corpus.name, "sha256": corpus.sha256}

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own default fails on 2 cores
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling its kernel costs more than a run
 
 import torch
 from common import Request, main

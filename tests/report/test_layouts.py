@@ -1,0 +1,232 @@
+"""The three layouts: whole, escaped, and without holes where values are missing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from llmopt.report import html, markdown, terminal
+from llmopt.report.results import Results
+
+Make = Callable[..., Any]
+EVIL = "<b>|*x*</b>`[bold]"
+VOID = {"meta", "line", "circle", "path"}
+SPEED = {
+    "first_token_s": 0.0234,
+    "prefill_tokens_per_s": 1234.0,
+    "decode_tokens_per_s": 56.7,
+    "token_p50_s": 0.017,
+    "token_p95_s": 0.021,
+    "peak_bytes": 123_456_789,
+}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text; `open` is empty at the end of well nested HTML."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style" and data.strip():
+            self.text.append(" ".join(data.split()))
+
+    def count(self, tag: str, **attributes: str) -> int:
+        return sum(name == tag and attributes.items() <= found.items() for name, found in self.tags)
+
+
+@pytest.fixture
+def full(results: Make, entry: Make, base: Any, manifest: dict[str, Any]) -> Results:
+    failed = [{"gate": "kl.mean < 0.05", "value": 0.2, "passed": False}]
+    entries = [base, entry("w8", 50, 0.001), entry("w4", 30, 0.01)]
+    entries.append(entry("w3", 20, 0.2, gates=failed))
+    made: Results = results(*entries, speed={"w4": SPEED}, manifests={"w4": manifest})
+    return made
+
+
+@pytest.fixture
+def bare(results: Make) -> Results:
+    made: Results = results({"name": "only", "bytes": 1})
+    return made
+
+
+def printed(made: Results) -> str:
+    stream = StringIO()
+    Console(width=100, file=stream).print(terminal.table(made))
+    return stream.getvalue()
+
+
+def test_page_says_first_what_to_ship(full: Results) -> None:
+    page = Page(html.render(full))
+    assert page.open == []
+    assert page.text[1] == "Ship w4"  # after the title
+    assert page.count("h1") == 1
+
+
+def test_page_needs_nothing_from_outside(full: Results) -> None:
+    source = html.render(full)
+    page = Page(source)
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"https?:|url\(|@import|\bsrc=|\bon\w+=", source)
+    assert page.count("meta", content="default-src 'none'; style-src 'unsafe-inline'") == 1
+
+
+def test_page_has_every_section(full: Results) -> None:
+    page = Page(html.render(full))
+    for heading in (
+        "Results",
+        "Quality against size",
+        "Gates",
+        "Quality in full",
+        "Speed",
+        "What happened to the tensors",
+        "Largest errors",
+        "Settings",
+        "Provenance",
+        "Versions",
+    ):
+        assert heading in page.text
+    for value in ("int8 g128", "20.0%", "calibration.sequences", "made from demo", "c" * 64):
+        assert value in page.text
+    assert page.text.index("w2") < page.text.index("w1")  # the worst error first
+
+
+def test_page_is_accessible(full: Results) -> None:
+    page = Page(html.render(full))
+    assert page.count("html", lang="en") == 1
+    picture = next(found for tag, found in page.tags if tag == "svg")
+    ids = {found["id"] for _, found in page.tags if "id" in found}
+    assert picture["role"] == "img"
+    assert set((picture["aria-labelledby"] or "").split()) <= ids
+    assert page.count("th", scope="col") > 10
+    assert page.count("th", scope="row") > 10
+
+
+def test_picture_draws_each_model_but_the_original(full: Results) -> None:
+    page = Page(html.render(full))
+    assert page.count("path", **{"class": "whisker"}) == 3
+    assert page.count("path", **{"class": "front"}) == 1
+    labels = [found for tag, found in page.tags if found.get("class") == "label"]
+    assert len(labels) == 3
+    places = {(float(found["x"] or 0), float(found["y"] or 0)) for found in labels}
+    assert len(places) == 3
+    assert all(0 < x < 960 and 0 < y < 460 for x, y in places)
+    assert any("the original is 100 MB at a KL of 0" in text for text in page.text)
+
+
+def test_smaller_is_further_left_and_worse_is_further_up(full: Results) -> None:
+    page = Page(html.render(full))
+    dots = [found for tag, found in page.tags if tag == "circle" and "cx" in found]
+    (w8_x, w8_y), (w4_x, w4_y) = [
+        (float(d["cx"] or 0), float(d["cy"] or 0)) for d in dots if "class" not in d
+    ]
+    assert w4_x < w8_x
+    assert w4_y < w8_y  # SVG's y grows downwards
+
+
+@pytest.mark.parametrize("kl", [0.0, 1e-9, 5.0])
+def test_picture_survives_extremes(results: Make, entry: Make, kl: float) -> None:
+    page = Page(
+        html.render(results(entry("a", 30, kl), entry("b", 30, 0.01), entry("c", 30, 0.01)))
+    )
+    assert page.open == []
+    assert page.count("path", **{"class": "whisker"}) == (2 if kl == 0 else 3)
+
+
+def test_missing_values_are_dashes(bare: Results) -> None:
+    page = Page(html.render(bare))
+    assert page.text[1] == "Nothing to ship"
+    assert page.count("svg") == 0
+    assert "–" in page.text
+    for source in (html.render(bare), markdown.render(bare), printed(bare)):
+        assert "None" not in source
+        assert not re.search(r"\bnan\b", source)
+
+
+def test_names_are_text_in_every_layout(
+    results: Make, entry: Make, manifest: dict[str, Any]
+) -> None:
+    manifest["ledger"][1]["name"] = EVIL
+    manifest["settings"][EVIL] = EVIL
+    gates = [{"gate": EVIL, "value": 1.0, "passed": True}]
+    evil = results(
+        entry(EVIL, 30, 0.01, gates=gates, format=EVIL),
+        entry("b", 40, 0.001),
+        manifests={EVIL: manifest},
+    )
+    source = html.render(evil)
+    page = Page(source)
+    assert page.open == []
+    assert page.count("b") == 0
+    assert page.text.count(EVIL) >= 6
+    assert EVIL in printed(evil)
+    table_rows = [line for line in markdown.render(evil).splitlines() if line.startswith("|")]
+    assert not any(re.search(r"(?<!\\)[<*`]", line) for line in table_rows)
+
+
+def test_markdown_tables_are_square(full: Results) -> None:
+    source = markdown.render(full)
+    assert source.startswith("# Ship w4\n\n30.0 MB")
+    blocks = re.findall(r"(?:^\|.*\n)+", source, re.MULTILINE)
+    assert len(blocks) >= 8
+    for block in blocks:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1
+    assert r"kl.mean \< 0.05" in source
+
+
+def test_terminal_fits_100_columns_and_marks_rows(full: Results) -> None:
+    text = printed(full)
+    assert all(len(line.rstrip()) <= 100 for line in text.splitlines())
+    assert "→ w4" in text
+    assert "× w3" in text
+    assert "ship w4: 30.0 MB" in text
+    assert "…" not in text
+
+
+def test_settings_that_agree_are_one_column(
+    results: Make, entry: Make, manifest: dict[str, Any]
+) -> None:
+    entries = [entry("a", 30, 0.01), entry("b", 40, 0.001)]
+    agreed = markdown.render(results(*entries, manifests={"a": manifest, "b": manifest}))
+    assert r"| Key | All models |" in agreed
+    other = manifest | {"settings": {"method": "rtn", "symmetric": None}}
+    differ = markdown.render(results(*entries, manifests={"a": manifest, "b": other}))
+    assert "| method | gptq | rtn |" in differ
+    assert "| symmetric | true | null |" in differ
+
+
+def test_rendering_is_deterministic(full: Results) -> None:
+    assert html.render(full) == html.render(full)
+
+
+def test_reports_import_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from llmopt.report import html, markdown, terminal\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,155 @@
+"""Imports run one way, and what must answer fast imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "llmopt"
+
+#: lowest first; a module may import from its own layer's package and from layers below
+LAYERS: list[set[str]] = [
+    {"errors", "__init__"},
+    {"specs"},
+    {"recipe", "artifact", "sources"},
+    {"grids", "linalg", "corpora"},
+    {"methods", "formats"},
+    {"fates", "inspection"},
+    {"predict"},
+    {"blockwalk", "runtimes", "evaluate"},
+    {"stages"},
+    {"planner", "generation"},
+    {"pipeline"},
+    {"report", "doctor"},
+    {"cli"},
+    {"__main__"},
+]
+#: pairs within one layer that may import each other in this direction
+FRIENDS = {("grids", "linalg"), ("methods", "linalg")}
+NO_TORCH = {
+    "planner",
+    "artifact",
+    "specs",
+    "recipe",
+    "report",
+    "fates",
+    "predict",
+    "sources",
+    "cli",
+    "inspection",
+}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    parts = ("llmopt", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, at_run_time: bool = False) -> set[str]:
+    """Dotted names that a module imports; `at_run_time` leaves out TYPE_CHECKING blocks."""
+    tree = ast.parse(path.read_text("utf-8"))
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(package: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if package in names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_imports_run_one_way(path: Path) -> None:
+    package = package_of(path)
+    own = layer(package)
+    for name in imports(path):
+        if not name.startswith("llmopt."):
+            continue
+        target = name.split(".")[1]
+        if not any((ROOT / f"{target}{suffix}").exists() for suffix in ("", ".py")):
+            continue  # a name from llmopt/__init__.py
+        allowed = target == package or layer(target) < own or (package, target) in FRIENDS
+        assert allowed, f"{name_of(path)} imports {name}, which is not below it"
+
+
+def test_no_module_is_in_a_cycle() -> None:
+    names = {name_of(path): path for path in modules()}
+    graph = {n: imports(p, at_run_time=True) & (names.keys() - {n}) for n, p in names.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                if not other.startswith(name + ".") and not name.startswith(other + "."):
+                    visit(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if package_of(p) in NO_TORCH], ids=name_of)
+def test_fast_modules_do_not_name_torch(path: Path) -> None:
+    assert not {n for n in imports(path, at_run_time=True) if n.split(".")[0] == "torch"}
+
+
+def test_typer_stays_in_the_command_line() -> None:
+    for path in modules():
+        if package_of(path) != "cli":
+            assert not {n for n in imports(path) if n.split(".")[0] == "typer"}, path
+
+
+def test_only_the_command_line_prints() -> None:
+    for path in modules():
+        if package_of(path) in ("cli",):
+            continue
+        calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "demo"], ["recipes", "list"]])
+def test_what_must_answer_fast_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['llmopt', *{arguments!r}]\n"
+        "from llmopt.cli.main import run\n"
+        "try:\n    run()\n"
+        "except SystemExit as stop:\n"
+        "    assert stop.code == 0, stop.code\n"
+        "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_function_is_too_long() -> None:
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if package_of(path) == "cli":  # declarations of options are not logic
+                    length -= len(node.args.args) * 3
+                assert length <= 60, f"{path.name}:{node.name} has {length} lines"
