@@ -60,10 +60,10 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` holds either the old or the new document, never half of one."""
+    text = json.dumps(finite(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -240,6 +240,9 @@ def workspace(destination: Path, key: str) -> Iterator[Path]:
                 f"another llmopt is building {destination}", hint="wait for it, or stop it"
             ) from None
         yield folder
+    except RequestError:
+        shutil.rmtree(folder)  # what cannot be done as asked leaves nothing to resume
+        raise
     finally:
         lock.close()
 

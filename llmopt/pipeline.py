@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,7 +67,8 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> list[StepResult]
         artifacts[result.artifact.name] = result.artifact
         results.append(result)
         reporter.finished(step, result)
-    return results
+    # gates have written their verdicts into what stood finished before them
+    return [replace(result, artifact=artifacts[result.artifact.name]) for result in results]
 
 
 def _refuse_failed(step: PlannedStep, parents: dict[str, Artifact]) -> None:

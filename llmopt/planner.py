@@ -60,6 +60,10 @@ class Plan:
     outputs: dict[str, Path] = field(default_factory=dict)
     externals: dict[str, Path] = field(default_factory=dict)
 
+    def by_id(self, name: str) -> PlannedStep:
+        """The step with this id."""
+        return next(step for step in self.steps if step.id == name)
+
     def folder_of(self, name: str) -> Path:
         """Where a parent lies: the model, an artifact from outside, or a step's result."""
         if name == MODEL:

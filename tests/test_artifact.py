@@ -76,12 +76,14 @@ def test_verify_refuses_what_llmopt_did_not_write(tmp_path: Path) -> None:
 
 def test_a_broken_manifest_is_a_request_error(tmp_path: Path) -> None:
     (tmp_path / "llmopt.json").write_text("{")
-    with pytest.raises(RequestError, match="cannot be read|can be read"):
+    with pytest.raises(RequestError, match=r"can(not)? be read"):
         artifact.read_manifest(tmp_path)
     assert not artifact.complete(tmp_path, "k")
 
 
-def test_foreign_model_is_hashed_once_per_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foreign_model_is_hashed_once_per_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(tmp_path / "model")
     first = artifact.open_artifact("model", tmp_path / "model")
     assert artifact.known_digest(tmp_path / "model") == first.digest
@@ -149,4 +151,7 @@ def test_write_json_leaves_no_half_document(tmp_path: Path) -> None:
 
 
 def test_finite_replaces_what_json_cannot_hold() -> None:
-    assert artifact.finite({"a": [float("nan"), 1.0], "b": float("inf")}) == {"a": [None, 1.0], "b": None}
+    assert artifact.finite({"a": [float("nan"), 1.0], "b": float("inf")}) == {
+        "a": [None, 1.0],
+        "b": None,
+    }

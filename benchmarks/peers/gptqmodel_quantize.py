@@ -60,7 +60,9 @@ def settings(arguments: argparse.Namespace) -> QuantizeConfig:
 def main() -> None:
     arguments = parse()
     windows = torch.from_numpy(np.load(arguments.calibration)).long()
-    examples = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in windows]
+    examples = [
+        {"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in windows
+    ]
     started = time.perf_counter()
     config = settings(arguments)
     model = GPTQModel.load(str(arguments.model), config, device="cpu")

@@ -22,7 +22,7 @@ from llmopt.methods.quantize.base import InletStatistics
 Collected = list[tuple[tuple[str, ...], InletStatistics | None]]
 
 
-class _Enough(Exception):  # noqa: N818  not an error: the rest of the block is not needed yet
+class _Enough(Exception):
     pass
 
 

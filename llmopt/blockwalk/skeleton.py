@@ -26,12 +26,12 @@ StandIn = Callable[[int, Tensor, Call], Tensor]
 _NOT_FOR_THE_SKELETON = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
 
 
-class _Stopped(Exception):  # noqa: N818  not an error: it ends a forward pass early
+class _Stopped(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
 
 
-class _OtherReturn(Exception):  # noqa: N818  not an error: the blocks return tuples, or do not
+class _OtherReturn(Exception):
     pass
 
 

@@ -10,7 +10,8 @@ from llmopt.artifact import read_manifest
 from llmopt.cli.output import Output
 from llmopt.cli.steps import run_record
 from llmopt.errors import RequestError
-from llmopt.report import Results, html, terminal
+from llmopt.report import html, terminal
+from llmopt.report.results import Results
 
 BENCH = "bench.json"
 
@@ -25,12 +26,18 @@ def bench_document(folder: Path) -> dict[str, Any]:
 
 def collect(folders: list[Path]) -> Results:
     """One report's worth of results from bench folders and the artifacts they measured."""
-    manifests, entries, speed = {}, {}, {}
+    manifests: dict[str, dict[str, Any]] = {}
+    entries: dict[str, Any] = {}
+    speed: dict[str, Any] = {}
     merged: dict[str, Any] = {}
     for folder in folders:
         manifest = read_manifest(folder)
         if manifest.get("verb") == "bench":
             document = bench_document(folder)
+            if merged and document["corpus"] != merged["corpus"]:
+                raise RequestError(
+                    f"{folder} was measured on other text than the rest; one report has one text"
+                )
             speed |= document.pop("speed")
             entries |= {entry["name"]: entry for entry in document["entries"]}
             merged = document

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +18,16 @@ from pathlib import Path
 SPLITS = ("train", "calibration", "evaluation")
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
-_SKIPPED_FOLDERS = _TEST_FOLDERS | {
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "ensurepip",
-    "encodings",  # tables of code points, not text
-    "config",
-    "lib-dynload",
-}
+_SKIPPED_FOLDERS = frozenset(
+    {
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "ensurepip",
+        "encodings",  # tables of code points, not text
+        "lib-dynload",
+    }
+)
 _SMALLEST_DOCUMENT = 400  # characters; stubs and empty __init__ files teach and measure nothing
 
 
@@ -48,14 +50,10 @@ def documents(split: str, *, with_tests: bool = False) -> Iterator[tuple[str, st
     test suite out.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
+    for path in _sources(root):
         parts = path.relative_to(root).parts
         is_test = bool(_TEST_FOLDERS.intersection(parts[:-1]))
         if is_test and not with_tests:
-            continue
-        if _SKIPPED_FOLDERS.difference(_TEST_FOLDERS).intersection(parts[:-1]):
-            continue
-        if any(part.startswith("config-") for part in parts):
             continue
         if parts[-1].startswith("_sysconfigdata") or parts == ("pydoc_data", "topics.py"):
             continue  # one is the machine's own, the other is read as topics below
@@ -66,6 +64,18 @@ def documents(split: str, *, with_tests: bool = False) -> Iterator[tuple[str, st
         if len(text) >= _SMALLEST_DOCUMENT:
             yield "/".join(parts), text
     yield from _topics(root, split)
+
+
+def _sources(root: Path) -> list[Path]:
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in _SKIPPED_FOLDERS and not name.startswith("config-")
+        ]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _tested_module(parts: tuple[str, ...]) -> str:

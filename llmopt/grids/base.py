@@ -59,7 +59,9 @@ class QuantizedTensor:
 class Grid(Protocol):
     """What a module in llmopt.grids provides. Pure tensor functions on any device."""
 
-    def fit(self, w: Tensor, options: GridOptions, importance: Tensor | None = None) -> AffineParams:
+    def fit(
+        self, w: Tensor, options: GridOptions, importance: Tensor | None = None
+    ) -> AffineParams:
         """Choose parameters for w [rows, cols] float32; importance [cols] weighs the error."""
 
     def encode(self, w: Tensor, params: AffineParams) -> Tensor:

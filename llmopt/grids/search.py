@@ -61,12 +61,20 @@ def _candidates(x: Tensor, options: GridOptions) -> Iterator[tuple[Tensor, Tenso
         for shrink in SHRINK[options.bits]:
             scale = (high - low) * (shrink / top)
             usable = scale.clamp(min=torch.finfo(torch.float32).tiny)
-            for zero in {0: -low / usable, 1: -low / (high-low).clamp(min=1e-38) * top, 2: top - high / usable}.values():
+            for zero in {
+                0: -low / usable,
+                1: -low / (high - low).clamp(min=1e-38) * top,
+                2: top - high / usable,
+            }.values():
                 yield scale, zero.round_().clamp_(options.min_zero, top)
         return
     half = 2 ** (options.bits - 1)
     zero = torch.full_like(low, half)
-    extreme = torch.where(-low >= high, -low, -high) if options.signed_scales else torch.maximum(-low, high)
+    extreme = (
+        torch.where(-low >= high, -low, -high)
+        if options.signed_scales
+        else torch.maximum(-low, high)
+    )
     for shrink in SHRINK[options.bits]:
         yield extreme * (shrink / half), zero
         if options.signed_scales:

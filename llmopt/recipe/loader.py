@@ -105,7 +105,9 @@ def _existing(source: Source, loc: Key) -> Key:
     value: Any = source.data
     key: Key = ()
     for part in loc:
-        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+        if (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        ):
             value = value[part]
         else:
             break

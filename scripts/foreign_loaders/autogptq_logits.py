@@ -30,7 +30,9 @@ def refuse_unreadable(folder: Path) -> None:
     settings = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
     version = settings.get("checkpoint_format", "gptq")
     if version != "gptq":
-        raise SystemExit(f"{folder}: auto-gptq reads only checkpoint_format gptq (v1), not {version}")
+        raise SystemExit(
+            f"{folder}: auto-gptq reads only checkpoint_format gptq (v1), not {version}"
+        )
 
 
 def restore_tied_embedding(model: torch.nn.Module, folder: Path) -> None:

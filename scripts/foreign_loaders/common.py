@@ -30,7 +30,9 @@ def parse(description: str | None) -> Request:
     parser.add_argument("--out", type=Path, required=True, help=".npy, float32 [n, length, vocab]")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     arguments = parser.parse_args()
-    return Request(arguments.model, arguments.tokens, arguments.out, getattr(torch, arguments.dtype))
+    return Request(
+        arguments.model, arguments.tokens, arguments.out, getattr(torch, arguments.dtype)
+    )
 
 
 def main(load: Callable[[Request], torch.nn.Module], description: str | None) -> None:

@@ -19,6 +19,13 @@ from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, QuantizedTensor
 from tests import models
 
+#: the layout packs 32 outputs together, so keys and values need as many
+_KEYS = {"num_key_value_heads": 4}
+_WHOLE_WORDS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"), _KEYS),
+    "falcon": {"multi_query": False},
+}
+
 #: (family, layout) -> the directory, and transformers' model with the decoded weights
 Quantize = Callable[..., tuple[Path, nn.Module]]
 
@@ -44,7 +51,7 @@ def quantized(
     return shuffled(tensor, 3) if act_order else tensor
 
 
-@pytest.fixture()
+@pytest.fixture
 def quantize(tmp_path: Path) -> Quantize:
     def make(
         family: str = "llama",
@@ -57,7 +64,7 @@ def quantize(tmp_path: Path) -> Quantize:
         **settings: Any,
     ) -> tuple[Path, nn.Module]:
         folder = tmp_path / "model"
-        model = models.save(folder, family, **settings)
+        model = models.save(folder, family, **_WHOLE_WORDS.get(family, {}), **settings)
         checkpoint = Checkpoint.open(folder)
         stored = load_file(folder / "model.safetensors")
         layers = {}

@@ -81,10 +81,15 @@ def int4_product(tensor: QuantizedTensor) -> Int4Product | None:
 
 
 def _halves(codes: Tensor, params: AffineParams) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(codes below 16, scale, offset) whose (code - 8) * scale + offset add up to the weight."""
+    """(codes below 16, scale, offset) whose (code - 8) * scale + offset add up to the weight.
+
+    Codes are moved so that the middle of their range is the kernel's 8: an offset that has to
+    undo a distance would bring its rounding with it.
+    """
     scale, zero = params.scale, params.zero
     if params.bits <= 4:
-        return [(codes, scale, (8 - zero) * scale)]
+        middle = 2 ** (params.bits - 1)
+        return [(codes + (8 - middle), scale, (middle - zero) * scale)]
     high = (codes >> 4, 16 * scale, torch.zeros_like(scale))
     return [high, (codes & 15, scale, (16 * 8 + 8 - zero) * scale)]
 

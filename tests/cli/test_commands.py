@@ -1,0 +1,201 @@
+"""The commands end to end on the bundled model: results, JSON, exit codes, what is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmopt.artifact import read_manifest
+from tests.cli.conftest import SMALL, Llmopt
+
+RTN = ["--method", "rtn", "--gate", "none"]
+
+
+def test_quantize_writes_an_artifact_that_verifies(llmopt: Llmopt, tmp_path: Path) -> None:
+    done = llmopt("quantize", "demo", "-o", "w4", *RTN)
+    assert done.code == 0, done.err
+    assert "35 tensors quantized" in done.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w4"]
+    assert llmopt("verify", "w4").code == 0
+    manifest = read_manifest(tmp_path / "w4")
+    assert manifest["settings"]["scale_search"] == "mse"
+    assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_the_same_command_again_does_nothing(llmopt: Llmopt, tmp_path: Path) -> None:
+    llmopt("quantize", "demo", "-o", "w4", *RTN)
+    before = (tmp_path / "w4" / "llmopt.run.json").read_text()
+    again = llmopt("quantize", "demo", "-o", "w4", *RTN, "--json")
+    assert again.document[0]["reused"] is True
+    assert (tmp_path / "w4" / "llmopt.run.json").read_text() == before
+
+
+def test_same_recipe_same_bytes(llmopt: Llmopt, tmp_path: Path) -> None:
+    for name in ("a/w", "b/w"):
+        assert llmopt("quantize", "demo", "-o", name, *SMALL, "--gate", "kl.mean < 90").code == 0
+    first, second = ((tmp_path / n / "w" / "llmopt.json").read_bytes() for n in "ab")
+    assert first == second
+
+
+def test_gptq_with_its_gate(llmopt: Llmopt, tmp_path: Path) -> None:
+    done = llmopt(
+        "quantize", "demo", "-o", "w4", *SMALL, "--gate", "kl.mean < 90", "--gate", "agreement > 0"
+    )
+    assert done.code == 0, done.err
+    assert "KL" in done.out
+    manifest = read_manifest(tmp_path / "w4")
+    assert [v["passed"] for v in manifest["gates"]] == [True, True]
+    assert manifest["corpus"]["name"] == "demo/calibration"
+    assert {entry["action"] for entry in manifest["ledger"]} == {"quantized", "kept", "tied"}
+
+
+def test_a_failed_gate_publishes_marks_and_exits_3(llmopt: Llmopt, tmp_path: Path) -> None:
+    done = llmopt("quantize", "demo", "-o", "w2", "--method", "rtn", "--bits", 2, "--gate", "kl.mean < 1e-9")
+    assert done.code == 3
+    assert "quality gate failed: w2: kl.mean < 1e-09" in done.err
+    assert read_manifest(tmp_path / "w2")["gates"][0]["passed"] is False
+    again = llmopt("quantize", "demo", "-o", "w2", "--method", "rtn", "--bits", 2, "--gate", "kl.mean < 1e-9")
+    assert again.code == 3
+
+
+def test_bench_measures_and_gates(llmopt: Llmopt, tmp_path: Path) -> None:
+    llmopt("quantize", "demo", "-o", "w8", *RTN, "--bits", 8)
+    done = llmopt(
+        "bench", "w8", "--windows", 2, "--length", 64, "--json", "--gate", "kl.mean < 1",
+        "--html", "r.html",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    base, w8 = done.document["entries"]
+    assert base["is_base"]
+    assert 0 < w8["kl"]["mean"]["value"] < 1
+    assert w8["size_ratio"] < 1
+    assert done.document["speed"].keys() == {"model", "w8"}
+    assert "<html" in (tmp_path / "r.html").read_text()
+    failed = llmopt("bench", "w8", "--windows", 2, "--length", 64, "--gate", "kl.mean < 1e-12", "--no-speed")
+    assert failed.code == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "w8"]
+
+
+def test_bench_of_a_model_alone(llmopt: Llmopt) -> None:
+    done = llmopt("bench", "demo", "--windows", 2, "--length", 64, "--no-speed", "--json")
+    assert done.code == 0, done.err
+    assert done.document["entries"][0]["perplexity"]["value"] > 1
+
+
+def test_a_model_against_itself_has_no_divergence(llmopt: Llmopt) -> None:
+    done = llmopt(
+        "bench", "demo", "--against", "demo", "--windows", 2, "--length", 64, "--no-speed", "--json"
+    )
+    assert done.code == 0, done.err
+
+
+def test_run_reuses_and_reruns_only_what_changed(llmopt: Llmopt, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "version: 1\nmodel: demo\ndata: {evaluation: {windows: 2, length: 64}}\nsteps:\n"
+        "  - {id: q, matrix: {grid: [int8, int4]}, quantize: {method: rtn, gate: 'kl.mean < 90'}}\n"
+        "  - {id: score, bench: {from: q, speed: false}}\n"
+    )
+    first = llmopt("run", recipe, "-o", "out", "--json")
+    assert first.code == 0, first.err
+    steps = [s["step"] for s in first.document["steps"]]
+    assert steps == ["q-int8", "q-int8.gate", "q-int4", "q-int4.gate", "score"]
+    assert (tmp_path / "out" / "report.html").is_file()
+    second = llmopt("run", recipe, "-o", "out", "--json")
+    assert all(s["reused"] for s in second.document["steps"])
+    changed = llmopt("run", recipe, "-o", "out", "--json", "--set", "steps.score.bench.new_tokens=9")
+    assert [s["step"] for s in changed.document["steps"] if not s["reused"]] == ["score"]
+    plan = llmopt("plan", recipe, "-o", "out", "--json")
+    assert {s["step"]: s["state"] for s in plan.document}["q-int4"] == "done"
+
+
+def test_print_recipe_is_a_recipe_that_does_the_same(llmopt: Llmopt, tmp_path: Path) -> None:
+    printed = llmopt("quantize", "demo", "-o", "w", *RTN, "--bits", 3, "--skip", "*.down_proj", "--print-recipe")
+    assert printed.code == 0
+    (tmp_path / "p.yaml").write_text(printed.out)
+    assert llmopt("run", "p.yaml", "-o", "by-recipe").code == 0
+    assert llmopt("quantize", "demo", "-o", "w", *RTN, "--bits", 3, "--skip", "*.down_proj").code == 0
+    keys = [read_manifest(tmp_path / p)["key"] for p in ("by-recipe/w", "w")]
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["quantize", "demo"], 2, "-o"),
+        (["quantise", "demo"], 2, "quantize"),
+        (["quantize", "nowhere/at/all", "-o", "x"], 2, "no model folder"),
+        (["quantize", "demo", "-o", "x", "--bits", "5"], 2, "int"),
+        (["quantize", "demo", "-o", "x", "--bits", "4", "--grid", "int4"], 2, "same thing"),
+        (["quantize", "demo", "-o", "x", "--group-size", "48"], 2, "does not divide"),
+        (["quantize", "demo", "-o", "x", "--calibration", "gone.txt"], 2, "no such file"),
+        (["quantize", "demo", "-o", "x", "--sequences", "9999999"], 2, "tokens"),
+        (["quantize", "demo", "-o", "x", "--device", "warp"], 2, "device"),
+        (["bench", "nowhere"], 2, "nowhere"),
+        (["run", "nothing.yaml"], 2, "no recipe"),
+        (["verify", "gone"], 2, "no folder"),
+        (["report", "gone"], 2, "no folder"),
+        (["report", ".", "-o", "x.pdf"], 2, ".html or .md"),
+        (["generate", "demo", "-p", ""], 2, "prompt"),
+        (["inspect", "gone-model"], 2, "gone-model"),
+        (["recipes", "show", "dmeo"], 2, "demo"),
+    ],
+)
+def test_wrong_requests_get_one_sentence(
+    llmopt: Llmopt, tmp_path: Path, arguments: list[str], code: int, says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = llmopt(*arguments)
+    assert done.code == code, done.err
+    assert says in done.err
+    assert "Traceback" not in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_json_too(llmopt: Llmopt) -> None:
+    done = llmopt("quantize", "demo", "-o", "x", "--bits", "5", "--json")
+    assert done.document["error"]["exit_code"] == 2
+
+
+def test_input_and_output_are_never_the_same(llmopt: Llmopt, tmp_path: Path) -> None:
+    llmopt("quantize", "demo", "-o", "w4", *RTN)
+    done = llmopt("quantize", "w4", "-o", "again", *RTN)
+    assert done.code == 2
+    assert "quantized already" in done.err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = llmopt("quantize", "demo", "-o", "mine", *RTN)
+    assert done.code == 2
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_verify_names_what_changed(llmopt: Llmopt, tmp_path: Path) -> None:
+    llmopt("quantize", "demo", "-o", "w4", *RTN)
+    with (tmp_path / "w4" / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    done = llmopt("verify", "w4")
+    assert done.code == 1
+    assert "tokenizer.json" in done.err
+
+
+def test_looking_commands(llmopt: Llmopt) -> None:
+    llmopt("quantize", "demo", "-o", "w4", *RTN)
+    assert "llama" in llmopt("inspect", "demo").out
+    assert llmopt("inspect", "w4", "--json").document["summary"]["quantized"].startswith("gptq, 4 bits")
+    assert "int4 g128 sym" in llmopt("inspect", "w4", "--tensors").out
+    assert "demo" in llmopt("recipes", "list").out
+    assert "group_size" in llmopt("recipes", "show", "demo", "--effective").out
+    assert llmopt("recipes", "schema").document["title"] == "llmopt recipe"
+    backends = llmopt("doctor", "--json").document["backends"]
+    assert backends["onnxruntime"]["install"] == 'pip install "llmopt[onnx]"'
+
+
+def test_generate_streams_and_repeats(llmopt: Llmopt) -> None:
+    arguments = ["generate", "demo", "-p", "import os", "-n", 5, "--temperature", 0.8, "--seed", 3]
+    first = llmopt(*arguments)
+    assert first.code == 0, first.err
+    assert first.out.startswith("import os")
+    assert llmopt(*arguments).out == first.out

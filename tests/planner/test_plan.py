@@ -1,0 +1,128 @@
+"""The DAG, and what the planner says of each tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmopt import planner
+from llmopt.artifact import write_json
+from llmopt.errors import RecipeError
+from llmopt.fates import bits_per_weight
+from llmopt.planner import Plan
+from llmopt.recipe import from_data
+
+STEP = {"id": "q", "quantize": {"method": "rtn"}}
+
+
+def planned(tmp_path: Path, *steps: dict, **recipe: object) -> Plan:
+    data = {"version": 1, "model": "demo", **recipe, "steps": list(steps)}
+    return planner.plan(*from_data(data), tmp_path / "out", fetch=False)
+
+
+def test_steps_run_after_what_they_need_whatever_the_order(tmp_path: Path) -> None:
+    bench = {"id": "score", "bench": {"from": "q"}}
+    plan = planned(tmp_path, bench, STEP)
+    assert [s.id for s in plan.steps] == ["q", "q.gate", "score"]
+    assert plan.by_id("score").parents == ("model", "q")
+
+
+def test_a_matrix_is_all_its_combinations(tmp_path: Path) -> None:
+    step = {"id": "q", "matrix": {"grid": ["int4", "int8"], "group_size": [64, -1]},
+            "quantize": {"method": "rtn", "gate": []}}  # fmt: skip
+    plan = planned(tmp_path, step, {"id": "s", "bench": {"from": "q"}})
+    names = ["q-int4-64", "q-int4-_1", "q-int8-64", "q-int8-_1"]
+    assert plan.by_id("s").settings["from"] == names
+    assert plan.by_id("q-int8-_1").settings["group_size"] == -1
+
+
+def test_every_tensor_has_one_fate(tmp_path: Path) -> None:
+    step = planned(tmp_path, STEP).by_id("q")
+    names = [fate.name for fate in step.fates]
+    assert len(names) == len(set(names))
+    quantized = {fate.name for fate in step.fates if fate.quantize}
+    assert "model.layers.4.mlp.down_proj.weight" in quantized
+    assert len(quantized) == 35
+    assert "model.embed_tokens.weight" not in quantized
+    # 4-bit codes, a float16 scale and a 4-bit zero per 128 inputs, and the index
+    assert 4.15 < bits_per_weight(list(step.fates)) < 4.35
+
+
+def test_the_last_matching_override_wins(tmp_path: Path) -> None:
+    overrides = [
+        {"match": "*.mlp.*", "grid": "int8"},
+        {"match": "*.0.mlp.down_proj", "skip": True},
+        {"match": "*.1.mlp.down_proj", "group_size": 64},
+    ]
+    step = planned(tmp_path, {"id": "q", "quantize": {"method": "rtn", "overrides": overrides}}).by_id("q")
+    fates = {fate.name: fate for fate in step.fates}
+    assert fates["model.layers.0.mlp.down_proj.weight"].quantize is None
+    changed = fates["model.layers.1.mlp.down_proj.weight"].quantize
+    assert changed is not None
+    assert (changed.grid, changed.group_size) == ("int8", 64)
+
+
+def test_a_tied_head_that_is_quantized_becomes_a_tensor(tmp_path: Path) -> None:
+    step = planned(tmp_path, {"id": "q", "quantize": {"method": "rtn", "head": True}}).by_id("q")
+    assert step.fates[-1].name == "lm_head.weight"
+    assert step.fates[-1].quantize is not None
+
+
+def test_calibration_text_decides_the_scale_search(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words " * 100)
+    data = {"calibration": {"source": str(text)}}
+    assert planned(tmp_path, STEP).by_id("q").settings["scale_search"] == "mse"
+    assert planned(tmp_path, STEP, data=data).by_id("q").settings["scale_search"] == "importance"
+
+
+def test_changed_text_changes_the_key(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    keys = set()
+    for words in ("one ", "two "):
+        text.write_text(words * 100)
+        step = planned(tmp_path, STEP, data={"calibration": {"source": str(text)}}).by_id("q")
+        keys.add(step.digest_key({"model": "same"}))
+    assert len(keys) == 2
+
+
+def test_gate_does_not_change_what_is_built(tmp_path: Path) -> None:
+    other = {"id": "q", "quantize": {"method": "rtn", "gate": ["kl.mean < 1"]}}
+    keys = {planned(tmp_path, s).by_id("q").digest_key({"model": "m"}) for s in (STEP, other)}
+    assert len(keys) == 1
+
+
+def test_a_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="quantized already"):
+        planned(tmp_path, STEP, {"id": "again", "quantize": {"from": "q", "method": "rtn"}})
+    with pytest.raises(RecipeError, match="a benchmark"):
+        planned(
+            tmp_path, STEP, {"id": "s", "bench": {"from": "q"}},
+            {"id": "again", "quantize": {"from": "s", "method": "rtn"}},
+        )  # fmt: skip
+
+
+def test_what_others_wrote_is_not_a_destination(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(Exception, match="not an llmopt artifact"):
+        planned(tmp_path, STEP)
+
+
+def test_folders_from_outside_can_be_measured(tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent / "w4").mkdir(parents=True)
+        write_json(tmp_path / parent / "w4" / "llmopt.json", {"schema": 1})
+    sources = [str(tmp_path / parent / "w4") for parent in ("a", "b")]
+    plan = planned(tmp_path, {"id": "s", "bench": {"from": sources}})
+    assert plan.steps[0].settings["from"] == ["w4", "w4-2"]
+    assert plan.folder_of("w4-2") == tmp_path / "b" / "w4"
+
+
+def test_memory_grows_with_the_block_not_with_the_model(tmp_path: Path) -> None:
+    small = planned(tmp_path, STEP).by_id("q").footprint
+    more = planned(
+        tmp_path, {"id": "q", "quantize": {"method": "gptq"}}, data={"calibration": {"source": "demo"}}
+    ).by_id("q").footprint  # fmt: skip
+    assert 0 < small.memory_bytes < more.memory_bytes < 2 << 30
