@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from llmopt.blockwalk.inlet import Weights
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.empty_model import empty_model
 
 #: arguments of a block after the hidden states
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
 StandIn = Callable[[int, Tensor, Call], Tensor]
-
-_NOT_FOR_THE_SKELETON = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
 
 
 class _Stopped(Exception):
@@ -47,7 +46,7 @@ class Skeleton:
         self._naming = checkpoint.naming
         self._dtype = dtype
         self._device = device
-        model = _build(checkpoint, dtype)
+        model = empty_model(checkpoint, dtype)
         # buffers are real; the parameters stay on meta until they are filled
         self._decoder = model.get_submodule(self._family.base)
         self._blocks: Sequence[nn.Module] = list(
@@ -194,20 +193,6 @@ class Skeleton:
     def _ready(self, value: Tensor) -> Tensor:
         dtype = self._dtype if value.is_floating_point() else value.dtype
         return value.to(self._device, dtype).contiguous()
-
-
-def _build(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = checkpoint.family.language_config(checkpoint.config)
-    settings = {key: settings[key] for key in settings if key not in _NOT_FOR_THE_SKELETON}
-    config = AutoConfig.for_model(**settings)
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=checkpoint.family.attention
-        )
-    return model.eval()
 
 
 def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:

@@ -87,7 +87,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sorts names with their numbers as numbers: layers.2 comes before layers.10."""
     return [
-        (int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", name)
+        (int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)
     ]
 
 

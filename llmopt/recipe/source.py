@@ -113,4 +113,7 @@ def _scalar(node: yaml.Node, key: Key, source: Source) -> Any:
         return yaml.safe_load(replaced) if replaced.strip() else replaced
     if replaced != text:
         return replaced
-    return yaml.SafeLoader("").construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError):
+        raise source.error(f"{text!r} is not a value of type {node.tag!r}", key) from None

@@ -61,10 +61,10 @@ def test_the_library_reads_what_we_wrote(tmp_path: Path) -> None:
 
 def test_numbers_in_names_sort_as_numbers() -> None:
     assert sorted(["x.10.b", "x.2.b", "x.a", "x.2.a"], key=natural_key) == [
-        "x.a",
         "x.2.a",
         "x.2.b",
         "x.10.b",
+        "x.a",
     ]
 
 

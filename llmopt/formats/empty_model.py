@@ -1,0 +1,31 @@
+"""The transformers model of a checkpoint, without its weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmopt.formats.checkpoint import Checkpoint
+
+#: what a config says about the checkpoint rather than about the model
+_NOT_THE_MODEL = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
+
+
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The text model with its parameters on the meta device, of `dtype`, and its buffers real.
+
+    transformers builds it from the config, so attention, masks and rotary embeddings are the
+    model's own; no code that comes with a checkpoint is run.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = checkpoint.family.language_config(checkpoint.config)
+    config = AutoConfig.for_model(
+        **{key: value for key, value in settings.items() if key not in _NOT_THE_MODEL}
+    )
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=checkpoint.family.attention
+        )
+    return model.eval()
