@@ -139,6 +139,7 @@ def _work(
 
     return Work(
         settings=step.settings,
+        texts=step.texts,
         fates=step.fates,
         gates_of=step.gates_of,
         parents=parents,

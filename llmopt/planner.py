@@ -31,8 +31,9 @@ VERB_VERSIONS: dict[Verb, int] = {"quantize": 1, "bench": 1}
 class PlannedStep:
     """One step of the DAG, with nothing left to decide.
 
-    `settings` are effective: every default filled in, data sources with their digests. `parents`
-    are ids of steps, or "model". `gates_of` names the step whose result this one judges.
+    `settings` are effective: every default filled in, texts by name and digest and never by their
+    place, which is in `texts`. `parents` are ids of steps, or "model". `gates_of` names the step
+    whose result this one judges.
     """
 
     id: str
@@ -41,6 +42,7 @@ class PlannedStep:
     parents: tuple[str, ...]
     key: Key
     gates_of: str | None = None
+    texts: dict[str, dict[str, Any]] = field(default_factory=dict)
     fates: tuple[TensorFate, ...] = ()
     footprint: Footprint = NOTHING
 
@@ -246,8 +248,9 @@ class _Planner:
         fates = tuple(quantize_fates(self.headers, settings, self.source, place))
         self.quantized[item.step.id] = fates
         footprint = quantize_footprint(self.headers, fates, calibration, settings.batch_size)
+        texts = self._texts() if calibration else {}
         return PlannedStep(
-            item.step.id, "quantize", effective, (MODEL,), place, None, fates, footprint
+            item.step.id, "quantize", effective, (MODEL,), place, None, texts, fates, footprint
         )
 
     def _refuse_quantized(self, parent: str, item: Expanded) -> None:
@@ -286,7 +289,21 @@ class _Planner:
         length = min(data.length, self.context)
         key: Key = ("data", "calibration", "source")
         digest = _located(self.source, key, lambda: self._digest(source, data.field, "calibration"))
-        return data.model_dump() | {"source": source, "length": length, "digest": digest}
+        return data.model_dump() | {
+            "source": text_name(source), "length": length, "digest": digest
+        }  # fmt: skip
+
+    def _texts(self) -> dict[str, dict[str, Any]]:
+        """Where the recipe's texts lie, and as much of them as the model's context allows."""
+        found = {}
+        for name, data in (
+            ("calibration", self.recipe.data.calibration),
+            ("evaluation", self.recipe.data.evaluation),
+        ):
+            length = min(data.length, self.context)
+            source = data.source or "demo"
+            found[name] = data.model_dump() | {"source": source, "length": length}
+        return found
 
     @property
     def context(self) -> int:
@@ -317,7 +334,9 @@ class _Planner:
                 "hold some text out, or evaluate on demo",
             )
         count = data.windows if windows is None else min(windows, data.windows)
-        return data.model_dump() | {"windows": count, "length": length, "digest": digest}
+        return data.model_dump() | {
+            "source": text_name(data.source), "windows": count, "length": length, "digest": digest
+        }  # fmt: skip
 
     def bench(self, item: Expanded, settings: BenchStep) -> PlannedStep:
         place: Key = (*item.key, "bench")
@@ -340,7 +359,9 @@ class _Planner:
             "seed": self.recipe.seed,
         }
         footprint = bench_footprint(self.headers, len(parents), effective["evaluation"])
-        return PlannedStep(item.step.id, "bench", effective, parents, place, None, (), footprint)
+        return PlannedStep(
+            item.step.id, "bench", effective, parents, place, None, self._texts(), (), footprint
+        )
 
     def gate(self, item: Expanded, settings: QuantizeStep, step: PlannedStep) -> PlannedStep:
         """The bench step that decides whether a quantized model may be built upon."""
@@ -354,7 +375,9 @@ class _Planner:
         footprint = replace(bench_footprint(self.headers, 2, effective["evaluation"]), disk_bytes=0)
         parents = (MODEL, step.id)
         name = f"{step.id}.gate"
-        return PlannedStep(name, "bench", effective, parents, place, step.id, (), footprint)
+        return PlannedStep(
+            name, "bench", effective, parents, place, step.id, self._texts(), (), footprint
+        )
 
 
 _METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
@@ -365,6 +388,11 @@ def check_gates(gates: list[str], source: Source, key: Key) -> None:
     for index, text in enumerate(gates):
         gate = _located(source, (*key, index), lambda text=text: parse(text))
         _located(source, (*key, index), lambda gate=gate: lookup(METRICS, "metric", gate.metric))
+
+
+def text_name(source: str) -> str:
+    """What manifests call a text: its file's name, not where it lies."""
+    return source if source == "demo" else Path(source).resolve().name
 
 
 def corpus_digest(source: str, field: str, split: corpora.Split) -> str:

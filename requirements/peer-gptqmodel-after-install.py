@@ -16,7 +16,9 @@ from pathlib import Path
 FILE = "gptqmodel/models/definitions/internvl_chat.py"
 REPLACEMENTS = {
     "import torchvision.transforms as T\n": "T = None\n",
-    "from torchvision.transforms.functional import InterpolationMode\n": "InterpolationMode = None\n",
+    "from torchvision.transforms.functional import InterpolationMode\n": (
+        "InterpolationMode = None\n"
+    ),
 }
 
 

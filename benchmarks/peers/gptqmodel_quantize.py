@@ -8,8 +8,8 @@ Runs inside the `peer-gptqmodel` environment (requirements/peer-gptqmodel.txt):
 
 All that is not an argument stays at GPTQModel's default: symmetric, damping 0.05 raised by 0.01 on
 failure, group-aware order where --act-order is not given, true sequential, min-max scales. The
-artifact is what GPTQModel's own `save` writes. The report holds seconds for load, quantize and
-save, and the process's peak resident memory in bytes (ru_maxrss).
+artifact is what GPTQModel's own `save` writes. The report holds the seconds that load, quantize and
+save took, without the imports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import time
 from pathlib import Path
 
@@ -91,7 +90,6 @@ def main() -> None:
             "quantize": quantized - loaded,
             "save": saved - quantized,
         },
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     arguments.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -26,6 +26,9 @@ from llmopt.cli import (
 )
 from llmopt.errors import LlmoptError
 
+_INTERRUPTED, _TERMINATED = 130, 143
+_RESUMES = "{}; the same command resumes"
+
 app = typer.Typer(
     name="llmopt",
     help="Make language models smaller, faster and cheaper, with proof that they are as good.",
@@ -76,17 +79,19 @@ def run() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     as_json = "--json" in sys.argv
     try:
-        app(standalone_mode=False)
-        code = 0
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+        if code == _INTERRUPTED:  # Typer turns an interrupt into this result
+            _print_error(_RESUMES.format("interrupted"), None, code, as_json)
     except LlmoptError as error:
         _print_error(error.message, error.hint, error.exit_code, as_json)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _print_error("interrupted; the same command resumes", None, 130, as_json)
-        code = 130
+        code = _INTERRUPTED
+        _print_error(_RESUMES.format("interrupted"), None, code, as_json)
     except _Terminated:
-        _print_error("terminated; the same command resumes", None, 143, as_json)
-        code = 143
+        code = _TERMINATED
+        _print_error(_RESUMES.format("terminated"), None, code, as_json)
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:

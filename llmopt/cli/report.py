@@ -38,7 +38,7 @@ def report(
     if not found:
         raise RequestError(f"no results in {', '.join(map(str, folders))}")
     if out.suffix == ".md":
-        from llmopt.report import markdown
+        import llmopt.report.markdown as markdown
 
         out.write_text(markdown.render(collect(found)), encoding="utf-8")
     else:

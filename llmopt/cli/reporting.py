@@ -10,8 +10,7 @@ from llmopt.artifact import read_manifest
 from llmopt.cli.output import Output
 from llmopt.cli.steps import run_record
 from llmopt.errors import RequestError
-from llmopt.report import html, terminal
-from llmopt.report.results import Results
+from llmopt.report import Results, html, terminal
 
 BENCH = "bench.json"
 

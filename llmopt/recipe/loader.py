@@ -105,11 +105,9 @@ def _existing(source: Source, loc: Key) -> Key:
     value: Any = source.data
     key: Key = ()
     for part in loc:
-        if (isinstance(value, dict) and part in value) or (
-            isinstance(value, list) and isinstance(part, int) and part < len(value)
-        ):
+        try:
             value = value[part]
-        else:
+        except (KeyError, IndexError, TypeError):
             break
         key = (*key, part)
     return key

@@ -7,7 +7,12 @@ from typing import Any
 from llmopt.recipe.models import Recipe
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
 
-_NAMES = {"method": METHODS, "grid": GRIDS, "format": FORMATS, "runtime": RUNTIMES}
+_NAMES: dict[str, list[str]] = {
+    "method": sorted(METHODS),
+    "grid": sorted(GRIDS),
+    "format": sorted(FORMATS),
+    "runtime": sorted(RUNTIMES),
+}
 
 
 def json_schema() -> dict[str, Any]:
@@ -18,7 +23,7 @@ def json_schema() -> dict[str, Any]:
     for definition in schema["$defs"].values():
         for name, prop in definition.get("properties", {}).items():
             if name in _NAMES:
-                _offer(prop, sorted(_NAMES[name]))
+                _offer(prop, _NAMES[name])
             if name in ("from", "gate"):  # one name is as good as a list of one
                 _allow_single(prop)
     return schema

@@ -25,9 +25,11 @@ class Work:
 
     `state` is a folder of the stage's own that outlives a kill. `progress` is told
     (what, done, total). `gates_of` names the parent that is judged, where that is the step.
+    `texts` are the recipe's calibration and evaluation data with their places on this machine.
     """
 
     settings: dict[str, Any]
+    texts: dict[str, dict[str, Any]]
     fates: tuple[TensorFate, ...]
     gates_of: str | None
     parents: dict[str, Artifact]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,10 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmopt.artifact import Artifact, finite
-from llmopt.corpora.source import load
-from llmopt.corpora.tokenize import tokenize
-from llmopt.corpora.windows import evaluation_windows
+from llmopt.artifact import Artifact, write_json
 from llmopt.evaluate import gates, speed
 from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexity
 from llmopt.evaluate.memory import peak_memory, reset_peak
@@ -24,6 +20,7 @@ from llmopt.formats.headers import Headers, read_headers
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
+from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 
 _PROMPT = 128
@@ -34,7 +31,9 @@ def run(work: Work) -> Outcome:
     settings = work.settings
     base_name = settings["against"]
     first = work.parents[base_name or settings["from"][0]]
-    windows, corpus = _evaluation(settings["evaluation"], first.path)
+    windows, corpus = text.evaluation(
+        settings["evaluation"], work.texts["evaluation"]["source"], first.path
+    )
     base = _load(work, work.parents[base_name]) if base_name else None
     entries: list[dict[str, Any]] = []
     speeds: dict[str, Any] = {}
@@ -61,8 +60,7 @@ def run(work: Work) -> Outcome:
     verdicts = _judge(settings["gates"], entries, work.parents)
     document = {"schema": 1, "corpus": corpus, "base": base_name, "entries": entries}
     if work.gates_of is None:
-        text = json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False)
-        (work.folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+        write_json(work.folder / "bench.json", document)
     evidence = next((e for e in entries if e["name"] == work.gates_of), {})
     return Outcome(
         format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run={"speed": speeds}
@@ -76,14 +74,6 @@ def _load(work: Work, artifact: Artifact) -> Engine:
     dtype = "float32" if device == "cpu" else "auto"
     engine: Engine = module.load(artifact.path, device=device, dtype=dtype)
     return engine
-
-
-def _evaluation(data: dict[str, Any], folder: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Evaluation windows int64 [windows, length] in the tokens of the model in `folder`."""
-    corpus = load(data["source"], split="evaluation", field=data["field"], tokenizer_folder=folder)
-    windows = evaluation_windows(tokenize(corpus, folder), data["windows"], data["length"])
-    described = {"name": corpus.name, "sha256": corpus.sha256}
-    return windows, described | {"windows": data["windows"], "length": data["length"]}
 
 
 def _measure(
@@ -159,11 +149,11 @@ def _judge(
         if entry["is_base"] and len(entries) > 1:
             continue
         chosen: list[gates.Gate] = []
-        for text in wanted:
-            if text == "default":
+        for gate in wanted:
+            if gate == "default":
                 chosen += gates.default_gates(quantized_bits(parents[entry["name"]].path))
             else:
-                chosen.append(gates.parse(text))
+                chosen.append(gates.parse(gate))
         found = [v.as_dict() for v in gates.check(chosen, _metrics(entry))]
         entry["gates"] = found
         verdicts += [verdict | {"model": entry["name"]} for verdict in found]
@@ -172,7 +162,9 @@ def _judge(
 
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry under the names that gates use."""
-    metrics = {key: entry[key] for key in ("kl", "agreement", "flips") if key in entry}
+    metrics: dict[str, Any] = {
+        key: entry[key] for key in ("kl", "agreement", "flips") if key in entry
+    }
     metrics["perplexity"] = dict(entry.get("perplexity", {}))
     if "perplexity_ratio" in entry:
         metrics["perplexity"]["ratio"] = entry["perplexity_ratio"]

@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk import Inlet, Sink, walk
-from llmopt.corpora.source import load
-from llmopt.corpora.tokenize import tokenize
-from llmopt.corpora.windows import calibration_windows
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.fates import LinearSettings, TensorFate
 from llmopt.formats.checkpoint import Checkpoint
@@ -26,6 +23,7 @@ from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS, GRIDS, METHODS
+from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 
 
@@ -35,7 +33,7 @@ def run(work: Work) -> Outcome:
     parent = next(iter(work.parents.values()))
     checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
     device = pick_device(work.options.device)
-    tokens, corpus = _calibration(settings, checkpoint.folder)
+    tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings["format"]]
     container: Any = importlib.import_module(spec.module)
     fates = {fate.name.removesuffix(".weight"): fate for fate in work.fates}
@@ -61,18 +59,17 @@ def run(work: Work) -> Outcome:
     )
 
 
-def _calibration(
-    settings: dict[str, Any], folder: Path
-) -> tuple[Tensor | None, dict[str, Any] | None]:
+def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dict[str, Any] | None]:
     """The calibration windows int64 [sequences, length], and what the manifest says of them."""
-    data = settings["calibration"]
+    data, folder = work.settings["calibration"], checkpoint.folder
     if data is None:
         return None, None
-    corpus = load(data["source"], split="calibration", field=data["field"], tokenizer_folder=folder)
-    tokens = tokenize(corpus, folder)
-    windows = calibration_windows(tokens, data["sequences"], data["length"], settings["seed"])
-    described = {"name": corpus.name, "sha256": corpus.sha256}
-    return windows, described | {"windows": data["sequences"], "length": data["length"]}
+    source = work.texts["calibration"]["source"]
+    windows, corpus = text.calibration(data, source, folder, work.settings["seed"])
+    held_out = work.texts["evaluation"]
+    if source != held_out["source"]:  # one source has splits that share nothing
+        text.refuse_overlap(windows, text.evaluation(held_out, held_out["source"], folder)[0])
+    return windows, corpus
 
 
 class _Quantize:
@@ -82,7 +79,7 @@ class _Quantize:
         self, settings: dict[str, Any], fates: dict[str, TensorFate], min_zero: int
     ) -> None:
         self._settings, self._fates, self._min_zero = settings, fates, min_zero
-        self._method: Method = importlib.import_module(METHODS[settings["method"]].module)  # type: ignore[assignment]
+        self._method: Method = importlib.import_module(METHODS[settings["method"]].module)
         self._solver = SolverSettings(
             **{f.name: settings[f.name] for f in fields(SolverSettings) if f.name in settings}
         )
@@ -106,13 +103,13 @@ class _Quantize:
             )
         except LlmoptError as error:
             raise type(error)(f"{', '.join(names)}: {error.message}", hint=error.hint) from error
-        grid: Grid = importlib.import_module(GRIDS[chosen.grid].module)  # type: ignore[assignment]
+        grid: Grid = importlib.import_module(GRIDS[chosen.grid].module)
         start = 0
         for name, weight in zip(names, weights, strict=True):
             part = rows_of(solved, start, start + weight.shape[0])
             start += weight.shape[0]
-            error = grid.decode(part.codes, part.params) - weight
-            inlet.replace(name, part, _record(part, error, weight, inlet.statistics))
+            change = grid.decode(part.codes, part.params) - weight
+            inlet.replace(name, part, _record(part, change, weight, inlet.statistics))
 
     def _options(self, chosen: LinearSettings) -> GridOptions:
         return GridOptions(
@@ -138,16 +135,16 @@ def rows_of(tensor: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
 
 
 def _record(
-    tensor: QuantizedTensor, error: Tensor, weight: Tensor, statistics: InletStatistics | None
+    tensor: QuantizedTensor, change: Tensor, weight: Tensor, statistics: InletStatistics | None
 ) -> dict[str, Any]:
     """What the ledger keeps of a linear: relative errors of its values and of its outputs."""
     record: dict[str, Any] = {
-        "error": _ratio(error.square().sum(), weight.square().sum()),
+        "error": _ratio(change.square().sum(), weight.square().sum()),
         "desc_act": tensor.params.group_index is not None,
     }
     if statistics is not None:
         hessian = statistics.hessian
-        lost = ((error @ hessian) * error).sum()
+        lost = ((change @ hessian) * change).sum()
         record["output_error"] = _ratio(lost, ((weight @ hessian) * weight).sum())
         record["tokens"] = statistics.tokens
     return record
@@ -195,8 +192,8 @@ def _write_config(
     if checkpoint.naming.head in layers:
         config["tie_word_embeddings"] = False
     for name, document in (("config.json", config), ("quantize_config.json", quantization)):
-        text = json.dumps(document, indent=2, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        content = json.dumps(document, indent=2, ensure_ascii=False)
+        (folder / name).write_text(content + "\n", encoding="utf-8")
 
 
 def _ledger(

@@ -41,7 +41,7 @@ def restore_tied_embedding(model: torch.nn.Module, folder: Path) -> None:
     name = next(name for name, parameter in model.named_parameters() if parameter is shared)
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():
+            if name in set(tensors.keys()):
                 shared.data.copy_(tensors.get_tensor(name))
 
 

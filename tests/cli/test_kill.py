@@ -62,8 +62,10 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
 def test_interrupt_and_terminate_have_their_exit_codes(tmp_path: Path) -> None:
     for signal_, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = subprocess.Popen(
-            [*COMMAND[:-1], "--sequences", "400"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-        )
+            [*COMMAND[:-1], "--sequences", "400"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            # a shell that started the tests in the background has SIGINT ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
         assert process.stderr is not None
         process.stderr.readline()  # the step has begun
         process.send_signal(signal_)

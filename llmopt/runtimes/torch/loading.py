@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.headers import read_json
+from llmopt.runtimes.device import pick_device
 from llmopt.runtimes.torch.engine import TorchEngine
 from llmopt.runtimes.torch.linear import Decode, KernelSwitch, QuantizedLinear
 
@@ -32,9 +33,7 @@ def load(
     or has no place in the model.
     """
     checkpoint = Checkpoint.open(folder)
-    target = torch.device(device)
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise RequestError("this machine has no GPU that torch can use", hint="--device cpu")
+    target = torch.device(pick_device(device))
     computing = _dtype(dtype, checkpoint, target)
     model, switch = _empty_model(checkpoint, computing), KernelSwitch()
     used = _put_quantized(model, checkpoint, computing, switch, decode, target)

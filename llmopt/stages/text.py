@@ -1,0 +1,52 @@
+"""The text that a step calibrates or measures on, as windows of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmopt.corpora.source import Split, load
+from llmopt.corpora.tokenize import Tokens, tokenize
+from llmopt.corpora.windows import calibration_windows, evaluation_windows, overlap
+from llmopt.errors import RequestError
+
+#: a share of common text above which an evaluation measures memory
+_LARGEST_OVERLAP = 0.02
+
+
+def calibration(
+    data: dict[str, Any], source: str, folder: Path, seed: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Windows int64 [sequences, length] in the tokens of the model in `folder`, and their name.
+
+    `data` is a step's calibration settings, `source` where the text lies on this machine.
+    """
+    tokens, described = _read(data, source, "calibration", folder)
+    windows = calibration_windows(tokens, data["sequences"], data["length"], seed)
+    return windows, described | {"windows": data["sequences"], "length": data["length"]}
+
+
+def evaluation(data: dict[str, Any], source: str, folder: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Windows int64 [windows, length], and their name; see `calibration`."""
+    tokens, described = _read(data, source, "evaluation", folder)
+    windows = evaluation_windows(tokens, data["windows"], data["length"])
+    return windows, described | {"windows": data["windows"], "length": data["length"]}
+
+
+def refuse_overlap(seen: Tensor, held_out: Tensor) -> None:
+    """RequestError where evaluation windows hold text that calibration windows have."""
+    share = overlap(seen, held_out)
+    if share > _LARGEST_OVERLAP:
+        raise RequestError(
+            f"{share:.0%} of the evaluation text is in the calibration text too",
+            hint="a model is measured on text that calibration never saw: hold some out",
+        )
+
+
+def _read(
+    data: dict[str, Any], source: str, split: Split, folder: Path
+) -> tuple[Tokens, dict[str, Any]]:
+    corpus = load(source, split=split, field=data["field"], tokenizer_folder=folder)
+    return tokenize(corpus, folder), {"name": corpus.name, "sha256": corpus.sha256}

@@ -1,0 +1,200 @@
+"""A walk that is killed anywhere goes on and ends with the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import models
+from tests.blockwalk.conftest import Inlet, Round, calibration, run
+
+from llmopt.blockwalk.state import WalkState
+from llmopt.errors import LlmoptError
+
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    models.save(folder, "llama", num_hidden_layers=BLOCKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, dict[str, Any]]:
+    """The bytes and records of an uninterrupted walk."""
+    work = tmp_path_factory.mktemp("whole")
+    records = run(model, work, Round(), tokens=calibration(), head=True, save_every=2)
+    return (work / "out" / "model.safetensors").read_bytes(), records
+
+
+class Killed(BaseException):
+    """Not an Exception, so that nothing on the way can catch it, like a kill."""
+
+
+class KillAt(Round):
+    """Dies at the n-th inlet it is given."""
+
+    def __init__(self, inlet: int) -> None:
+        super().__init__()
+        self.left = inlet
+
+    def apply(self, inlet: Inlet) -> None:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        super().apply(inlet)
+
+
+def die_after(block: int) -> Any:
+    def on_block(done: int, total: int) -> None:
+        assert total == BLOCKS + 1
+        if done == block:
+            raise Killed
+
+    return on_block
+
+
+def finish(model: Path, work: Path, whole: tuple[bytes, dict[str, Any]], **options: Any) -> int:
+    """Run to the end, check the result, and return how many blocks were left to do."""
+    told: list[int] = []
+    options = {"head": True, "save_every": 2, **options}
+    records = run(
+        model,
+        work,
+        Round(),
+        tokens=calibration(),
+        on_block=lambda done, _: told.append(done),
+        **options,
+    )
+    assert (work / "out" / "model.safetensors").read_bytes() == whole[0]
+    assert records == whole[1]
+    return len(told)
+
+
+@pytest.mark.parametrize("block", range(1, BLOCKS + 2))
+@pytest.mark.parametrize("save_every", [1, 2, 100])
+def test_killed_after_a_block(
+    model: Path, tmp_path: Path, whole: tuple[bytes, dict[str, Any]], block: int, save_every: int
+) -> None:
+    options = {"head": True, "save_every": save_every, "tokens": calibration()}
+    with pytest.raises(Killed):
+        run(model, tmp_path, Round(), on_block=die_after(block), **options)
+    assert finish(model, tmp_path, whole, save_every=save_every) == BLOCKS + 1 - block
+
+
+@pytest.mark.parametrize("inlet", [0, 3, 9, 14, 16])
+def test_killed_inside_a_block(
+    model: Path, tmp_path: Path, whole: tuple[bytes, dict[str, Any]], inlet: int
+) -> None:
+    with pytest.raises(Killed):
+        run(model, tmp_path, KillAt(inlet), tokens=calibration(), head=True, save_every=2)
+    assert finish(model, tmp_path, whole) == BLOCKS + 1 - inlet // 4
+
+
+@pytest.mark.parametrize("save", range(1, 9))
+def test_killed_while_writing_a_file(
+    model: Path,
+    tmp_path: Path,
+    whole: tuple[bytes, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    save: int,
+) -> None:
+    """Just before the n-th rename of a finished file: half of the work is on disk, unnamed."""
+    renamed = iter(range(1, 100))
+    replace = Path.replace
+
+    def dying(self: Path, target: Path) -> Path:
+        if next(renamed) == save:
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            run(model, tmp_path, Round(), tokens=calibration(), head=True, save_every=2)
+    finish(model, tmp_path, whole)
+
+
+def test_killed_again_and_again(
+    model: Path, tmp_path: Path, whole: tuple[bytes, dict[str, Any]]
+) -> None:
+    for _ in range(BLOCKS + 1):
+        with pytest.raises(Killed):
+            run(model, tmp_path, KillAt(4), tokens=calibration(), head=True, save_every=2)
+        if len(list((tmp_path / "parts").glob("block-*"))) == BLOCKS:
+            break
+    assert finish(model, tmp_path, whole) == 1
+
+
+def test_killed_after_the_walk(
+    model: Path, tmp_path: Path, whole: tuple[bytes, dict[str, Any]]
+) -> None:
+    assert finish(model, tmp_path, whole) == BLOCKS + 1
+    assert finish(model, tmp_path, whole) == 0
+
+
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_killed_with_an_uneven_state(model: Path, tmp_path: Path, true_sequential: bool) -> None:
+    """Conv1D weights and tuples between blocks, replayed from their stored codes."""
+    for family in ("gpt2", "gpt_neox"):
+        folder = tmp_path / family
+        models.save(folder / "model", family)
+        options = {"tokens": calibration(), "head": True, "true_sequential": true_sequential}
+        run(folder / "model", folder / "whole", Round(), **options)
+        for inlet in (4, 6, 8):
+            with pytest.raises(Killed):
+                run(folder / "model", folder / f"at-{inlet}", KillAt(inlet), **options)
+            run(folder / "model", folder / f"at-{inlet}", Round(), **options)
+            first, second = (
+                folder / name / "out" / "model.safetensors" for name in ("whole", f"at-{inlet}")
+            )
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_walk_without_data_goes_on(model: Path, tmp_path: Path) -> None:
+    run(model, tmp_path / "whole", Round(needs_statistics=False), tokens=None, head=True)
+    with pytest.raises(Killed):
+        run(model, tmp_path / "part", KillAt(6), tokens=None, head=True)
+    told: list[int] = []
+    operation = Round(needs_statistics=False)
+    options = {"head": True, "on_block": lambda done, _: told.append(done)}
+    run(model, tmp_path / "part", operation, tokens=None, **options)
+    assert told == [2, 3, 4, 5]
+    first, second = (tmp_path / name / "out" / "model.safetensors" for name in ("whole", "part"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_other_settings_start_anew(
+    model: Path, tmp_path: Path, whole: tuple[bytes, dict[str, Any]]
+) -> None:
+    with pytest.raises(Killed):
+        run(model, tmp_path, Round(), tokens=models.tokens(3, 8), head=True, on_block=die_after(3))
+    assert finish(model, tmp_path, whole) == BLOCKS + 1
+
+
+def test_the_threads_it_began_with_are_used(model: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(Killed):
+            run(model, tmp_path, Round(), tokens=calibration(), on_block=die_after(1))
+        torch.set_num_threads(1)
+        used: list[int] = []
+        options = {"on_block": lambda *_: used.append(torch.get_num_threads())}
+        run(model, tmp_path, Round(), tokens=calibration(), **options)
+        assert used == [2, 2, 2]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_two_walks_cannot_share_a_folder(model: Path, tmp_path: Path) -> None:
+    with (
+        WalkState(tmp_path / "state").locked(),
+        pytest.raises(LlmoptError, match="another process is working"),
+    ):
+        run(model, tmp_path, Round(), tokens=calibration())

@@ -1,0 +1,296 @@
+"""The walk on tiny models of every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests import models
+from tests.blockwalk.conftest import Halve, Round, Watch, calibration, rounded, run
+
+from llmopt.blockwalk.inlet import decode
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.grids.base import QuantizedTensor
+from llmopt.specs.families import FAMILIES
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def hessian(x: torch.Tensor) -> torch.Tensor:
+    x = x.reshape(-1, x.shape[-1]).double()
+    return (x.T @ x / len(x)).float()
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return bool((ours - theirs).abs().max() <= 1e-6 * theirs.abs().max())
+
+
+@pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
+def test_an_idle_walk_sees_the_models_own_activations(tmp_path: Path, family: str) -> None:
+    """... at every linear and after the last norm, and copies the checkpoint byte for byte."""
+    model = models.save(tmp_path / "model", family)
+    spec, inputs = FAMILIES[family], {}
+    for block in range(2):
+        for path in (inlet[0] for inlet in spec.inlets):
+            name = f"{spec.base}.{spec.blocks}.{block}.{path}"
+
+            def note(_: object, given: tuple[torch.Tensor], name: str = name) -> None:
+                inputs[name] = given[0]
+
+            model.get_submodule(name).register_forward_pre_hook(note)
+    with torch.no_grad():
+        final = model.get_submodule(spec.base)(calibration())[0]
+    watch = Watch()
+    run(tmp_path / "model", tmp_path, watch, tokens=calibration(), head=True)
+    seen = {names[0]: statistics for names, statistics in watch.seen.items()}
+    head = Checkpoint.open(tmp_path / "model").naming.head
+    assert seen.keys() == {*inputs, head}
+    for name, x in {**inputs, head: final}.items():
+        assert seen[name].tokens == 60
+        assert close(seen[name].hessian, hessian(x)), name
+    before, after = (tmp_path / name / "model.safetensors" for name in ("model", "out"))
+    assert before.read_bytes() == after.read_bytes()
+
+
+@pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
+@pytest.mark.parametrize("true_sequential", [False, True])
+def test_statistics_come_from_what_was_changed_before(
+    tmp_path: Path, family: str, true_sequential: bool
+) -> None:
+    """The second block, and with true_sequential each inlet, sees rounded weights before it."""
+    model = models.save(tmp_path / "model", family)
+    spec, x = FAMILIES[family], {}
+    order = [path for inlet in spec.inlets for path in inlet]
+    late = f"{spec.base}.{spec.blocks}.1.{order[-1]}"
+    importance = Watch()
+    operations = (importance, Round(needs_statistics=False))
+    run(
+        tmp_path / "model",
+        tmp_path,
+        *operations,
+        tokens=calibration(),
+        true_sequential=true_sequential,
+    )
+    statistics = {names[0]: seen for names, seen in importance.seen.items()}
+    done = weights_as_run(tmp_path / "out")
+    changed = 1 if true_sequential else 0
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            module = name.removesuffix(".weight")
+            first = f"{spec.base}.{spec.blocks}.0." in name
+            if module in done and (first or (changed and module != late)):
+                parameter.copy_(done[module])
+        model.get_submodule(late).register_forward_pre_hook(
+            lambda _, given: x.update(late=given[0])
+        )
+        model(calibration())
+    importance_used = statistics[late]
+    assert close(importance_used.hessian, hessian(x["late"]))
+
+
+def weights_as_run(folder: Path) -> dict[str, torch.Tensor]:
+    """The decoded linears of an artifact, in the checkpoint's orientation."""
+    model = folder.parent / "model"
+    source = Checkpoint.open(model)
+    from llmopt.formats import gptq
+
+    stored, decoded = weights(folder), {}
+    for name in stored:
+        if name.endswith(".qweight"):
+            module = name.removesuffix(".qweight")
+            parts = {suffix: stored[f"{module}.{suffix}"] for suffix in gptq.SUFFIXES}
+            weight = decode(gptq.Codec().unpack(parts))
+            decoded[module] = weight.T if source.family.conv1d else weight
+    return decoded
+
+
+@pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
+def test_every_tensor_is_accounted_for_once(tmp_path: Path, family: str) -> None:
+    models.save(tmp_path / "model", family)
+    before = weights(tmp_path / "model")
+    records = run(tmp_path / "model", tmp_path, Round(), tokens=calibration())
+    after = weights(tmp_path / "out")
+    naming = Checkpoint.open(tmp_path / "model").naming
+    linears = {name for block in range(2) for inlet in naming.linears(block) for name in inlet}
+    assert records.keys() == linears
+    suffixes = ("qweight", "qzeros", "scales", "g_idx")
+    expected = {name for name in before if name.removesuffix(".weight") not in linears}
+    assert after.keys() == expected | {f"{m}.{suffix}" for m in linears for suffix in suffixes}
+    assert all(torch.equal(after[name], before[name]) for name in expected)
+
+
+def test_without_data_the_operations_are_all_that_happens(tmp_path: Path) -> None:
+    models.save(tmp_path / "model", "gpt2")
+    before = weights(tmp_path / "model")
+    watch = Watch(needs_statistics=False)
+    run(tmp_path / "model", tmp_path, watch, Round(skip=["mlp"]), tokens=None)
+    assert set(watch.seen.values()) == {None}
+    decoded = weights_as_run(tmp_path / "out")
+    assert len(decoded) == 4
+    for module, weight in decoded.items():
+        assert torch.equal(weight.T, decode(rounded(before[f"{module}.weight"].T.contiguous())))
+    assert torch.equal(
+        weights(tmp_path / "out")["transformer.h.0.mlp.c_fc.weight"],
+        before["transformer.h.0.mlp.c_fc.weight"],
+    )
+
+
+def test_operations_run_in_order_on_each_others_results(tmp_path: Path) -> None:
+    """Halving before rounding gives half the scales; plain results keep the stored dtype."""
+    models.save(tmp_path / "model", "gpt2")
+    before = weights(tmp_path / "model")
+    half = {name: tensor.bfloat16() for name, tensor in before.items()}
+    save_file(half, tmp_path / "model" / "model.safetensors")
+    run(tmp_path / "model", tmp_path, Halve(), Round(skip=["mlp"]), tokens=calibration())
+    after = weights(tmp_path / "out")
+    name = "transformer.h.1.mlp.c_proj.weight"
+    assert after[name].dtype == torch.bfloat16
+    assert torch.equal(after[name], half[name] * 0.5)
+    quantized = weights_as_run(tmp_path / "out")
+    assert all("attn" in module for module in quantized)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_a_quantized_head_gets_statistics_and_a_tensor_of_its_own(
+    tmp_path: Path, family: str
+) -> None:
+    models.save(tmp_path / "model", family)
+    before = weights(tmp_path / "model")
+    run(tmp_path / "model", tmp_path, Round(), tokens=calibration(), head=True)
+    after = weights(tmp_path / "out")
+    naming = Checkpoint.open(tmp_path / "model").naming
+    assert after[f"{naming.head}.qweight"].shape == (32 * 4 // 32, 96)
+    assert f"{naming.head}.weight" not in after
+    embedding = f"{naming.embedding}.weight"
+    assert torch.equal(after[embedding], before[embedding])
+
+
+def test_a_missing_base_prefix_is_put_back(tmp_path: Path) -> None:
+    models.save(tmp_path / "model", "gpt2")
+    whole = weights(tmp_path / "model")
+    short = {name.removeprefix("transformer."): tensor for name, tensor in whole.items()}
+    short["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)  # a mask that old checkpoints carry
+    save_file(short, tmp_path / "model" / "model.safetensors")
+    watch = Watch()
+    run(tmp_path / "model", tmp_path, watch, tokens=calibration())
+    assert ("transformer.h.0.attn.c_attn",) in watch.seen
+    assert weights(tmp_path / "out").keys() == {*whole, "transformer.h.0.attn.bias"}
+
+
+@pytest.mark.parametrize("base", ["language_model.model", "model.language_model"])
+def test_a_text_model_inside_another_is_walked(tmp_path: Path, base: str) -> None:
+    import json
+
+    models.save(tmp_path / "model", "gemma3_text")
+    path = tmp_path / "model" / "config.json"
+    config = {"model_type": "gemma3", "text_config": json.loads(path.read_text())}
+    path.write_text(json.dumps(config))
+    tensors = {
+        name.replace("model", base, 1): tensor
+        for name, tensor in weights(tmp_path / "model").items()
+        if name != "lm_head.weight"
+    }
+    tensors["vision_tower.layers.0.weight"] = torch.ones(3)
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    run(tmp_path / "model", tmp_path, Round(), tokens=calibration())
+    after = weights(tmp_path / "out")
+    assert f"{base}.layers.1.mlp.down_proj.qweight" in after
+    assert torch.equal(after["vision_tower.layers.0.weight"], torch.ones(3))
+
+
+def test_a_quantized_checkpoint_can_be_walked_again(tmp_path: Path) -> None:
+    """Its untouched layers keep their codes; the activations are those of the decoded model."""
+    import json
+
+    from llmopt.formats import gptq
+
+    models.save(tmp_path / "model")
+    run(tmp_path / "model", tmp_path, Round(skip=["mlp"]), tokens=calibration())
+    once = tmp_path / "out"
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    layout = gptq.LayerLayout(bits=4, group_size=32, symmetric=True)
+    config["quantization_config"] = gptq.quantization_config({"m": layout}, version=gptq.GPTQ_V1)
+    (once / "config.json").write_text(json.dumps(config))
+    for tokens in (calibration(), None):
+        again = tmp_path / f"again-{tokens is None}"
+        run(once, again, Round(tokens is not None, skip=["attn"]), tokens=tokens)
+        ours, theirs = weights(again / "out"), weights(once)
+        kept = [name for name in theirs if "attn" in name]
+        assert len(kept) > 8
+        assert all(torch.equal(ours[name], theirs[name]) for name in kept)
+        assert "model.layers.0.mlp.up_proj.qweight" in ours
+
+
+def test_pickled_weights_are_written_as_safetensors(tmp_path: Path) -> None:
+    models.save(tmp_path / "model")
+    expected = weights(tmp_path / "model")
+    torch.save(expected, tmp_path / "model" / "model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    from llmopt.blockwalk import Sink, walk
+    from llmopt.formats.safetensors import ShardWriter
+
+    writer = ShardWriter(tmp_path / "parts")
+    checkpoint = Checkpoint.open(tmp_path / "model", allow_pickle=True)
+    walk(checkpoint, calibration(), [Halve()], Sink(writer), tmp_path / "state")
+    writer.finalize(tmp_path)
+    after = load_file(tmp_path / "model.safetensors")
+    assert after.keys() == expected.keys()
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(after[name], expected[name] * 0.5)
+
+
+class Spoil:
+    """Asks for something that cannot be written, or names a linear of another inlet."""
+
+    needs_statistics = False
+
+    def __init__(self, name: str | None = None, scale: float = 0.1) -> None:
+        self.name, self.scale = name, scale
+
+    def apply(self, inlet: object) -> None:
+        tensor = rounded(inlet.weight(inlet.names[0]))
+        params = tensor.params.__class__(
+            **{**vars(tensor.params), "scale": torch.full_like(tensor.params.scale, self.scale)}
+        )
+        value = QuantizedTensor(grid=tensor.grid, codes=tensor.codes, params=params)
+        inlet.replace(self.name or inlet.names[0], value)
+
+
+def test_what_the_format_cannot_hold_stops_the_walk(tmp_path: Path) -> None:
+    models.save(tmp_path / "model")
+    with pytest.raises(LlmoptError, match=r"layers\.0\.self_attn\.q_proj cannot be written: a sc"):
+        run(tmp_path / "model", tmp_path, Spoil(), tokens=None)
+    with pytest.raises(LlmoptError, match="nothing is not one of the linears"):
+        run(tmp_path / "model", tmp_path, Spoil("nothing"), tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("missing", r"no tensor model\.layers\.1\.input_layernorm\.weight"),
+        ("shape", r"input_layernorm\.weight has the shape \[31\], but the config asks for \[32\]"),
+        ("blocks", "config.json says 3 blocks, the weights have 2"),
+    ],
+)
+def test_weights_that_do_not_fit_the_config_are_refused(
+    tmp_path: Path, fault: str, message: str
+) -> None:
+    import json
+
+    models.save(tmp_path / "model")
+    tensors, name = weights(tmp_path / "model"), "model.layers.1.input_layernorm.weight"
+    if fault == "missing":
+        del tensors[name]
+    if fault == "shape":
+        tensors[name] = tensors[name][:31].clone()
+    if fault == "blocks":
+        path = tmp_path / "model" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(RequestError, match=message):
+        run(tmp_path / "model", tmp_path, Watch(), tokens=calibration())
