@@ -3,7 +3,8 @@
     python benchmarks/startup.py [--runs 10]
 
 User plus system time of a fresh process, so that a busy machine changes it little; the minimum is
-the figure to compare. The first runs, which write bytecode and fill the file cache, are not counted.
+the figure to compare. The first two runs, which write bytecode and fill the file cache, do not
+count.
 """
 
 from __future__ import annotations

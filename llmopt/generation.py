@@ -23,7 +23,7 @@ def stream_text(
     dtype: str, device: str, runtime: str = "torch",
 ) -> Iterator[str]:  # fmt: skip
     """Yield the continuation of `prompt` piece by piece; pieces are whole characters."""
-    from llmopt.corpora.tokenize import auto_tokenizer
+    from llmopt.corpora.pretrained import auto_tokenizer
     from llmopt.runtimes.device import pick_device
 
     folder = resolve(model).folder

@@ -164,7 +164,7 @@ def test_a_quantized_head_gets_statistics_and_a_tensor_of_its_own(
     run(tmp_path / "model", tmp_path, Round(), tokens=calibration(), head=True)
     after = weights(tmp_path / "out")
     naming = Checkpoint.open(tmp_path / "model").naming
-    assert after[f"{naming.head}.qweight"].shape == (32 * 4 // 32, 96)
+    assert after[f"{naming.head}.qweight"].shape == (64 * 4 // 32, 96)
     assert f"{naming.head}.weight" not in after
     embedding = f"{naming.embedding}.weight"
     assert torch.equal(after[embedding], before[embedding])
@@ -273,7 +273,7 @@ def test_what_the_format_cannot_hold_stops_the_walk(tmp_path: Path) -> None:
     ("fault", "message"),
     [
         ("missing", r"no tensor model\.layers\.1\.input_layernorm\.weight"),
-        ("shape", r"input_layernorm\.weight has the shape \[31\], but the config asks for \[32\]"),
+        ("shape", r"input_layernorm\.weight has the shape \[63\], but the config asks for \[64\]"),
         ("blocks", "config.json says 3 blocks, the weights have 2"),
     ],
 )
@@ -287,7 +287,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(
     if fault == "missing":
         del tensors[name]
     if fault == "shape":
-        tensors[name] = tensors[name][:31].clone()
+        tensors[name] = tensors[name][:63].clone()
     if fault == "blocks":
         path = tmp_path / "model" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))

@@ -50,7 +50,7 @@ def test_the_gain_of_a_norm_is_what_it_says(built: tuple[str, nn.Module]) -> Non
         norm.weight.fill_(1 - family.norm_gain_offset)
         if getattr(norm, "bias", None) is not None:
             norm.bias.zero_()
-    x = torch.tensor([1.0, -1.0] * 16)
+    x = torch.tensor([1.0, -1.0] * 32)
     assert torch.allclose(norm(x), x, atol=1e-4)
 
 

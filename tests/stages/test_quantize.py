@@ -1,0 +1,158 @@
+"""quantize and bench as steps, on a tiny model of every family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from llmopt import pipeline, planner
+from llmopt.artifact import Artifact, read_manifest
+from llmopt.errors import LlmoptError
+from llmopt.recipe import from_data
+from llmopt.runtimes.torch import load
+from llmopt.specs.families import FAMILIES
+from llmopt.stages.base import RunOptions
+from tests import models as tiny
+from tests.test_pipeline import Log
+
+TEXT = "The quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. "
+HELD_OUT = "Sphinx of black quartz, judge my vow! How vexingly quick daft zebras jump. "
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    """make("gpt2") -> a folder with a tiny model and a tokenizer of one token a character."""
+
+    def build(family: str, **settings: Any) -> Path:
+        folder = tmp_path / f"model-{family}"
+        tiny.save(folder, family, **settings)
+        vocabulary = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 0}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        tokenizer.save(str(folder / "tokenizer.json"))
+        (tmp_path / "text.txt").write_text(TEXT * 40)
+        (tmp_path / "held-out.txt").write_text(HELD_OUT * 20)
+        return folder
+
+    return build
+
+
+def quantized(tmp_path: Path, model: Path, **settings: Any) -> Artifact:
+    """Run one quantize step, without a gate unless asked for one."""
+    data = {
+        "version": 1,
+        "model": str(model),
+        "data": {
+            "calibration": {"source": str(tmp_path / "text.txt"), "sequences": 6, "length": 48},
+            "evaluation": {"source": str(tmp_path / "held-out.txt"), "windows": 4, "length": 48},
+        },
+        "steps": [{"id": "q", "quantize": {"group_size": 32, "gate": [], **settings}}],
+    }
+    plan = planner.plan(*from_data(data), tmp_path / "out")
+    return pipeline.run(plan, RunOptions("cpu"), Log())[0].artifact
+
+
+def difference(first: Path, second: Path) -> float:
+    """Relative difference of two models' logits on a few random tokens."""
+    tokens = tiny.tokens()
+    one, other = (load(p, dtype="float32").logits(tokens) for p in (first, second))
+    return float((one - other).norm() / one.norm())
+
+
+FAMILY_IDS = [family for family in FAMILIES if family in tiny.FAMILY_SETTINGS]
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("family", FAMILY_IDS)
+def test_every_family_goes_end_to_end(family: str, method: str, make: Any, tmp_path: Path) -> None:
+    model = make(family)
+    done = quantized(tmp_path, model, method=method, grid="int8")
+    assert difference(model, done.path) < 0.05
+    ledger = done.manifest["ledger"]
+    linears = sum(len(inlet) for inlet in FAMILIES[family].inlets) * 2
+    assert sum(entry["action"] == "quantized" for entry in ledger) == linears
+    assert all(entry["error"] < 0.02 for entry in ledger if entry["action"] == "quantized")
+    assert (done.path / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid": "int2", "format": "gptq_v2", "symmetric": False},
+        {"grid": "int3"},
+        {"grid": "int4", "act_order": "full"},
+        {"grid": "int4", "act_order": "full", "static_groups": True},
+        {"grid": "int4", "act_order": "none", "refine": 0, "scale_search": "minmax"},
+        {"grid": "int4", "symmetric": False, "group_size": -1},
+        {"grid": "int4", "true_sequential": False, "signed_scales": False},
+        {"grid": "int8", "head": True},
+        {"grid": "int8", "format": "gptq_v2", "group_size": 16},
+        {"grid": "int4", "overrides": [{"match": "*.down_proj", "grid": "int8"},
+                                       {"match": "*.0.self_attn.*", "skip": True}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_reach_the_artifact(settings: dict[str, Any], make: Any, tmp_path: Path) -> None:
+    model = make("llama")
+    done = quantized(tmp_path, model, **settings)
+    limit = {"int2": 1.0, "int3": 0.6, "int4": 0.3, "int8": 0.02}[settings["grid"]]
+    assert 0 < difference(model, done.path) < limit
+    config = json.loads((done.path / "quantize_config.json").read_text())
+    assert config["checkpoint_format"] == settings.get("format", "gptq")
+    assert config["desc_act"] is (settings.get("act_order") == "full")
+    assert config["sym"] is settings.get("symmetric", True)
+    assert json.loads((done.path / "config.json").read_text())["quantization_config"] == config
+
+
+def test_gptq_loses_less_of_the_outputs_than_rtn(make: Any, tmp_path: Path) -> None:
+    model = make("llama")
+    errors = {}
+    for method in ("rtn", "gptq"):
+        ledger = quantized(tmp_path, model, method=method, grid="int3").manifest["ledger"]
+        errors[method] = sum(e.get("output_error", 0.0) for e in ledger)
+    assert errors["gptq"] < 0.9 * errors["rtn"]
+
+
+def test_overlapping_texts_are_refused_before_work(make: Any, tmp_path: Path) -> None:
+    model = make("llama")
+    (tmp_path / "held-out.txt").write_text(TEXT * 30)
+    with pytest.raises(LlmoptError, match="is in the calibration text too"):
+        quantized(tmp_path, model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_text_says_how_much_there_is(make: Any, tmp_path: Path) -> None:
+    model = make("llama")
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(LlmoptError, match=r"text\.txt has \d+ tokens"):
+        quantized(tmp_path, model)
+
+
+def test_a_weight_that_is_not_a_number_is_named(make: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = make("llama")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LlmoptError, match=r"layers\.1\.mlp.*NaN"):
+        quantized(tmp_path, model, method="rtn")
+
+
+def test_the_input_is_never_touched(make: Any, tmp_path: Path) -> None:
+    model = make("qwen2")
+    before = {p.name: p.read_bytes() for p in model.iterdir()}
+    quantized(tmp_path, model)
+    assert {p.name: p.read_bytes() for p in model.iterdir()} == before
+
+
+def test_no_path_of_the_machine_is_written(make: Any, tmp_path: Path) -> None:
+    done = quantized(tmp_path, make("llama"))
+    for path in done.path.glob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    assert read_manifest(done.path)["settings"]["calibration"]["source"] == "text.txt"
