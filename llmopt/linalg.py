@@ -19,14 +19,14 @@ _SPLIT_BLOCK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """A damped Hessian as `upper @ upper.T`.
+    """A damped Hessian, in the order that was asked for, as `upper @ upper.T`.
 
-    upper: [cols, cols] float32, upper triangular with a positive diagonal.
+    damped: [cols, cols] float32. upper: [cols, cols] float32, upper triangular, diagonal > 0.
     damping: what was added to the diagonal, as a fraction of its mean over the live columns; may
-    be more than was asked for.
-    dead: [cols] bool, the inputs that were never non-zero.
+    be more than was asked for. dead: [cols] bool, in that order too: inputs that were always zero.
     """
 
+    damped: Tensor
     upper: Tensor
     damping: float
     dead: Tensor
@@ -40,16 +40,18 @@ def damped_factor(
     increment: float = 0.01,
     attempts: int = 100,
 ) -> Factor:
-    """Factor H + damping * mean(diag H) * I with R upper triangular and H = R R^T.
+    """Factor H + damping * mean(diag H) * I as R R^T with R upper triangular.
 
-    GPTQ's factor U with H^-1 = U^T U is R^-1, so one Cholesky of the flipped matrix gives both.
-    The error feedback needs only R: a rounding error d_j of column j moves the best value of a
-    later column k by d_j R_jk / R_kk, and R_kk^2 = 1 / U_kk^2 is what an error left in column k
-    costs once all later columns have made up for it as well as they can.
+    GPTQ's factor U with H^-1 = U^T U is R^-1, and its feedback needs R alone: an error d_j left in
+    column j moves the best value of a later column k by d_j R_jk / R_kk (columns j < k all fixed,
+    those after k still free), and an error in column k costs R_kk^2 = 1 / U_kk^2 once all later
+    columns have made up for it. So one Cholesky of the flipped matrix replaces GPTQ's
+    Cholesky, inverse and second Cholesky, or the triangular inverse that would stand in for them.
 
-    hessian: [cols, cols] float32, symmetric. `order` [cols] int64 permutes it first.
-    A column whose diagonal is 0 gets the mean diagonal, which leaves it on its own. When float32
-    finds the matrix not positive definite, float64 is tried, then the damping grows by `increment`.
+    hessian: [cols, cols] float32, symmetric; `order` [cols] int64 permutes rows and columns first.
+    Dead columns keep the damping alone as their diagonal, which leaves each on its own and weighs
+    it next to nothing. Where float32 finds the matrix not positive definite float64 is tried, then
+    the damping grows by `increment`; LlmoptError after `attempts`.
     """
     if not bool(torch.isfinite(hessian).all()):
         raise LlmoptError(
@@ -58,49 +60,25 @@ def damped_factor(
         )
     damped = hessian.clone() if order is None else hessian[order][:, order]
     diagonal = damped.diagonal()
-    dead = diagonal <= 0
-    live_mean = diagonal[~dead].mean() if not bool(dead.all()) else diagonal.new_ones(())
-    diagonal[dead] = live_mean
-    added = 0.0
-    for _ in range(attempts):
-        diagonal.add_(live_mean * (damping - added))
-        added = damping
+    before = diagonal.clone()
+    dead = before <= 0
+    mean = before[~dead].mean() if not bool(dead.all()) else before.new_ones(())
+    for attempt in range(attempts):
+        used = damping + attempt * increment
+        torch.add(before, mean * used, out=diagonal)
         upper = _flipped_cholesky(damped)
         if upper is not None:
-            return Factor(upper=upper, damping=damping, dead=dead)
-        damping += increment
-    raise LlmoptError(
-        f"the Hessian is not positive definite even with damping {damping - increment:g}"
-    )
+            return Factor(damped=damped, upper=upper, damping=used, dead=dead)
+    raise LlmoptError(f"the Hessian is not positive definite even with damping {used:g}")
 
 
 def _flipped_cholesky(matrix: Tensor) -> Tensor | None:
     """R upper with matrix = R R^T, or None where the matrix is not positive definite."""
-    flipped = matrix.flip(0, 1)
     for dtype in (torch.float32, torch.float64):
-        lower, status = torch.linalg.cholesky_ex(flipped.to(dtype))
+        lower, status = torch.linalg.cholesky_ex(matrix.flip(0, 1).to(dtype))
         if int(status) == 0 and bool(torch.isfinite(lower).all()):
-            return lower.flip(0, 1).to(torch.float32)
+            return torch.flip(lower.to(torch.float32), (0, 1))
     return None
-
-
-def triangular_inverse(upper: Tensor, *, block: int = 256) -> Tensor:
-    """The inverse of an upper triangular [n, n]; by halves, so that most of it is matrix products.
-
-    [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]].
-    """
-    n = upper.shape[0]
-    if n <= block:
-        eye = torch.eye(n, dtype=upper.dtype, device=upper.device)
-        return torch.linalg.solve_triangular(upper, eye, upper=True)
-    half = n // 2
-    top = triangular_inverse(upper[:half, :half], block=block)
-    bottom = triangular_inverse(upper[half:, half:], block=block)
-    inverse = torch.zeros_like(upper)
-    inverse[:half, :half] = top
-    inverse[half:, half:] = bottom
-    inverse[:half, half:] = -(top @ upper[:half, half:] @ bottom)
-    return inverse
 
 
 def accumulate_hessian(hessian: Tensor, x: Tensor, count: int) -> int:
@@ -145,7 +123,7 @@ def fast_products(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
         yield
         return
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at import
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

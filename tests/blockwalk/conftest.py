@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests import models
 
 from llmopt.blockwalk import Inlet, Operation, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from llmopt.formats.gptq import Codec
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics
+from tests import models
 
 
 def rounded(weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantizedTensor:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import models
-from tests.blockwalk.conftest import Halve, Round, Watch, calibration, rounded, run
 
 from llmopt.blockwalk.inlet import decode
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.grids.base import QuantizedTensor
 from llmopt.specs.families import FAMILIES
+from tests import models
+from tests.blockwalk.conftest import Halve, Round, Watch, calibration, rounded, run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

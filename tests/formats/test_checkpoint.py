@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import models
 from torch import nn
 
 from llmopt.errors import RequestError
@@ -16,6 +15,7 @@ from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from tests import models
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests import models
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmopt.errors import RequestError
 from llmopt.specs.families import FAMILIES, family_of
+from tests import models
 
 
 @pytest.fixture(scope="module", params=models.FAMILY_SETTINGS)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
-from llmopt.grids.base import GridOptions, QuantizedTensor
+from llmopt.grids.base import Grid, GridOptions, QuantizedTensor
 from llmopt.linalg import accumulate_hessian
+from llmopt.specs.base import lookup
+from llmopt.specs.grids import GRIDS
 
 ActOrder = Literal["none", "group", "full"]
 
@@ -62,7 +65,9 @@ class SolverSettings:
     result needs a group index.
     static_groups: fix every group's scale before any rounding; with "full" order the groups then
     stay those of consecutive columns.
-    refine: how many sweeps of coordinate descent over scales and codes follow the feedback pass.
+    refine: how hard to look further. 0 is the feedback pass alone. From 1 on each group also tries
+    a few scales and descends over scale and codes before the next group is rounded, and `refine`
+    sweeps of the same descent over all columns follow.
     """
 
     damping: float = 0.01
@@ -87,7 +92,12 @@ class Method(Protocol):
         """
 
 
+def grid_of(options: GridOptions) -> Grid:
+    """The module that implements the grid, or RequestError where there is none of that name."""
+    return cast("Grid", importlib.import_module(lookup(GRIDS, "grid", options.grid).module))
+
+
 def check_weight(weight: Tensor) -> None:
-    """Refuse a weight that cannot be quantized."""
+    """Refuse a weight that has no nearest codes."""
     if not bool(torch.isfinite(weight).all()):
         raise LlmoptError("the weight holds NaN or infinite values")

@@ -1,165 +1,237 @@
+"""GPTQ: round column by column, let later columns make up for each error; then descend further.
+
+With R upper triangular and H = R R^T (H damped), the loss of row w is
+
+    (w - q) H (w - q)^T = sum over columns k of R_kk^2 (t_k - q_k)^2,
+    t_k = w_k + sum over j < k of (w_j - q_j) R_jk / R_kk,
+
+so rounding t_k in turn is GPTQ (its eager updates through chol(H^-1) give the same t_k), and R is
+all it takes. After this pass every column has neighbours on both sides fixed, and the descent's
+target for column k is w_k + sum over j != k of (w_j - q_j) H_jk / H_kk. Both need, for a block
+of columns, one matrix product over all columns before (or around) it, and then only the block.
+The tensors here are transposed, a column of the weight to a contiguous row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
-from llmopt.grids import integer
-from llmopt.grids.base import AffineParams, QuantizedTensor
-from llmopt.linalg import damped_factor
+from llmopt.errors import LlmoptError
+from llmopt.grids.affine import group_length
+from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
+from llmopt.linalg import Factor, damped_factor
+from llmopt.methods.quantize.base import (
+    ActOrder,
+    InletStatistics,
+    SolverSettings,
+    check_weight,
+    grid_of,
+)
+from llmopt.methods.quantize.blocks import Lattice, descend, feedback, feedback_with_trials
 
-BLOCK = 256
-SUB = 16
-IMP = "cond"
-SCALESTEP = True
-HDAMP = True
-SEARCHLOOP = 0
-REDO = 0
-
-
-def column_order(diagonal, size, act_order):
-    cols = diagonal.shape[0]
-    if act_order == "none":
-        return torch.arange(cols)
-    if act_order == "full":
-        return torch.sort(diagonal, descending=True, stable=True)[1]
-    g = diagonal.view(-1, size)
-    inner = torch.sort(g, dim=1, descending=True, stable=True)[1]
-    outer = torch.sort(g.amax(1), descending=True, stable=True)[1]
-    return (inner + torch.arange(g.shape[0])[:, None] * size)[outer].reshape(-1)
+# Columns that share one product with all others; groups inside it are settled among themselves.
+_SPAN = 128
+# Elements of a weight that are worked on at once; rows do not depend on each other.
+_CHUNK = 1 << 23
 
 
-def objective(delta_t, H):  # per row
-    return ((H @ delta_t) * delta_t).sum(0)
-
-
-def solve(weight, statistics, options, settings, log=None):
-    rows, cols = weight.shape
-    size = integer.group_length(cols, options.group_size)
-    H = statistics.hessian
-    order = column_order(H.diagonal(), size, settings.act_order)
-    F = damped_factor(H, settings.damping, order=order)
-    R = F.upper
-    dr = R.diagonal().clone()
-    M = torch.triu(R / dr, 1)
-    Hp = H[order][:, order].clone()
-    Hp.diagonal().add_((F.damping if HDAMP else 1e-6) * Hp.diagonal().mean())
-    dh = Hp.diagonal()
-    wt = weight.t()[order].contiguous()
-    G = cols // size
-    delta = torch.zeros_like(wt)
-    scale = torch.empty(G, rows)
-    zero = torch.empty(G, rows)
-    C = torch.zeros_like(wt)
-    imp = {
-        "cond": dr**2,
-        "diag": H.diagonal()[order],
-        "none": None,
-        "mix": dr * H.diagonal()[order].sqrt(),
-    }[IMP]
-    top = 2**options.bits - 1
-    if settings.static_groups:
-        p = integer.fit(wt.t().contiguous(), options, imp)
-        scale[:] = p.scale.t()
-        zero[:] = p.zero.t()
-
-    def fitgroup(T, g):
-        if settings.static_groups:
-            return
-        s = slice(0, size)
-        sc, z = integer.fit_block(
-            T[:size].t(), options, None if imp is None else imp[g * size : (g + 1) * size]
-        )
-        scale[g] = sc
-        zero[g] = z
-
-    def roundgroup(T, W, D, Cc, K, s, z, first):
-        """sequential rounding in one group; T [n,R] targets modified; D updated; K coupling [n,n] strictly (j->k)"""
-        n = T.shape[0]
-        lo = -z
-        hi = top - z
-        for b in range(0, n, SUB):
-            e = min(b + SUB, n)
-            ch = torch.empty(e - b, T.shape[1])
-            for i in range(b, e):
-                c = torch.div(T[i], s).round_()
-                c = torch.clamp(c, lo, hi)
-                Cc[i] = c
-                nd = W[i] - c * s
-                ch[i - b] = nd - D[i]
-                D[i] = nd
-                if i + 1 < e:
-                    T[i + 1 : e].addr_(K[i, i + 1 : e], ch[i - b])
-            if e < n:
-                T[e:].addmm_(K[b:e, e:].t(), ch)
-
-    for g in range(G):
-        b, e = g * size, (g + 1) * size
-        T = wt[b:e] + M[:b, b:e].t() @ delta[:b]
-        fitgroup(T, g)
-        if SEARCHLOOP:
-            best = None
-            s0 = scale[g].clone()
-            z0 = zero[g].clone()
-            for f in [1.0] + [1 + SEARCHLOOP * k for k in (-3, -2, -1, 1, 2)]:
-                s = integer.round_scale(s0 * f)
-                T2 = T.clone()
-                D2 = torch.zeros_like(T)
-                C2 = torch.zeros_like(T)
-                roundgroup(T2, wt[b:e], D2, C2, M[b:e, b:e], s, z0, True)
-                # conditional error: (T-final target handled) sum dr^2*(target-q)^2
-                q = C2 * s
-                cost = ((T2 - q) ** 2 * (dr[b:e] ** 2)[:, None]).sum(0)
-                if best is None:
-                    best = cost
-                else:
-                    scale[g] = torch.where(cost < best, s, scale[g])
-                    best = torch.minimum(best, cost)
-        roundgroup(T, wt[b:e], delta[b:e], C[b:e], M[b:e, b:e], scale[g], zero[g], True)
-    if log is not None:
-        log.append(objective(delta, Hp).sum().item())
-    for sweep in range(settings.refine):
-        Mh = Hp / dh  # [j,k]: T_k = sum_j D_j H_jk/H_kk
-        for g in range(G):
-            b, e = g * size, (g + 1) * size
-            if SCALESTEP:
-                grad = Hp[b:e] @ delta  # [n,R]
-                c = C[b:e]
-                Hc = Hp[b:e, b:e] @ c
-                den = (c * Hc).sum(0)
-                num = (c * grad).sum(0)
-                st = torch.where(den > 0, num / den, torch.zeros_like(den))
-                ns = integer.round_scale(scale[g] + st)
-                st = ns - scale[g]
-                ok = (-2 * st * num + st * st * den < 0) & (den > 0)
-                if not options.signed_scales:
-                    ok &= ns > 0
-                st = torch.where(ok, st, torch.zeros_like(st))
-                scale[g] = scale[g] + st
-                delta[b:e] -= c * st
-            T = wt[b:e] - delta[b:e] + Mh[:, b:e].t() @ delta
-            K = torch.triu(Mh[b:e, b:e], 1)
-            roundgroup(T, wt[b:e], delta[b:e], C[b:e], K, scale[g], zero[g], False)
-        if log is not None:
-            log.append(objective(delta, Hp).sum().item())
-    codes = torch.empty(cols, rows, dtype=torch.uint8)
-    codes[order] = (C.view(G, size, rows) + zero[:, None]).to(torch.uint8).view(cols, rows)
-    inv = None
-    sc, ze = scale, zero
-    if settings.act_order == "full" and not settings.static_groups:
-        inv = torch.empty(cols, dtype=torch.int32)
-        inv[order] = (torch.arange(cols) // size).to(torch.int32)
-    else:
-        gg = order.view(G, size)[:, 0] // size
-        sc = torch.empty_like(scale)
-        ze = torch.empty_like(zero)
-        sc[gg] = scale
-        ze[gg] = zero
+def solve(
+    weight: Tensor,
+    statistics: InletStatistics | None,
+    options: GridOptions,
+    settings: SolverSettings,
+) -> QuantizedTensor:
+    """Choose codes and parameters for weight [rows, cols] float32 by its inputs' Hessian."""
+    check_weight(weight)
+    if statistics is None or statistics.tokens == 0:
+        raise LlmoptError("gptq needs calibration statistics", hint="give calibration text")
+    cols = weight.shape[1]
+    size = group_length(cols, options.group_size)
+    order = column_order(statistics.diagonal, size, settings.act_order)
+    factor = damped_factor(statistics.hessian, settings.damping, order=order)
+    solver = _Solver(factor, order, size, statistics.diagonal, options, settings)
+    step = max(1, _CHUNK // cols)
+    parts = [solver.solve(part) for part in torch.split(weight, step)]
     return QuantizedTensor(
         grid=options.grid,
-        codes=codes.t().contiguous(),
+        codes=torch.cat([part.codes for part in parts]),
         params=AffineParams(
             bits=options.bits,
             group_size=options.group_size,
             symmetric=options.symmetric,
-            scale=sc.t().contiguous(),
-            zero=ze.t().contiguous().to(torch.int32),
-            group_index=inv,
+            scale=torch.cat([part.scale for part in parts]),
+            zero=torch.cat([part.zero for part in parts]),
+            group_index=solver.stored_index(),
         ),
     )
+
+
+def column_order(diagonal: Tensor, size: int, act_order: ActOrder) -> Tensor:
+    """The order in which columns are rounded, int64 [cols]: the most active first.
+
+    "group" sorts columns inside their groups, and groups by their most active column, so that the
+    groups stay those of consecutive stored columns.
+    """
+    if act_order == "none":
+        return torch.arange(diagonal.shape[0], device=diagonal.device)
+    if act_order == "full":
+        return torch.argsort(diagonal, descending=True, stable=True)
+    groups = diagonal.view(-1, size)
+    inside = torch.argsort(groups, dim=1, descending=True, stable=True)
+    first = torch.arange(0, diagonal.shape[0], size, device=diagonal.device)
+    between = torch.argsort(groups.amax(1), descending=True, stable=True)
+    return (inside + first.unsqueeze(1))[between].reshape(-1)
+
+
+@dataclass
+class _Rows:
+    """Some rows of the weight under way. Columns stand in rounding order, groups as stored.
+
+    weight, residual (weight minus the values so far), codes (from the zero point):
+    [cols, rows]. scale, zero: [groups, rows]. All float32 but codes, int16.
+    """
+
+    weight: Tensor
+    residual: Tensor
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    @classmethod
+    def start(cls, weight: Tensor, order: Tensor, groups: int) -> _Rows:
+        columns = weight.T[order].contiguous()
+        table = torch.zeros(groups, weight.shape[0], device=weight.device)
+        return cls(
+            weight=columns,
+            residual=torch.zeros_like(columns),
+            codes=torch.zeros_like(columns, dtype=torch.int16),
+            scale=table,
+            zero=table.clone(),
+        )
+
+    def settle(self, block: slice, codes: Tensor, lattice: Lattice) -> Tensor:
+        """Take over a block's codes; returns by how much its residual changed."""
+        residual = torch.addcmul(self.weight[block], codes, lattice.scale, value=-1)
+        change = residual - self.residual[block]
+        self.residual[block] = residual
+        self.codes[block] = codes.to(torch.int16)
+        return change
+
+
+@dataclass(frozen=True)
+class _Result:
+    """codes uint8 [rows, cols] in stored order; scale float32 and zero int32 [rows, groups]."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
+
+class _Solver:
+    """What all rows of a weight share."""
+
+    def __init__(
+        self,
+        factor: Factor,
+        order: Tensor,
+        size: int,
+        diagonal: Tensor,
+        options: GridOptions,
+        settings: SolverSettings,
+    ) -> None:
+        self._factor, self._order, self._size, self._stored_diagonal = factor, order, size, diagonal
+        self._options, self._settings = options, settings
+        self._grid: Grid = grid_of(options)
+        self._importance = factor.upper.diagonal().square()
+        self._regrouped = settings.act_order == "full" and not settings.static_groups
+        position = torch.arange(order.shape[0], device=order.device)
+        self._group = (position if self._regrouped else order) // size
+
+    def stored_index(self) -> Tensor | None:
+        """The group of each stored column, int32 [cols], where it is not column // group size."""
+        if not self._regrouped:
+            return None
+        index = torch.empty_like(self._group)
+        index[self._order] = self._group
+        return index.to(torch.int32)
+
+    def solve(self, weight: Tensor) -> _Result:
+        """Codes and parameters for some rows of the weight."""
+        rows = _Rows.start(weight, self._order, weight.shape[1] // self._size)
+        if self._settings.static_groups:
+            params = self._grid.fit(weight, self._options, self._stored_diagonal)
+            rows.scale, rows.zero = params.scale.T.clone(), params.zero.T.to(torch.float32)
+        self._pass(rows, forward=True)
+        for _ in range(self._settings.refine):
+            self._pass(rows, forward=False)
+        codes = torch.empty(weight.T.shape, dtype=torch.uint8, device=weight.device)
+        codes[self._order] = rows.codes.add_(rows.zero[self._group].to(torch.int16)).to(torch.uint8)
+        return _Result(
+            codes=codes.T.contiguous(),
+            scale=rows.scale.T.contiguous(),
+            zero=rows.zero.T.to(torch.int32).contiguous(),
+        )
+
+    def _pass(self, rows: _Rows, *, forward: bool) -> None:
+        """Visit all groups: `forward` to round them for the first time, else to descend."""
+        matrix = self._factor.upper if forward else self._factor.damped
+        visit = self._round if forward else self._descend
+        cols, size = matrix.shape[0], self._size
+        span = max(size, _SPAN // size * size)
+        for start in range(0, cols, span):
+            stop = min(start + span, cols)
+            known = start if forward else cols
+            pending = matrix[:known, start:stop].T @ rows.residual[:known]
+            for first in range(start, stop, size):
+                after = first + size
+                change = visit(rows, slice(first, after), pending[first - start : after - start])
+                if after < stop:
+                    pending[after - start :].addmm_(matrix[first:after, after:stop].T, change)
+
+    def _round(self, rows: _Rows, block: slice, pending: Tensor) -> Tensor:
+        """Round a group; pending [n, rows] is what errors before it ask of it, times R."""
+        upper = self._factor.upper[block, block]
+        wanted = torch.linalg.solve_triangular(upper.T, pending, upper=False)
+        target = wanted.add_(rows.weight[block])
+        if not self._settings.static_groups:
+            scale, zero = self._grid.fit_block(target.T, self._options, self._importance[block])
+            rows.scale[self._group[block.start]] = scale
+            rows.zero[self._group[block.start]] = zero.to(torch.float32)
+        lattice = self._lattice(rows, block)
+        if self._settings.refine == 0:
+            return rows.settle(block, feedback(target, upper, lattice), lattice)
+        codes, lattice = feedback_with_trials(target, upper, lattice)
+        cost = upper @ upper.T
+        gradient = cost @ target.addcmul_(codes, lattice.scale, value=-1)
+        return self._improve(rows, block, gradient, cost, codes, lattice)
+
+    def _descend(self, rows: _Rows, block: slice, pending: Tensor) -> Tensor:
+        """Improve a group given all others; pending [n, rows] is H times the residual."""
+        codes = rows.codes[block].to(torch.float32)
+        cost = self._factor.damped[block, block]
+        return self._improve(rows, block, pending, cost, codes, self._lattice(rows, block))
+
+    def _improve(
+        self, rows: _Rows, block: slice, gradient: Tensor, cost: Tensor, codes: Tensor, old: Lattice
+    ) -> Tensor:
+        codes, lattice = descend(gradient, cost, codes, old)
+        if lattice.free:
+            rows.scale[self._group[block.start]] = lattice.scale[0]
+        return rows.settle(block, codes, lattice)
+
+    def _lattice(self, rows: _Rows, block: slice) -> Lattice:
+        """The values open to a block's columns, by the scales and zeros of now."""
+        groups = self._group[block]
+        mixed = self._settings.static_groups and self._settings.act_order == "full"
+        table = groups if mixed else groups[:1]
+        zero = rows.zero[table]
+        return Lattice(
+            scale=rows.scale[table],
+            low=-zero,
+            high=2**self._options.bits - 1 - zero,
+            free=not self._settings.static_groups,
+            signed=self._options.symmetric and self._options.signed_scales,
+        )

@@ -1,0 +1,93 @@
+"""What every grid of the form value = scale * (code - zero) shares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import RequestError
+from llmopt.grids.base import AffineParams
+
+_HALF_MAX = 65504.0
+_HALF_TINY = 2.0**-24
+# Up to here columns are rounded one by one, above by halves with a matrix product in between.
+_FEW_COLUMNS = 16
+
+
+def group_length(cols: int, group_size: int) -> int:
+    """Columns in a group, or RequestError where groups do not fill the width."""
+    size = cols if group_size == -1 else group_size
+    if size < 1 or cols % size:
+        raise RequestError(f"group size {group_size} does not divide {cols} input channels")
+    return size
+
+
+def round_scale(scale: Tensor) -> Tensor:
+    """The nearest usable float16 values, as float32: finite and not zero, with the sign kept.
+
+    A scale of exactly 0 belongs to a group with nothing in it and becomes 1.
+    """
+    magnitude = scale.abs().clamp(_HALF_TINY, _HALF_MAX).to(torch.float16).to(torch.float32)
+    return torch.where(scale == 0, torch.ones_like(scale), magnitude.copysign(scale))
+
+
+def encode(w: Tensor, params: AffineParams) -> Tensor:
+    """Nearest codes, uint8 [rows, cols]."""
+    scale, zero, shape = _per_column(params, w.shape[1])
+    codes = (w.reshape(shape) / scale).round_().add_(zero).clamp_(0, 2**params.bits - 1)
+    return codes.to(torch.uint8).view(w.shape)
+
+
+def decode(codes: Tensor, params: AffineParams) -> Tensor:
+    """The float32 values [rows, cols] that `codes` stand for: scale * (code - zero)."""
+    scale, zero, shape = _per_column(params, codes.shape[1])
+    return codes.reshape(shape).to(torch.float32).sub_(zero).mul_(scale).view(codes.shape)
+
+
+def round_with_feedback(
+    target: Tensor,
+    current: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    coupling: Tensor,
+) -> None:
+    """Round columns in turn; each change of a value moves the targets of the columns after it.
+
+    Column i gets the code c nearest to target[i] / scale[i] in [low[i], high[i]], counted from the
+    zero point; then target[k] += coupling[i, k] * (current[i] - c * scale[i]) for every k > i.
+
+    target, current, codes: [n, rows] float32, a column of the weight to each row, contiguous. All
+    three are overwritten: target with what each column was rounded from, current with the changes
+    current - c * scale, codes with c. scale, low, high: [n, rows], may be expanded views.
+    coupling: [n, n], of which the part above the diagonal is read.
+    """
+    n = target.shape[0]
+    if n > _FEW_COLUMNS:
+        half = n // 2
+        first, last = slice(0, half), slice(half, n)
+        for part in (first, last):
+            round_with_feedback(
+                target[part], current[part], codes[part],
+                scale[part], low[part], high[part], coupling[part, part],
+            )  # fmt: skip
+            if part is first:
+                target[last].addmm_(coupling[first, last].T, current[first])
+        return
+    for i in range(n):
+        code, change = codes[i], current[i]
+        torch.div(target[i], scale[i], out=code)
+        torch.clamp(code.round_(), low[i], high[i], out=code)
+        change.addcmul_(code, scale[i], value=-1)
+        if i + 1 < n:
+            target[i + 1 :].addr_(coupling[i, i + 1 :], change)
+
+
+def _per_column(params: AffineParams, cols: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Scale and zero that broadcast over columns reshaped as the returned shape."""
+    if params.group_index is not None:
+        index = params.group_index.to(torch.int64)
+        return params.scale[:, index], params.zero[:, index], (-1, cols)
+    groups = params.scale.shape[1]
+    return params.scale.unsqueeze(-1), params.zero.unsqueeze(-1), (-1, groups, cols // groups)
