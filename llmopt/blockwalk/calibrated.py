@@ -106,10 +106,12 @@ class CalibratedWalk:
     def _operate(
         self, weights: Weights, collected: Collected, assign: Callable[[str, Tensor], None]
     ) -> None:
-        """Run the operations on each inlet, and forget its statistics after that."""
+        """Run the operations on each inlet, and give back the memory of its statistics."""
         while collected:
             names, statistics = collected.pop(0)
             self._plan.apply(Inlet(names, weights, statistics, assign, self._plan.device))
+            del statistics
+            memory.release()
 
     def _collect(self, index: int, inlets: Sequence[tuple[str, ...]]) -> Collected:
         """Push the activations into the block as far as the last of these inlets."""

@@ -1,14 +1,14 @@
-"""How far stored codes are from the weights that they stand for, in steps of their own grid.
+"""How well stored codes stand for the weights that they come from, in steps of their own grid.
 
-A method that rounds, and even one that moves codes to make up for the rounding of others, stays
-about the weights: the error has no mean, and an r.m.s. of a fraction of a step, whatever the model
-and the number of bits. Scales, zero points or codes that belong elsewhere do not. Where little
-flows through a linear this shows damage that hardly shows in what the model says.
+Rounding, and even a method that moves codes to make up for the rounding of others, leaves errors
+that average out within a group and do not follow the codes, whatever the model is. Zero points,
+scales or codes that belong elsewhere do not. This shows damage to a linear through which little
+flows, which would hardly show in what the model says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -21,29 +21,47 @@ from llmopt.specs import GRIDS, lookup
 
 @dataclass(frozen=True)
 class CodeError:
-    """Of one linear, in steps: `bias` is the mean's size, `spread` the root mean square."""
+    """Of one linear, over the groups of weights that share a scale.
 
-    bias: float
-    spread: float
+    offset: r.m.s. over groups of the mean error, in steps; 1 where all zero points are one off.
+    gain: r.m.s. of how much a group's weights differ from 1 times what its codes say, by least
+    squares, groups weighted by their energy; 0.9 where scales are 10 times too large.
+    """
+
+    offset: float
+    gain: float
 
 
 def code_error(weight: Tensor, tensor: QuantizedTensor) -> CodeError:
-    """The error of codes against `weight` [out, in], the linear's weight in the base model."""
-    params, cols = tensor.params, tensor.codes.shape[1]
+    """Compare codes with `weight` [out, in], the linear's weight in the model they come from."""
+    params, (rows, cols) = tensor.params, tensor.codes.shape
+    groups = params.scale.shape[1]
     index = params.group_index
     if index is None:
-        index = torch.arange(cols) // (cols // params.scale.shape[1])
+        index = torch.arange(cols, device=weight.device) // (cols // groups)
+    index = index.to(torch.int64)
     grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
-    step = params.scale[:, index.to(torch.int64)]
-    error = (weight.float() - grid.decode(tensor.codes, params)) / step
-    mean = error.mean(dtype=torch.float64)
-    square = error.square_().mean(dtype=torch.float64)
-    return CodeError(bias=abs(float(mean)), spread=float(square.sqrt()))
+    decoded, step = grid.decode(tensor.codes, params), params.scale[:, index]
+    error = (weight.float() - decoded) / step
+    code = decoded / step
+
+    def in_groups(values: Tensor) -> Tensor:
+        sums = torch.zeros(rows, groups, dtype=torch.float64, device=values.device)
+        return sums.index_add_(1, index, values.double())
+
+    mean = in_groups(error) / torch.bincount(index, minlength=groups)
+    energy = in_groups(code.square())
+    follows = in_groups(error * code).square() / energy.clamp(min=1.0)
+    return CodeError(
+        offset=float(mean.square().mean().sqrt()),
+        gain=float((follows.sum() / energy.sum().clamp(min=1.0)).sqrt()),
+    )
 
 
-def worst(errors: Mapping[str, CodeError]) -> dict[str, float]:
-    """The metrics `bias` and `spread` of a model: the largest of any linear's."""
+def worst(errors: Iterable[CodeError]) -> dict[str, float]:
+    """The metrics of a model: the largest offset and the largest gain of its linears."""
+    found = list(errors)
     return {
-        "bias": max(error.bias for error in errors.values()),
-        "spread": max(error.spread for error in errors.values()),
+        "offset": max(error.offset for error in found),
+        "gain": max(error.gain for error in found),
     }

@@ -65,7 +65,6 @@ def _fit(x: Tensor, options: GridOptions, weights: Tensor | None) -> tuple[Tenso
     search, top = options.scale_search, 2**options.bits - 1
     if search != "minmax":
         scale, zero = search_scales(x, options, weights if search == "importance" else None)
-        scale = round_scale(scale)
     elif options.symmetric:
         # As AutoGPTQ and GPTQModel: the extreme lies half a step past the last positive code.
         scale = round_scale(x.abs().amax(0).mul_(2 / top))

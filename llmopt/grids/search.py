@@ -1,10 +1,10 @@
 """Search for the scale (and zero) of a group of weights that loses least to rounding.
 
-For fixed codes c, counted from the zero point, the best scale and its error are known in closed
-form: minimising sum w (x - s c)^2 gives s = sum w x c / sum w c^2 and an error of sum w x^2 - F
-with F = (sum w x c)^2 / sum w c^2. So each candidate is judged by the F of its codes and its scale
-refitted to them; the winner's codes and scale then improve each other for a few rounds. Six ranges
-and two rounds come within 0.3 % of the error of forty ranges and three rounds.
+For fixed codes c, counted from the zero point, a scale s takes F = 2 s sum w x c - s^2 sum w c^2 off
+the error sum w x^2, most at s = sum w x c / sum w c^2. So each candidate is judged by the F of its
+codes and the scale refitted to them, in float16; the winner's codes and scale then improve each
+other for a few rounds. Six ranges and two rounds come within 1 % of the error of forty ranges at 2
+and 3 bits, and within 5 % at 4 bits in groups of 32.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from llmopt.grids.affine import round_scale
 from llmopt.grids.base import GridOptions
 
 # The ranges tried, as fractions of the full one: fewer bits gain more from clipping.
@@ -33,7 +34,7 @@ _NOTHING = 1e-30
 def search_scales(x: Tensor, options: GridOptions, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scale and zero, float32 of shape x.shape[1:], for groups x [n, ...] along the first dim.
 
-    weights broadcasts to x, >= 0; None weighs all alike. A group of zeros gets the scale 0.
+    weights broadcasts to x, >= 0; None weighs all alike. Scales are those of round_scale.
     """
     best = _Best(x, None if weights is None else _floored(weights), 2**options.bits - 1)
     ranges = _symmetric_ranges if options.symmetric else _asymmetric_ranges
@@ -56,15 +57,14 @@ class _Best:
 
     def consider(self, scale: Tensor, zero: Tensor) -> None:
         """Keep the scale refitted to the codes that scale and zero give, where it is better."""
-        inverse = torch.where(scale.abs() > _NOTHING, 1 / scale, 0.0)
-        codes = torch.mul(self._x, inverse, out=self._codes).round_()
+        scale = round_scale(scale)
+        codes = torch.div(self._x, scale, out=self._codes).round_()
         codes.clamp_(-zero, self._top - zero)
         dot = torch.mul(codes, self._weighted, out=self._product).sum(0)
         codes.square_()
         norm = (codes if self._weights is None else codes.mul_(self._weights)).sum(0)
-        used = norm > 0
-        refitted = torch.where(used, dot / norm, scale)
-        gain = torch.where(used, dot * refitted, 0.0)
+        refitted = round_scale(torch.where(norm > 0, dot / norm, scale))
+        gain = refitted * (2 * dot - refitted * norm)
         better = gain > self._gain
         self._gain = torch.where(better, gain, self._gain)
         self.scale = torch.where(better, refitted, self.scale)
