@@ -108,10 +108,11 @@ class CalibratedWalk:
     ) -> None:
         """Run the operations on each inlet, and give back the memory of its statistics."""
         while collected:
+            # what the step before freed is given back before this one takes its own
+            memory.release()
             names, statistics = collected.pop(0)
             self._plan.apply(Inlet(names, weights, statistics, assign, self._plan.device))
             del statistics
-            memory.release()
 
     def _collect(self, index: int, inlets: Sequence[tuple[str, ...]]) -> Collected:
         """Push the activations into the block as far as the last of these inlets."""
@@ -162,6 +163,7 @@ class CalibratedWalk:
     @contextmanager
     def _filled(self, index: int, weights: Weights) -> Iterator[None]:
         self._skeleton.fill(index, weights)
+        memory.release()
         try:
             yield
         finally:

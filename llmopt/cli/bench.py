@@ -81,7 +81,7 @@ def _measure(
     show_bench(folder, output)
     if html is not None:
         write_report([*plan.externals.values(), folder], html)
-        output.show(f"report: {html}")
+        output.text(f"report: {html}")
     output.result(bench_document(folder))
     raise_if_failed(results)
 

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from llmopt.planner import PlannedStep
 
 
+_WIDTH = 110
+
+
 @dataclass
 class Output:
     """Where a command's words go. In JSON mode `result` is the only thing on stdout."""
 
     as_json: bool = False
     quiet: bool = False
-    out: Console = field(default_factory=lambda: Console(soft_wrap=False))
+    out: Console = field(default_factory=lambda: _console())
     err: Console = field(default_factory=lambda: Console(stderr=True))
 
     def note(self, text: str) -> None:
@@ -55,6 +58,12 @@ class Output:
         if self.as_json:
             json.dump(finite(document), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
             sys.stdout.write("\n")
+
+
+def _console() -> Console:
+    """Standard output; wide enough for our tables where it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, _WIDTH))
 
 
 class ProgressReporter:

@@ -44,5 +44,5 @@ def report(
     else:
         write_report(found, out)
     output = Output(json, quiet)
-    output.show(f"report: {out}")
+    output.text(f"report: {out}")
     output.result({"report": str(out)})

@@ -39,11 +39,11 @@ def run(
         if result.step.verb == "bench":
             show_bench(result.artifact.path, output)
         else:
-            output.show(summary_line(result))
+            output.text(summary_line(result))
     report = None
     if any(result.step.verb == "bench" for result in written):
         report = write_report([result.artifact.path for result in written], folder / "report.html")
-        output.show(f"report: {report}")
+        output.text(f"report: {report}")
     done = sum(not result.reused for result in results)
     output.note(f"{done} of {len(results)} steps run, {len(results) - done} reused")
     output.result(

@@ -44,7 +44,7 @@ def run_single(
     results = execute(planner.plan(*from_data(data), out), RunOptions(device, allow_pickle), output)
     for result in results:
         if result.step.gates_of is None and verb == "quantize":
-            output.show(summary_line(result))
+            output.text(summary_line(result))
     output.result([document(result) for result in results])
     raise_if_failed(results)
     return results

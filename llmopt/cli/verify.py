@@ -30,5 +30,5 @@ def verify(
         output.note(f"{artifact}: {len(problems)} problems")
         raise LlmoptError(f"{artifact} is not what its manifest says: {'; '.join(problems)}")
     manifest = artifacts.read_manifest(artifact)
-    output.show(f"{artifact}: {len(manifest['files'])} files as written, {manifest['digest']}")
+    output.text(f"{artifact}: {len(manifest['files'])} files as written, {manifest['digest']}")
     output.result({"ok": True, "digest": manifest["digest"], "files": len(manifest["files"])})

@@ -18,6 +18,12 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+#: bits of the codes -> largest mean KL, largest weights.gain of an artifact that is sound. Set by
+#: scripts/calibrate_gate.py on a model of a million weights, which rounding hurts more than it
+#: does large ones; CONTRIBUTING says what it was then tested on.
+_SOUND = {2: (3.0, 0.7), 3: (1.0, 0.15), 4: (0.3, 0.15), 8: (0.01, 0.15)}
+#: largest weights.offset: rounding stays below 0.2, zero points that are one off give 1
+_SOUND_OFFSET = 0.4
 _GATE = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>)\s*([^\s<>=]+)\s*")
 
 
@@ -93,3 +99,36 @@ def check(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> list[Verdict]:
         passed = math.isfinite(value) and _OPERATORS[gate.operator](value, gate.limit)
         verdicts.append(Verdict(gate, value, passed))
     return verdicts
+
+
+def default_gates(bits: float, *, fewest: int | None = None) -> list[Gate]:
+    """The gates against collapse and damage of an artifact quantized to `bits` a code on average.
+
+    `fewest` are the bits of the linear that has the fewest, None where `weights` (see
+    evaluate.weights) was not measured. KL divergence tells a model that collapsed from one that
+    was rounded; what it cannot see at few bits, or in a linear that matters little, the codes
+    show: see evaluate.weights.
+    """
+    known = sorted(_SOUND)
+    logs = [math.log(_SOUND[each][0]) for each in known]
+    found = [Gate("kl.mean", "<", _rounded(math.exp(_interpolate(bits, known, logs))))]
+    if fewest is not None:
+        gain = _SOUND[max(each for each in known if each <= max(fewest, known[0]))][1]
+        found.append(Gate("weights.offset", "<", _SOUND_OFFSET))
+        found.append(Gate("weights.gain", "<", gain))
+    return found
+
+
+def _interpolate(x: float, xs: list[int], ys: list[float]) -> float:
+    """Piecewise linear through (xs, ys), constant outside."""
+    if x <= xs[0]:
+        return ys[0]
+    for left, right, low, high in zip(xs, xs[1:], ys, ys[1:], strict=False):
+        if x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return ys[-1]
+
+
+def _rounded(value: float) -> float:
+    """Two significant digits: a limit is a judgement, not a measurement."""
+    return float(f"{value:.2g}")

@@ -8,13 +8,13 @@ flows, which would hardly show in what the model says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from llmopt.formats.checkpoint import Checkpoint
 from llmopt.grids.base import Grid, QuantizedTensor
 from llmopt.specs import GRIDS, lookup
 
@@ -58,10 +58,36 @@ def code_error(weight: Tensor, tensor: QuantizedTensor) -> CodeError:
     )
 
 
-def worst(errors: Iterable[CodeError]) -> dict[str, float]:
-    """The metrics of a model: the largest offset and the largest gain of its linears."""
-    found = list(errors)
-    return {
-        "offset": max(error.offset for error in found),
-        "gain": max(error.gain for error in found),
-    }
+@dataclass(frozen=True)
+class WeightErrors:
+    """The largest offset and gain of any linear, and the bits of the linear with the fewest."""
+
+    offset: float
+    gain: float
+    fewest_bits: int
+
+
+def weight_errors(base: Checkpoint, quantized: Checkpoint) -> WeightErrors | None:
+    """Hold the codes of every quantized linear to its weight in `base`, one linear at a time.
+
+    None where nothing is quantized. `base` is the model that was quantized, in the same names; a
+    linear that it lacks, or has quantized itself, is a RequestError.
+    """
+    if not quantized.layers:
+        return None
+    errors = [
+        code_error(_weight(base, name), quantized.read_layer(name)) for name in quantized.layers
+    ]
+    return WeightErrors(
+        offset=max(error.offset for error in errors),
+        gain=max(error.gain for error in errors),
+        fewest_bits=min(layer.bits for layer in quantized.layers.values()),
+    )
+
+
+def _weight(base: Checkpoint, name: str) -> Tensor:
+    """A linear's weight as [out, in]; a head that shares the embedding's weight has that."""
+    if name == base.naming.head:
+        return base.read(f"{base.naming.embedding if base.tied else name}.weight")
+    weight = base.read(f"{name}.weight")
+    return weight.T if base.family.conv1d else weight

@@ -1,8 +1,8 @@
 """Search for the scale (and zero) of a group of weights that loses least to rounding.
 
-For fixed codes c, counted from the zero point, a scale s takes F = 2 s sum w x c - s^2 sum w c^2 off
-the error sum w x^2, most at s = sum w x c / sum w c^2. So each candidate is judged by the F of its
-codes and the scale refitted to them, in float16; the winner's codes and scale then improve each
+For fixed codes c, counted from the zero point, a scale s takes F = 2 s sum w x c - s^2 sum w c^2
+off the error sum w x^2, most at s = sum w x c / sum w c^2. So each candidate is judged by the F of
+its codes and the scale refitted to them, in float16; the winner's codes and scale then improve each
 other for a few rounds. Six ranges and two rounds come within 1 % of the error of forty ranges at 2
 and 3 bits, and within 5 % at 4 bits in groups of 32.
 """

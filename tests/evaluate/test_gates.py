@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llmopt.errors import RequestError
-from llmopt.evaluate.gates import Gate, check, parse
+from llmopt.evaluate.gates import Gate, check, default_gates, parse
 
 METRICS = {
     "kl": {"mean": {"value": 0.04, "low": 0.03, "high": 0.06}, "p99": 0.5},
@@ -74,3 +74,25 @@ def test_a_gate_prints_as_it_is_written() -> None:
 def test_gates_need_no_torch() -> None:
     code = "import sys, llmopt.evaluate.gates; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_default_gates_follow_the_bits() -> None:
+    limits = [default_gates(bits)[0].limit for bits in (1.0, 2, 3, 3.5, 4, 6, 8, 16)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[0] == limits[1]
+    assert limits[-1] == limits[-2]
+    assert 0.3 < limits[3] < 1.0
+
+
+def test_default_gates_ask_for_what_was_measured_only() -> None:
+    metrics = {"kl": {"mean": {"value": 0.02}}}
+    assert all(verdict.passed for verdict in check(default_gates(4), metrics))
+    metrics["weights"] = {"offset": 0.1, "gain": 0.03}
+    assert all(verdict.passed for verdict in check(default_gates(4, fewest=4), metrics))
+    metrics["weights"] = {"offset": 1.0, "gain": 0.03}
+    assert [v.passed for v in check(default_gates(4, fewest=4), metrics)] == [True, False, True]
+
+
+def test_one_linear_of_two_bits_may_gain_more() -> None:
+    gain = [default_gates(4, fewest=fewest)[2].limit for fewest in (2, 3, 4, 8)]
+    assert gain == [0.7, 0.15, 0.15, 0.15]

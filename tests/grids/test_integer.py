@@ -209,7 +209,7 @@ def test_round_scale_is_finite_and_not_zero() -> None:
     assert torch.isfinite(rounded).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     bits=st.sampled_from(BITS),
     symmetric=st.booleans(),

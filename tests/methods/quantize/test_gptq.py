@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -80,7 +81,7 @@ def test_each_sweep_lowers_every_row(
         assert solved.params.scale.gt(0).all()  # scales were not to change sign
         losses.append(objective(weight, values_of(solved), h))
     assert losses[1].sum() < 0.97 * losses[0].sum()
-    for before, after in zip(losses[1:], losses[2:], strict=False):
+    for before, after in itertools.pairwise(losses[1:]):
         assert (after <= before * (1 + 1e-5)).all()
     assert losses[3].sum() < losses[1].sum()
 
@@ -112,10 +113,9 @@ def test_groups_and_orders_have_their_shapes(order: ActOrder, group_size: int) -
     index = solved.params.group_index
     assert (index is None) == (order != "full")
     if index is not None:
-        assert index.bincount().tolist() == [size] * (64 // size)
-        assert statistics.diagonal[index == 0].min() >= statistics.diagonal[index != 0].max() or (
-            size == 64
-        )
+        activity = statistics.diagonal
+        expected = activity.argsort(descending=True).argsort() // size
+        assert torch.equal(index.long(), expected)
     assert torch.equal(integer.decode(solved.codes, solved.params), values_of(solved))
 
 
@@ -150,9 +150,9 @@ def test_dead_inputs_are_rounded_to_nearest_and_disturb_nothing() -> None:
     hessian = torch.zeros(64, 64)
     hessian[:48, :48] = alive.hessian
     statistics = InletStatistics(hessian=hessian, mean_abs=torch.zeros(64), tokens=alive.tokens)
-    asked = options(4, 16)
-    solved = gptq.solve(padded, statistics, asked, SolverSettings())
-    without = gptq.solve(weight, alive, asked, SolverSettings())
+    asked = options(4, 16, scale_search="minmax")
+    solved = gptq.solve(padded, statistics, asked, PLAIN)
+    without = gptq.solve(weight, alive, asked, PLAIN)
     assert torch.equal(solved.codes[:, :48], without.codes)
     step = solved.params.scale[:, 3:].abs()
     assert ((values_of(solved) - padded)[:, 48:].abs() <= step * 0.51).all()
