@@ -78,9 +78,10 @@ def _measure(
     output = Output(json, quiet)
     plan = planner.plan(*from_data(data), folder)
     results = execute(plan, RunOptions(device), output)
-    show_bench(folder, output)
+    folders = [*plan.externals.values(), folder]
+    show_bench(folders, output)
     if html is not None:
-        write_report([*plan.externals.values(), folder], html)
+        write_report(folders, html)
         output.text(f"report: {html}")
     output.result(bench_document(folder))
     raise_if_failed(results)

@@ -42,14 +42,17 @@ def collect(folders: list[Path]) -> Results:
             merged = document
         elif manifest:
             manifests[folder.resolve().name] = manifest
+    for entry in entries.values():  # the gate of the step that made it counts, too
+        own = manifests.get(entry["name"], {}).get("gates", [])
+        entry["gates"] = [*own, *(v for v in entry.get("gates", []) if v not in own)]
     if not merged:
         raise RequestError("none of these folders holds bench results")
     return Results.from_documents(merged | {"entries": list(entries.values())}, speed, manifests)
 
 
-def show_bench(folder: Path, output: Output) -> None:
-    """The table of one bench step."""
-    output.show(terminal.table(collect([folder])))
+def show_bench(folders: list[Path], output: Output) -> None:
+    """The table of a bench step; artifacts' folders add what their own gates found."""
+    output.show(terminal.table(collect(folders)))
 
 
 def write_report(folders: list[Path], path: Path) -> Path:

@@ -37,7 +37,8 @@ def run(
     written = [result for result in results if result.step.gates_of is None]
     for result in written:
         if result.step.verb == "bench":
-            show_bench(result.artifact.path, output)
+            made = [other.artifact.path for other in written if other.step.verb != "bench"]
+            show_bench([*made, result.artifact.path], output)
         else:
             output.text(summary_line(result))
     report = None

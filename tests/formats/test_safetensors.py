@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests import models
+from transformers import AutoModelForCausalLM
 
 from llmopt.errors import LlmoptError
 from llmopt.formats.headers import DTYPE_BYTES, read_file_headers
@@ -104,6 +106,19 @@ def test_shards_fill_up_to_the_limit_and_are_indexed(tmp_path: Path) -> None:
         found |= tensors
     same(found, {**MIXED, "renamed": torch.arange(4, dtype=torch.float16)})
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
+
+
+def test_transformers_loads_the_shards(tmp_path: Path) -> None:
+    model = models.save(tmp_path)
+    writer = ShardWriter(tmp_path / "parts")
+    for name, header in read_file_headers(tmp_path / "model.safetensors").items():
+        writer.keep(name, header)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert len(writer.finalize(out, max_shard_bytes=100_000)) > 2
+    (out / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    same(loaded.state_dict(), model.state_dict())
 
 
 def test_the_order_of_writing_does_not_show(tmp_path: Path) -> None:
