@@ -58,7 +58,11 @@ def damped_factor(
             "the calibration statistics hold NaN or infinite values",
             hint="the model overflows on the calibration text: walk it in float32",
         )
-    damped = hessian.clone() if order is None else hessian[order][:, order]
+    damped = (
+        hessian.clone()
+        if order is None
+        else hessian.index_select(0, order).index_select(1, order)
+    )
     diagonal = damped.diagonal()
     before = diagonal.clone()
     dead = before <= 0

@@ -11,6 +11,7 @@ Ends with 1 where a sound artifact failed or a damaged one passed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def _swap_blocks(place: Place) -> Damage:
 def _swap_linears(artifact: Checkpoint, stored: Stored) -> str:
     """The first two linears of one shape that share an input, such as keys and values."""
     for inlet in artifact.naming.linears(0):
-        for one, other in zip(inlet, inlet[1:], strict=False):
+        for one, other in itertools.pairwise(inlet):
             if stored[f"{one}.qweight"].shape == stored[f"{other}.qweight"].shape:
                 for suffix in gptq.SUFFIXES:
                     a, b = f"{one}.{suffix}", f"{other}.{suffix}"
@@ -211,7 +212,7 @@ def quantized(
                         *asymmetric, "--gate", "none", "--quiet",
                         *(calibration if method == "gptq" else ["--scale-search", "minmax"]),
                     ]  # fmt: skip
-                    subprocess.run(command, check=True)
+                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
                     yield name, out
 
 
@@ -241,8 +242,9 @@ def main() -> int:
         sound = list(quantized(base, folder, calibration, groups))
         for name, path in sound:
             wrong += not _print(name, judge(path))
+        variants = len(sound) // 3  # one of them for each number of bits
         for index, kind in enumerate(DAMAGE):
-            for name, path in sound[index % len(groups) :: 4 * len(groups)]:
+            for name, path in sound[index % variants :: variants]:
                 what = damaged(path, kind, folder / "damaged")
                 wrong += _print(f"{name.split(',')[0]}: {kind} ({what})", judge(folder / "damaged"))
                 shutil.rmtree(folder / "damaged")

@@ -75,13 +75,13 @@ def round_with_feedback(
             if part is first:
                 target[last].addmm_(coupling[first, last].T, current[first])
         return
-    for i in range(n):
-        code, change = codes[i], current[i]
-        torch.div(target[i], scale[i], out=code)
-        torch.clamp(code.round_(), low[i], high[i], out=code)
-        change.addcmul_(code, scale[i], value=-1)
-        if i + 1 < n:
-            target[i + 1 :].addr_(coupling[i, i + 1 :], change)
+    columns = (x.unbind() for x in (target, current, codes, scale, low, high))
+    for i, (wanted, change, code, step, least, most) in enumerate(zip(*columns, strict=True)):
+        torch.div(wanted, step, out=code)
+        torch.clamp(code.round_(), least, most, out=code)
+        change.addcmul_(code, step, value=-1)
+        if i + 1 < n:  # a rank-1 update; addr_ would be slower
+            target[i + 1 :].addcmul_(coupling[i, i + 1 :].unsqueeze(1), change)
 
 
 def _per_column(params: AffineParams, cols: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:

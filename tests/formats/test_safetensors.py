@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests import models
 from transformers import AutoModelForCausalLM
 
 from llmopt.errors import LlmoptError
@@ -22,6 +21,7 @@ from llmopt.formats.safetensors import (
     read_tensor,
     write_file,
 )
+from tests import models
 
 #: an odd number of bytes before wider elements, a scalar, nothing at all, a transposed view
 MIXED = {

@@ -102,7 +102,7 @@ class _Rows:
 
     @classmethod
     def start(cls, weight: Tensor, order: Tensor, groups: int) -> _Rows:
-        columns = weight.T[order].contiguous()
+        columns = weight.T.contiguous().index_select(0, order)
         table = torch.zeros(groups, weight.shape[0], device=weight.device)
         return cls(
             weight=columns,
