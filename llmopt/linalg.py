@@ -59,9 +59,7 @@ def damped_factor(
             hint="the model overflows on the calibration text: walk it in float32",
         )
     damped = (
-        hessian.clone()
-        if order is None
-        else hessian.index_select(0, order).index_select(1, order)
+        hessian.clone() if order is None else hessian.index_select(0, order).index_select(1, order)
     )
     diagonal = damped.diagonal()
     before = diagonal.clone()

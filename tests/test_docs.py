@@ -85,7 +85,9 @@ def test_recipes_in_the_docs_plan(tmp_path: Path) -> None:
 
 def test_generated_pages_are_up_to_date() -> None:
     script = ROOT / "scripts" / "generate_docs.py"
-    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

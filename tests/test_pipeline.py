@@ -43,7 +43,12 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
                 raise LlmoptError("the disk is full")
             if work.gates_of is None:
                 (work.folder / "result.txt").write_text(repr(sorted(work.settings)))
-            verdict = {"gate": "kl.mean < 1", "value": 0.5, "passed": control["passed"], "model": "q"}
+            verdict = {
+                "gate": "kl.mean < 1",
+                "value": 0.5,
+                "passed": control["passed"],
+                "model": "q",
+            }
             return Outcome(format="fake", gates=[verdict] if work.gates_of else [])
 
     monkeypatch.setattr(pipeline, "_stage", lambda _: Fake)
@@ -96,7 +101,9 @@ def test_nothing_is_built_on_what_failed(tmp_path: Path, fake_stages: dict[str, 
     from dataclasses import replace
 
     later = replace(step, id="later", parents=("q",))
-    grown = replace(plan, steps=(*plan.steps, later), outputs={**plan.outputs, "later": tmp_path / "l"})
+    grown = replace(
+        plan, steps=(*plan.steps, later), outputs={**plan.outputs, "later": tmp_path / "l"}
+    )
     with pytest.raises(LlmoptError, match="later builds on q, which failed its quality gate"):
         run(grown)
 

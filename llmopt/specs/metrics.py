@@ -15,6 +15,8 @@ _MEASURED = {
     "flips.changed": ("share of positions where both top tokens are wrong and differ", False),
     "perplexity": ("perplexity per token", True),
     "perplexity.ratio": ("perplexity over the base's", True),
+    "weights.offset": ("largest mean error of any linear's groups, in steps of its grid", False),
+    "weights.gain": ("how far any linear's weights are from following its codes", False),
     "size.ratio": ("bytes of weights over the base's", False),
     "size.bytes": ("bytes of weights", False),
     "bits_per_weight": ("stored bits per weight, over the whole model", False),

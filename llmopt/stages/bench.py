@@ -15,6 +15,8 @@ from llmopt.artifact import Artifact, write_json
 from llmopt.evaluate import gates, speed
 from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexity
 from llmopt.evaluate.memory import peak_memory, reset_peak
+from llmopt.evaluate.weights import weight_errors
+from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq_config import SUFFIXES, read_gptq_config
 from llmopt.formats.headers import Headers, read_headers
 from llmopt.runtimes.base import Engine
@@ -47,8 +49,10 @@ def run(work: Work) -> Outcome:
         reset_peak()
         engine = _load(work, work.parents[name])
         measured = _measure(work, name, base, engine, windows)
-        entries.append(_entry(work.parents[name], measured, first))
+        entry = _entry(work.parents[name], measured, first)
+        entries.append(entry)
         if isinstance(measured, Comparison):
+            entry |= _code_errors(work.parents[name], first)
             entries[0]["perplexity"] = asdict(measured.perplexity.base)
         if settings["speed"]:
             speeds[name] = _speed(engine, windows, settings["new_tokens"])
@@ -111,6 +115,16 @@ def _entry(artifact: Artifact, measured: Comparison | Perplexity, base: Artifact
     }  # fmt: skip
 
 
+def _code_errors(artifact: Artifact, base: Artifact) -> dict[str, Any]:
+    """How far codes are from the weights they were chosen for; {} where `base` is not those."""
+    if base.digest not in [parent["digest"] for parent in artifact.manifest.get("parents", ())]:
+        return {}
+    found = weight_errors(Checkpoint.open(base.path), Checkpoint.open(artifact.path))
+    if found is None:
+        return {}
+    return {"weights": {"offset": found.offset, "gain": found.gain, "bits": found.fewest_bits}}
+
+
 def _size(artifact: Artifact, base: Artifact) -> dict[str, Any]:
     """Bytes of the weight files, and bits per weight of the model as a whole."""
     headers, base_headers = read_headers(artifact.path), read_headers(base.path)
@@ -151,7 +165,8 @@ def _judge(
         chosen: list[gates.Gate] = []
         for gate in wanted:
             if gate == "default":
-                chosen += gates.default_gates(quantized_bits(parents[entry["name"]].path))
+                bits = quantized_bits(parents[entry["name"]].path)
+                chosen += gates.default_gates(bits, fewest=entry.get("weights", {}).get("bits"))
             else:
                 chosen.append(gates.parse(gate))
         found = [v.as_dict() for v in gates.check(chosen, _metrics(entry))]
@@ -163,7 +178,7 @@ def _judge(
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry under the names that gates use."""
     metrics: dict[str, Any] = {
-        key: entry[key] for key in ("kl", "agreement", "flips") if key in entry
+        key: entry[key] for key in ("kl", "agreement", "flips", "weights") if key in entry
     }
     metrics["perplexity"] = dict(entry.get("perplexity", {}))
     if "perplexity_ratio" in entry:

@@ -52,11 +52,15 @@ def test_gptq_with_its_gate(llmopt: Llmopt, tmp_path: Path) -> None:
 
 
 def test_a_failed_gate_publishes_marks_and_exits_3(llmopt: Llmopt, tmp_path: Path) -> None:
-    done = llmopt("quantize", "demo", "-o", "w2", "--method", "rtn", "--bits", 2, "--gate", "kl.mean < 1e-9")
+    done = llmopt(
+        "quantize", "demo", "-o", "w2", "--method", "rtn", "--bits", 2, "--gate", "kl.mean < 1e-9"
+    )
     assert done.code == 3
     assert "quality gate failed: w2: kl.mean < 1e-09" in done.err
     assert read_manifest(tmp_path / "w2")["gates"][0]["passed"] is False
-    again = llmopt("quantize", "demo", "-o", "w2", "--method", "rtn", "--bits", 2, "--gate", "kl.mean < 1e-9")
+    again = llmopt(
+        "quantize", "demo", "-o", "w2", "--method", "rtn", "--bits", 2, "--gate", "kl.mean < 1e-9"
+    )
     assert again.code == 3
 
 
@@ -73,7 +77,9 @@ def test_bench_measures_and_gates(llmopt: Llmopt, tmp_path: Path) -> None:
     assert w8["size_ratio"] < 1
     assert done.document["speed"].keys() == {"model", "w8"}
     assert "<html" in (tmp_path / "r.html").read_text()
-    failed = llmopt("bench", "w8", "--windows", 2, "--length", 64, "--gate", "kl.mean < 1e-12", "--no-speed")
+    failed = llmopt(
+        "bench", "w8", "--windows", 2, "--length", 64, "--gate", "kl.mean < 1e-12", "--no-speed"
+    )
     assert failed.code == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html", "w8"]
 
@@ -105,18 +111,24 @@ def test_run_reuses_and_reruns_only_what_changed(llmopt: Llmopt, tmp_path: Path)
     assert (tmp_path / "out" / "report.html").is_file()
     second = llmopt("run", recipe, "-o", "out", "--json")
     assert all(s["reused"] for s in second.document["steps"])
-    changed = llmopt("run", recipe, "-o", "out", "--json", "--set", "steps.score.bench.new_tokens=9")
+    changed = llmopt(
+        "run", recipe, "-o", "out", "--json", "--set", "steps.score.bench.new_tokens=9"
+    )
     assert [s["step"] for s in changed.document["steps"] if not s["reused"]] == ["score"]
     plan = llmopt("plan", recipe, "-o", "out", "--json")
     assert {s["step"]: s["state"] for s in plan.document}["q-int4"] == "done"
 
 
 def test_print_recipe_is_a_recipe_that_does_the_same(llmopt: Llmopt, tmp_path: Path) -> None:
-    printed = llmopt("quantize", "demo", "-o", "w", *RTN, "--bits", 3, "--skip", "*.down_proj", "--print-recipe")
+    printed = llmopt(
+        "quantize", "demo", "-o", "w", *RTN, "--bits", 3, "--skip", "*.down_proj", "--print-recipe"
+    )
     assert printed.code == 0
     (tmp_path / "p.yaml").write_text(printed.out)
     assert llmopt("run", "p.yaml", "-o", "by-recipe").code == 0
-    assert llmopt("quantize", "demo", "-o", "w", *RTN, "--bits", 3, "--skip", "*.down_proj").code == 0
+    assert (
+        llmopt("quantize", "demo", "-o", "w", *RTN, "--bits", 3, "--skip", "*.down_proj").code == 0
+    )
     keys = [read_manifest(tmp_path / p)["key"] for p in ("by-recipe/w", "w")]
     assert keys[0] == keys[1]
 
@@ -184,7 +196,11 @@ def test_verify_names_what_changed(llmopt: Llmopt, tmp_path: Path) -> None:
 def test_looking_commands(llmopt: Llmopt) -> None:
     llmopt("quantize", "demo", "-o", "w4", *RTN)
     assert "llama" in llmopt("inspect", "demo").out
-    assert llmopt("inspect", "w4", "--json").document["summary"]["quantized"].startswith("gptq, 4 bits")
+    assert (
+        llmopt("inspect", "w4", "--json")
+        .document["summary"]["quantized"]
+        .startswith("gptq, 4 bits")
+    )
     assert "int4 g128 sym" in llmopt("inspect", "w4", "--tensors").out
     assert "demo" in llmopt("recipes", "list").out
     assert "group_size" in llmopt("recipes", "show", "demo", "--effective").out

@@ -55,7 +55,9 @@ def test_the_last_matching_override_wins(tmp_path: Path) -> None:
         {"match": "*.0.mlp.down_proj", "skip": True},
         {"match": "*.1.mlp.down_proj", "group_size": 64},
     ]
-    step = planned(tmp_path, {"id": "q", "quantize": {"method": "rtn", "overrides": overrides}}).by_id("q")
+    step = planned(
+        tmp_path, {"id": "q", "quantize": {"method": "rtn", "overrides": overrides}}
+    ).by_id("q")
     fates = {fate.name: fate for fate in step.fates}
     assert fates["model.layers.0.mlp.down_proj.weight"].quantize is None
     changed = fates["model.layers.1.mlp.down_proj.weight"].quantize

@@ -44,7 +44,8 @@ def test_a_variable_of_the_wrong_type_is_refused_where_it_stands(
 
 def test_set_reaches_steps_by_id_and_by_index(recipe: Path) -> None:
     loaded, _ = load(
-        recipe, ["steps.a.quantize.grid=int3", "steps.1.bench.speed=false", "data.evaluation.windows=9"]
+        recipe,
+        ["steps.a.quantize.grid=int3", "steps.1.bench.speed=false", "data.evaluation.windows=9"],
     )
     assert loaded.steps[0].quantize is not None
     assert loaded.steps[0].quantize.grid == "int3"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.empty_model import empty_model
 from llmopt.formats.headers import read_json
 from llmopt.runtimes.device import pick_device
 from llmopt.runtimes.torch.engine import TorchEngine
@@ -18,7 +19,6 @@ from llmopt.runtimes.torch.linear import Decode, KernelSwitch, QuantizedLinear
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-_NOT_FOR_THE_SKELETON = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
 _COMPUTED_BUFFERS = re.compile(r"\brotary_emb\.inv_freq$")  # old checkpoints store them
 
 
@@ -35,7 +35,7 @@ def load(
     checkpoint = Checkpoint.open(folder)
     target = torch.device(pick_device(device))
     computing = _dtype(dtype, checkpoint, target)
-    model, switch = _empty_model(checkpoint, computing), KernelSwitch()
+    model, switch = empty_model(checkpoint, computing), KernelSwitch()
     used = _put_quantized(model, checkpoint, computing, switch, decode, target)
     used |= _put_plain(model, checkpoint, computing, target)
     model.to(target)  # the buffers that only the config determines
@@ -58,22 +58,6 @@ def _dtype(dtype: Dtype, checkpoint: Checkpoint, device: torch.device) -> torch.
         return checkpoint.dense_dtype
     half = checkpoint.dense_dtype in (torch.bfloat16, torch.float16)
     return torch.bfloat16 if half and torch.cpu._is_amx_tile_supported() else torch.float32
-
-
-def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """transformers' model of the config: parameters on meta, buffers computed."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = checkpoint.family.language_config(checkpoint.config)
-    config = AutoConfig.for_model(
-        **{key: value for key, value in settings.items() if key not in _NOT_FOR_THE_SKELETON}
-    )
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=checkpoint.family.attention
-        )
-    return model.eval()
 
 
 def _put_quantized(
