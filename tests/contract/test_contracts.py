@@ -1,4 +1,4 @@
-"""What every grid, method and format must do, whatever it is: a new one is tested by being listed."""
+"""What every grid, method and format must do: a new one is tested by being listed."""
 
 from __future__ import annotations
 
