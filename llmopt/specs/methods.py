@@ -29,4 +29,11 @@ METHODS: dict[str, MethodSpec] = {
             }
         ),
     ),
+    "quantease": MethodSpec(
+        id="quantease",
+        module="llmopt.methods.quantize.quantease",
+        summary="coordinate descent from round to nearest; no factorisation, no damping",
+        needs_calibration=True,
+        settings=frozenset({"scale_search", "signed_scales", "refine", "true_sequential"}),
+    ),
 }
