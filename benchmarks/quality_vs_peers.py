@@ -10,8 +10,8 @@ llmopt at its own with its gate off, so that nobody measures itself.
 
 Wall time is that of the whole process, imports included; "work" is what each tool takes without
 them: load, quantize and save for a peer, the quantize step for llmopt. GPTQModel compiles an
-extension when it first packs: one run of each peer before the first does not count. Memory as in
-benchmarks/process.py.
+extension when it first packs: a short run of each peer comes before the first and does not count.
+Memory as in benchmarks/process.py.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def export_windows(arguments: argparse.Namespace, path: Path) -> Path:
-    """Save the calibration windows that llmopt's command line cuts; returns the model's folder."""
+def export_windows(arguments: argparse.Namespace, path: Path, warm_up: Path) -> Path:
+    """Save the calibration windows that llmopt's command line cuts, and eight for warming up.
+
+    Returns the model's folder.
+    """
     import numpy as np
 
     from llmopt.corpora.source import load
@@ -68,6 +71,7 @@ def export_windows(arguments: argparse.Namespace, path: Path) -> Path:
         tokenize(corpus, folder), arguments.sequences, arguments.length, arguments.seed
     )
     np.save(path, windows.numpy())
+    np.save(warm_up, windows[:8].numpy())
     return folder
 
 
@@ -173,12 +177,13 @@ def main() -> None:
     print(HEADER, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        inputs = (export_windows(arguments, scratch / "windows.npy"), scratch / "windows.npy")
+        windows, few = scratch / "windows.npy", scratch / "few-windows.npy"
+        model = export_windows(arguments, windows, few)
         for peer in arguments.peers:
-            run_peer(arguments, peer, inputs, scratch / f"{peer}-warm-up", 4, 128)
+            run_peer(arguments, peer, (model, few), scratch / f"{peer}-warm-up", 4, 128)
         for bits in arguments.bits:
             for group in arguments.group_size:
-                rows.append(one_setting(arguments, inputs, scratch, bits, group))
+                rows.append(one_setting(arguments, (model, windows), scratch, bits, group))
                 print(lines(rows[-1]), flush=True)
     if arguments.results:
         save(arguments, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def damped_factor(
     it next to nothing. Where float32 finds the matrix not positive definite float64 is tried, then
     the damping grows by `increment`; LlmoptError after `attempts`.
     """
-    if not bool(torch.isfinite(hessian).all()):
+    if not all_finite(hessian):
         raise LlmoptError(
             "the calibration statistics hold NaN or infinite values",
             hint="the model overflows on the calibration text: walk it in float32",
@@ -72,6 +73,12 @@ def damped_factor(
         if upper is not None:
             return Factor(damped=damped, upper=upper, damping=used, dead=dead)
     raise LlmoptError(f"the Hessian is not positive definite even with damping {used:g}")
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one pass, no copy."""
+    low, high = torch.aminmax(values)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def _flipped_cholesky(matrix: Tensor) -> Tensor | None:

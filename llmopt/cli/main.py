@@ -35,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes half of the time in which --help must answer
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -54,16 +55,16 @@ def _main(
     pass
 
 
-app.command("quantize")(quantize.quantize)
-app.command("bench")(bench.bench)
-app.command("run")(run_.run)
-app.command("plan")(plan.plan)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("generate")(generate.generate)
-app.command("report")(report.report)
-app.add_typer(recipes.app, name="recipes")
-app.command("doctor")(doctor.doctor)
+app.command("quantize", short_help="Quantize weights, and check the result.")(quantize.quantize)
+app.command("bench", short_help="Measure quality, size, speed and memory.")(bench.bench)
+app.command("run", short_help="Run a recipe; reuse and resume.")(run_.run)
+app.command("plan", short_help="Say what a recipe would do.")(plan.plan)
+app.command("inspect", short_help="Show what a model or artifact is.")(inspect.inspect)
+app.command("verify", short_help="Check an artifact byte by byte.")(verify.verify)
+app.command("generate", short_help="Continue a text.")(generate.generate)
+app.command("report", short_help="Write a report page from results.")(report.report)
+app.add_typer(recipes.app, name="recipes", short_help="Shipped recipes, settings, JSON schema.")
+app.command("doctor", short_help="Show machine, libraries and backends.")(doctor.doctor)
 
 
 class _Terminated(BaseException):

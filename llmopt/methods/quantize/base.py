@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError
 from llmopt.grids.base import Grid, GridOptions, QuantizedTensor
-from llmopt.linalg import accumulate_hessian
+from llmopt.linalg import accumulate_hessian, all_finite
 from llmopt.specs.base import lookup
 from llmopt.specs.grids import GRIDS
 
@@ -99,5 +99,5 @@ def grid_of(options: GridOptions) -> Grid:
 
 def check_weight(weight: Tensor) -> None:
     """Refuse a weight that has no nearest codes."""
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         raise LlmoptError("the weight holds NaN or infinite values")
