@@ -43,8 +43,9 @@ def test_the_pass_is_gptq(bits: int, symmetric: bool, order: ActOrder) -> None:
     columns = column_order(statistics.diagonal, 32, order)
     expected = naive_gptq(weight, statistics.hessian, asked, 0.01, columns)
     same = torch.isclose(solved.double(), expected, rtol=1e-6, atol=1e-9)
-    # One tie that float32 breaks differently moves the rest of its row.
-    assert same.float().mean() > (0.999 if bits < 8 else 0.97)
+    # A tie that float32 breaks differently moves the rest of its row: whole rows are compared.
+    assert same.all(1).float().mean() > (0.9 if bits < 8 else 0.5)
+    assert same.float().mean() > 0.97
     h = damped(statistics.hessian, 0.01)
     mine, reference = objective(weight, solved, h).sum(), objective(weight, expected, h).sum()
     assert float(mine / reference) == pytest.approx(1, abs=1e-3 if bits < 8 else 1e-2)
