@@ -89,7 +89,7 @@ def run_peer(
     ]  # fmt: skip
     measured = measure(command, log=out.with_suffix(".log"))
     own = json.loads(report.read_text())
-    return _figures(measured, sum(own["seconds"].values())) | own
+    return own | _figures(measured, sum(own["seconds"].values()))
 
 
 def run_llmopt(arguments: argparse.Namespace, out: Path, bits: int, group: int) -> dict[str, Any]:
