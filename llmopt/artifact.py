@@ -1,7 +1,8 @@
 """Artifacts: what a step leaves behind, and how it comes to stand there whole or not at all.
 
 An artifact is a folder that its engine wants, plus llmopt.json (the manifest: deterministic, in
-no part of it a path or a time) and llmopt.run.json (times, speeds, machine; enters no digest).
+no part of it a path or a time), README.md (the card, which the manifest implies; its own digest is
+there) and llmopt.run.json (times, speeds, machine; enters no digest).
 A folder with a manifest is complete: the manifest is written last, and a rename publishes it.
 """
 
@@ -26,6 +27,7 @@ from llmopt.errors import LlmoptError, RequestError
 
 MANIFEST = "llmopt.json"
 RUN_RECORD = "llmopt.run.json"
+CARD = "README.md"
 SCHEMA = 1
 _CHUNK = 1 << 22
 
@@ -61,9 +63,13 @@ def finite(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that `path` holds either the old or the new document, never half of one."""
     text = json.dumps(finite(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    _write_text(path, text + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -200,6 +206,8 @@ def verify(folder: Path) -> list[str]:
         raise RequestError(f"{folder} has no {MANIFEST}: only llmopt's artifacts can be verified")
     expected = {file["path"]: file for file in manifest["files"]}
     found = {path.relative_to(folder).as_posix(): path for path in content_files(folder)}
+    if "card" in manifest:
+        found.pop(CARD, None)
     problems = [f"missing: {name}" for name in expected if name not in found]
     problems += [f"not in the manifest: {name}" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
@@ -209,7 +217,18 @@ def verify(folder: Path) -> list[str]:
             problems.append(f"content differs: {name}")
     if digest_of(manifest["files"]) != manifest["digest"]:
         problems.append("the manifest's digest does not match its list of files")
+    if not card_matches(folder, manifest):
+        there = (folder / CARD).is_file()
+        problems.append(f"{'content differs' if there else 'missing'}: {CARD}")
     return sorted(problems)
+
+
+def card_matches(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the card in `folder` is the one that its manifest implies, if it implies one."""
+    if "card" not in manifest:
+        return True
+    path = folder / CARD
+    return path.is_file() and file_digest(path) == manifest["card"]["sha256"]
 
 
 def check_destination(destination: Path) -> None:
@@ -264,10 +283,13 @@ def _remove_unlocked(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def publish(built: Path, destination: Path, manifest: dict[str, Any], run: dict[str, Any]) -> None:
+def publish(
+    built: Path, destination: Path, manifest: dict[str, Any], run: dict[str, Any],
+    card: str | None = None,
+) -> None:  # fmt: skip
     """Finish `built` and put it at `destination` in one step, replacing what stood there."""
     write_json(built / RUN_RECORD, run)
-    write_json(built / MANIFEST, manifest)
+    write_records(built, manifest, card)
     if destination.is_dir() and not any(destination.iterdir()):
         destination.rmdir()
     if destination.exists():
@@ -275,6 +297,14 @@ def publish(built: Path, destination: Path, manifest: dict[str, Any], run: dict[
         shutil.rmtree(built)
     else:
         built.rename(destination)
+
+
+def write_records(folder: Path, manifest: dict[str, Any], card: str | None) -> None:
+    """Write a manifest, then the card that it implies: after a kill in between, `card_matches`
+    tells that the card is to be written again."""
+    write_json(folder / MANIFEST, manifest)
+    if card is not None:
+        _write_text(folder / CARD, card)
 
 
 def _exchange(first: Path, second: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Any
 
-from llmopt.formats.headers import Headers, TensorHeader
+from llmopt.errors import RequestError
+from llmopt.formats.layout import LayerLayout
+from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import QuantizeStep, Source
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS, GRIDS, nearest
+from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
 from llmopt.specs.base import FormatSpec
-from llmopt.specs.families import Naming, family_of
+from llmopt.specs.families import Naming
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,33 @@ class LinearSettings:
     bits: int
     group_size: int
     symmetric: bool
+    activations: str | None = None
 
     @property
     def label(self) -> str:
         group = "row" if self.group_size == -1 else f"g{self.group_size}"
-        return f"{self.grid} {group} {'sym' if self.symmetric else 'asym'}"
+        label = f"{self.grid} {group} {'sym' if self.symmetric else 'asym'}"
+        return f"{label}, {self.activations} activations" if self.activations else label
+
+    @property
+    def layout(self) -> LayerLayout:
+        return LayerLayout(
+            grid=self.grid,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            activations=self.activations,
+        )
+
+    def bytes(self, shape: tuple[int, int], spec: FormatSpec) -> int:
+        """What a linear [outputs, inputs] takes on disk in a format."""
+        rows, cols = shape
+        groups = rows * (1 if self.group_size == -1 else -(-cols // self.group_size))
+        size = rows * cols * self.bits // 8 + groups * GRIDS[self.grid].scale_bytes
+        if spec.stores_zeros or not self.symmetric:
+            size += groups * self.bits // 8
+        if self.activations is None:
+            size += spec.shape_bytes
+        return size + 4 * cols * spec.stores_index
 
 
 @dataclass(frozen=True)
@@ -36,61 +61,74 @@ class TensorFate:
     """One tensor's future. `quantize` is None where it is kept; `why` says why then.
 
     `name` is the tensor's name in what will be written, `shape` its shape as stored, and
-    [outputs, inputs] for a linear whatever way the checkpoint stores it.
+    [outputs, inputs] for a linear whatever way the checkpoint stores it. It takes `stored_bytes`
+    on disk now, and `bytes` then. `options` are what a budget may choose among; as long as it has
+    not, `quantize` stands for them and `bytes` is a share of the target.
     """
 
     name: str
     shape: tuple[int, ...]
     stored_bytes: int
+    bytes: int
     quantize: LinearSettings | None
     why: str
-
-    @property
-    def bytes(self) -> int:
-        """The size it will have on disk."""
-        if self.quantize is None:
-            return self.stored_bytes
-        rows, cols = self.shape
-        bits, group = self.quantize.bits, self.quantize.group_size
-        groups = 1 if group == -1 else cols // group
-        index = 4 * cols
-        return rows * cols * bits // 8 + groups * rows * 2 + groups * rows * bits // 8 + index
+    options: tuple[LinearSettings, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        fate = asdict(self) | {"bytes": self.bytes}
-        return fate | {"quantize": self.quantize.label if self.quantize else None}
+        label = self.quantize.label if self.quantize else None
+        labels = [option.label for option in self.options]
+        return asdict(self) | {"quantize": label, "options": labels}
 
 
 def quantize_fates(
-    headers: Headers, settings: QuantizeStep, source: Source, place: Key
+    contents: Contents, settings: QuantizeStep, source: Source, place: Key
 ) -> Iterator[TensorFate]:
     """The fate of every tensor, in the checkpoint's order.
 
     Raises RecipeError naming the layer for a group size that does not divide it, a shape that
-    the format cannot pack, or a pattern that matches nothing.
+    the format cannot pack, settings that its config cannot express, or a pattern that matches
+    nothing.
     """
-    family = family_of(headers.config)
-    naming = family.naming(headers.tensors)
+    fates = list(_fates(contents, settings, source, place))
+    _check_config(fates, contents.naming, settings, source, place)
+    yield from fates
+
+
+def _fates(
+    contents: Contents, settings: QuantizeStep, source: Source, place: Key
+) -> Iterator[TensorFate]:
+    naming = contents.naming
     linears = linear_names(naming, head=settings.head)
     _check_patterns(settings, linears, source, place)
     _check_format(settings, source, place)
-    for stored, header in headers.tensors.items():
-        name = naming.rename(stored)
-        linear = name.removesuffix(".weight")
+    for name, tensor in contents.tensors.items():
+        linear, size = name.removesuffix(".weight"), tensor.nbytes
         if not name.endswith(".weight") or linear not in linears:
-            yield TensorFate(name, header.shape, header.nbytes, None, "not a linear")
+            yield TensorFate(name, tensor.shape, size, size, None, _kept_because(naming, name))
             continue
-        shape = header.shape[::-1] if family.conv1d and linear != naming.head else header.shape
+        shape = linear_shape(contents, tensor)
         chosen, why = _chosen(settings, linear)
         if chosen is None:
-            yield TensorFate(name, shape, header.nbytes, None, why)
+            yield TensorFate(name, shape, size, size, None, why)
             continue
         _check_shape(linear, shape, chosen, settings, source, place)
-        yield TensorFate(name, shape, header.nbytes, chosen, why)
-    if settings.head and not any(
-        naming.rename(n) == f"{naming.head}.weight" for n in headers.tensors
-    ):
-        yield _untied_head(headers, naming, settings, source, place)
+        after = chosen.bytes(shape, FORMATS[settings.format])
+        yield TensorFate(name, shape, size, after, chosen, why)
+    if settings.head and f"{naming.head}.weight" not in contents.tensors:
+        yield _untied_head(contents, settings, source, place)
+
+
+def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: str) -> Contents:
+    """What a model will hold once these are the fates of its tensors."""
+    tensors = {}
+    for fate in fates:
+        present = contents.tensors.get(fate.name)
+        if fate.quantize is None and present is not None:
+            tensors[fate.name] = present
+        elif fate.quantize is not None:
+            layout = fate.quantize.layout
+            tensors[fate.name] = LogicalTensor(fate.name, fate.shape, fate.bytes, layout)
+    return replace(contents, tensors=tensors, format=format_id)
 
 
 def linear_names(naming: Naming, *, head: bool) -> set[str]:
@@ -104,17 +142,38 @@ def linear_names(naming: Naming, *, head: bool) -> set[str]:
     return names | {naming.head} if head else names
 
 
+def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
+    """(outputs, inputs) of a linear's weight, whatever way the checkpoint stores it."""
+    if len(tensor.shape) != 2:
+        raise RequestError(f"{tensor.name} is no matrix: its shape is {list(tensor.shape)}")
+    rows, cols = tensor.shape
+    head = tensor.name == f"{contents.naming.head}.weight"
+    transposed = contents.family.conv1d and not head and tensor.layout is None
+    return (cols, rows) if transposed else (rows, cols)
+
+
 def _untied_head(
-    headers: Headers, naming: Naming, settings: QuantizeStep, source: Source, place: Key
+    contents: Contents, settings: QuantizeStep, source: Source, place: Key
 ) -> TensorFate:
     """A head that shares the embedding's weights gets quantized ones of its own."""
-    table: TensorHeader = next(
-        h for n, h in headers.tensors.items() if naming.rename(n) == f"{naming.embedding}.weight"
-    )
+    naming = contents.naming
+    rows, cols = contents.tensors[f"{naming.embedding}.weight"].shape
     chosen, why = _chosen(settings, naming.head)
+    size = 0
     if chosen:
-        _check_shape(naming.head, table.shape, chosen, settings, source, place)
-    return TensorFate(f"{naming.head}.weight", table.shape, table.nbytes, chosen, why or "untied")
+        _check_shape(naming.head, (rows, cols), chosen, settings, source, place)
+        size = chosen.bytes((rows, cols), FORMATS[settings.format])
+    return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
+
+
+def _kept_because(naming: Naming, name: str) -> str:
+    if naming.looks_ahead(name):
+        return "multi-token prediction layer, not part of the model that runs"
+    block = naming.block_of(name)
+    if block is not None and name.removesuffix(".weight") in naming.routers(block):
+        return "routes tokens to experts"
+    inside = name.startswith((f"{naming.base}.", f"{naming.head}."))
+    return "not a linear" if inside else "not part of the text model"
 
 
 def _chosen(settings: QuantizeStep, linear: str) -> tuple[LinearSettings | None, str]:
@@ -129,7 +188,9 @@ def _chosen(settings: QuantizeStep, linear: str) -> tuple[LinearSettings | None,
         symmetric = symmetric if override.symmetric is None else override.symmetric
     if skip:
         return None, why
-    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric), why
+    # another grid by an override is for the weights alone
+    activations = settings.activations if settings.activations == grid else None
+    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric, activations), why
 
 
 def _check_patterns(settings: QuantizeStep, linears: set[str], source: Source, place: Key) -> None:
@@ -151,10 +212,57 @@ def _check_format(settings: QuantizeStep, source: Source, place: Key) -> None:
             raise source.error(
                 f"format {spec.id} cannot hold grid {grid}", key, f"it holds {sorted(spec.grids)}"
             )
+    if settings.activations not in ("none", *spec.activations):
+        held = ", ".join(["none", *sorted(spec.activations)])
+        raise source.error(
+            f"format {spec.id} cannot say that activations are {settings.activations}",
+            (*place, "activations"),
+            f"it knows: {held}",
+        )
+    if settings.activations not in ("none", settings.grid):
+        raise source.error(
+            f"{settings.activations} activations go with {settings.activations} weights, "
+            f"not {settings.grid}",
+            (*place, "activations"),
+            f"grid: {settings.activations}",
+        )
+    regroups = settings.act_order == "full" and not settings.static_groups
+    if regroups and not spec.group_index and "act_order" in METHODS[settings.method].settings:
+        raise source.error(
+            f"format {spec.id} cannot say which group an input is in",
+            (*place, "act_order"),
+            "act_order: group keeps inputs in their stored groups",
+        )
+    if settings.head and not spec.quantizes_head:
+        raise source.error(f"format {spec.id} cannot hold a quantized head", (*place, "head"))
     if settings.embeddings and not spec.quantizes_embeddings:
         raise source.error(
             f"format {spec.id} cannot hold quantized embeddings", (*place, "embeddings")
         )
+
+
+def _check_config(
+    fates: Iterable[TensorFate], naming: Naming, settings: QuantizeStep, source: Source, place: Key
+) -> None:
+    """RecipeError where the format's config cannot express these settings together."""
+    layers, unquantized = {}, []
+    linears = linear_names(naming, head=False)
+    for fate in fates:
+        module = fate.name.removesuffix(".weight")
+        if fate.quantize is not None:
+            layers[module] = fate.quantize.layout
+        elif module in linears:
+            unquantized.append(module)
+    if not layers:
+        return
+    spec = FORMATS[settings.format]
+    write: Any = import_module(spec.config_module)
+    try:
+        write.quantization_config(
+            layers, version=spec.version, unquantized=unquantized, head=naming.head
+        )
+    except RequestError as error:
+        raise source.error(error.message, (*place, "format"), error.hint) from None
 
 
 def _check_shape(
@@ -167,6 +275,16 @@ def _check_shape(
 ) -> None:
     rows, cols = shape
     spec: FormatSpec = FORMATS[settings.format]
+    if spec.group_sizes is not None and chosen.group_size not in spec.group_sizes:
+        raise source.error(
+            f"format {spec.id} has no groups of {chosen.group_size}",
+            (*place, "group_size"),
+            f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
+        )
+    if not chosen.symmetric and not GRIDS[chosen.grid].asymmetric:
+        raise source.error(
+            f"grid {chosen.grid} has no zero points", (*place, "symmetric"), "symmetric: true"
+        )
     if chosen.group_size != -1 and cols % chosen.group_size:
         fits = [g for g in (256, 128, 64, 32, 16) if cols % g == 0 and g < chosen.group_size]
         advice = f"group_size: {fits[0]} divides it" if fits else "group_size: -1 always fits"

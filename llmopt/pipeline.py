@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,14 @@ from llmopt import artifact
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
+from llmopt.report import card, origin
 from llmopt.stages.base import Outcome, RunOptions, Stage, Work
 
-STAGES = {"quantize": "llmopt.stages.quantize", "bench": "llmopt.stages.bench"}
+STAGES = {
+    "quantize": "llmopt.stages.quantize",
+    "bench": "llmopt.stages.bench",
+    "allocate": "llmopt.stages.allocate",
+}
 
 
 class Reporter(Protocol):
@@ -71,6 +77,18 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> list[StepResult]
     return [replace(result, artifact=artifacts[result.artifact.name]) for result in results]
 
 
+def sensitivity(plan: Plan, options: RunOptions, reporter: Reporter) -> list[dict[str, Any]]:
+    """The sensitivity table that the plan's first allocation would begin with; leaves no file."""
+    step = next(step for step in plan.steps if step.verb == "allocate")
+    parents = {name: artifact.open_artifact(name, plan.folder_of(name)) for name in step.parents}
+    module: Any = _stage(step)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        work = _work(step, parents, folder / "built", folder / "state", options, reporter)
+        found: list[dict[str, Any]] = module.table(work)
+    return found
+
+
 def _refuse_failed(step: PlannedStep, parents: dict[str, Artifact]) -> None:
     if step.verb == "bench":
         return  # measuring what failed is how one learns why
@@ -95,10 +113,11 @@ def _run_step(
             built.mkdir(exist_ok=True)
             work = _work(step, parents, built, folder / "state", options, reporter)
             outcome = _stage(step).run(work)
-            manifest = _manifest(plan, step, key, parents, outcome, built)
+            manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
-            artifact.publish(built, destination, manifest, record)
+            artifact.publish(built, destination, manifest, record, text)
     artifact.clean(destination)
+    _mend_card(destination)
     done = artifact.open_artifact(step.id, destination)
     verdicts = done.manifest.get("gates", []) if step.verb == "bench" else []
     return StepResult(step, done, reused, time.monotonic() - started, verdicts)
@@ -120,11 +139,18 @@ def _run_gate(
             outcome = _stage(step).run(work)
         verdict = {"key": key, "evidence": outcome.evidence, "corpus": outcome.corpus}
         manifest = target.manifest | {"gates": outcome.gates, "gate": verdict}
-        artifact.write_json(target.path / artifact.MANIFEST, manifest)
+        artifact.write_records(target.path, *card.finish(manifest))
         target = artifact.open_artifact(target.name, target.path)
     artifact.clean(target.path)
     verdicts = target.manifest["gates"]
     return StepResult(step, target, reused, time.monotonic() - started, verdicts)
+
+
+def _mend_card(folder: Path) -> None:
+    """Write the card again where a run was killed just before it, or somebody changed it."""
+    manifest = artifact.read_manifest(folder)
+    if not artifact.card_matches(folder, manifest):
+        artifact.write_records(folder, *card.finish(manifest))
 
 
 def _work(
@@ -161,7 +187,7 @@ def _manifest(
     built: Path,
 ) -> dict[str, Any]:  # fmt: skip
     files = artifact.describe_files(built)
-    return {
+    manifest = {
         "schema": artifact.SCHEMA,
         "name": step.id,
         "verb": step.verb,
@@ -178,6 +204,19 @@ def _manifest(
         "evidence": outcome.evidence,
         "gates": outcome.gates,
     }
+    if step.verb in ("bench", "allocate"):
+        return manifest
+    return manifest | _card(manifest, step, parents)
+
+
+def _card(
+    manifest: dict[str, Any], step: PlannedStep, parents: dict[str, Artifact]
+) -> dict[str, Any]:
+    """What a model's manifest keeps for its card, which is not among the files."""
+    files = [file for file in manifest["files"] if file["path"] != artifact.CARD]
+    entry = manifest["parents"][0]
+    kept = origin.describe(parents[entry["name"]], entry, quantized=step.verb == "quantize")
+    return {"files": files, "digest": artifact.digest_of(files), "card": kept}
 
 
 def _parent(plan: Plan, name: str, parent: Artifact) -> dict[str, Any]:

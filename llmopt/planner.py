@@ -6,25 +6,36 @@ import graphlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmopt import artifact
+from llmopt.allocate.options import byte_budget, parse_size, with_options
 from llmopt.corpora import source as corpora
 from llmopt.errors import RecipeError, RequestError
 from llmopt.evaluate.gates import parse
-from llmopt.fates import TensorFate, quantize_fates
-from llmopt.formats.headers import Headers, read_headers
-from llmopt.predict import NOTHING, Footprint, bench_footprint, quantize_footprint
+from llmopt.fates import TensorFate, contents_after, quantize_fates
+from llmopt.formats.quantization import Contents, read_contents
+from llmopt.predict import (
+    NOTHING,
+    Footprint,
+    allocate_footprint,
+    bench_footprint,
+    quantize_footprint,
+)
 from llmopt.recipe import BenchStep, QuantizeStep, Recipe, Source, Verb
 from llmopt.recipe.matrix import Expanded, expand
 from llmopt.recipe.source import Key
+from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve
-from llmopt.specs import METHODS, METRICS, lookup, suggestion
+from llmopt.specs import FORMATS, METHODS, METRICS, lookup, suggestion
+from llmopt.specs.base import FormatSpec
 
+#: what a step does; some verbs no recipe names, the planner makes their steps
+PlannedVerb = Verb | Literal["allocate"]
 MODEL = "model"
 GATE_WINDOWS = 16
 #: raised when a change to a stage makes its old results no longer what it would write
-VERB_VERSIONS: dict[Verb, int] = {"quantize": 1, "bench": 1}
+VERB_VERSIONS: dict[PlannedVerb, int] = {"quantize": 2, "bench": 1, "allocate": 1}
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class PlannedStep:
     """
 
     id: str
-    verb: Verb
+    verb: PlannedVerb
     settings: dict[str, Any]
     parents: tuple[str, ...]
     key: Key
@@ -86,17 +97,26 @@ def plan(recipe: Recipe, source: Source, out: Path, *, fetch: bool = True) -> Pl
     model = _located(
         source, ("model",), lambda: resolve(recipe.model, recipe.revision, fetch=fetch)
     )
-    headers = _located(source, ("model",), lambda: read_headers(model.folder))
-    planner = _Planner(recipe, source, ids, headers, set(outside.values()))
+    contents = _located(source, ("model",), lambda: read_contents(model.folder))
+    if any(item.step.verb != "bench" for item in expanded):
+        _located(source, ("model",), lambda: origin.declared(model.folder))
+    planner = _Planner(recipe, source, ids, contents, set(outside.values()))
     steps = [planned for item in ordered for planned in planner.desugar(item)]
     single = source.file == "<command line>" and len(expanded) == 1
-    outputs = {s.id: out if single else out / s.id for s in steps if s.gates_of is None}
+    outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
     for path in outputs.values():
         artifact.check_destination(path)
         if path.resolve() == model.folder.resolve():
             raise RequestError(f"{path} is the input model", hint="choose another -o")
     externals = {name: Path(typed) for typed, name in outside.items()}
     return Plan(recipe, model, tuple(steps), outputs, externals)
+
+
+def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
+    """A step's folder. What a lone step is prepared by stands hidden beside it."""
+    if not single:
+        return out / step.id
+    return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out
 
 
 def states(plan: Plan) -> dict[str, str]:
@@ -179,7 +199,7 @@ def _ordered(
 
 def _named_parents(item: Expanded) -> list[str]:
     settings = item.step.settings
-    if isinstance(settings, QuantizeStep):
+    if not isinstance(settings, BenchStep):
         return [settings.from_]
     return [*settings.from_, *([settings.against] if settings.against else [])]
 
@@ -206,58 +226,104 @@ class _Planner:
     """Turns written steps into planned ones against one model's headers."""
 
     def __init__(
-        self, recipe: Recipe, source: Source, ids: dict[str, list[str]], headers: Headers,
+        self, recipe: Recipe, source: Source, ids: dict[str, list[str]], contents: Contents,
         outside: set[str],
     ) -> None:  # fmt: skip
-        self.recipe, self.source, self.ids, self.headers = recipe, source, ids, headers
+        self.recipe, self.source, self.ids, self.model = recipe, source, ids, contents
         self.outside = outside
         self.digests: dict[tuple[str, str, str], str] = {}
-        self.quantized: dict[str, tuple[TensorFate, ...]] = {}
+        #: what steps planned so far will have written, those that write a model
+        self.written: dict[str, Contents] = {}
 
     def desugar(self, item: Expanded) -> Iterator[PlannedStep]:
-        """A written step, and the gate step that it asks for."""
+        """A written step, with the allocation before it and the gate after it that it asks for."""
         settings = item.step.settings
         if isinstance(settings, BenchStep):
             yield self.bench(item, settings)
             return
         step = self.quantize(item, settings)
-        yield step
+        if settings.has_budget:
+            yield from (steps := self.allocated(step, settings))
+            step = steps[-1]
+        else:
+            yield step
         if settings.gate:
             yield self.gate(item, settings, step)
 
     def quantize(self, item: Expanded, settings: QuantizeStep) -> PlannedStep:
         place: Key = (*item.key, "quantize")
-        if settings.from_ != MODEL:
-            self._refuse_quantized(settings.from_, item)
-        if "quantization_config" in self.headers.config:
-            kind = self.headers.config["quantization_config"].get("quant_method", "another tool")
-            raise self.source.error(
-                f"the model is quantized already ({kind})",
-                ("model",),
-                "quantize the original checkpoint",
-            )
+        parent, contents = self._parent(item, settings.from_)
         method = METHODS[settings.method]
         self._refuse_idle_settings(settings, method.settings, place)
-        calibration = self._calibration(settings, method.needs_calibration, place)
+        transform = method.transform if settings.transform == "auto" else settings.transform
+        needed = method.needs_calibration or settings.has_budget or transform != "none"
+        calibration = self._calibration(settings, needed, place)
         effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
         for name in _METHOD_SETTINGS - method.settings:
             del effective[name]
-        if settings.scale_search == "auto":
+        if effective.get("scale_search") == "auto":
             effective["scale_search"] = "importance" if calibration else "mse"
-        effective |= {"calibration": calibration, "seed": self.recipe.seed}
-        fates = tuple(quantize_fates(self.headers, settings, self.source, place))
-        self.quantized[item.step.id] = fates
-        footprint = quantize_footprint(self.headers, fates, calibration, settings.batch_size)
+        effective |= {"transform": transform, "calibration": calibration, "seed": self.recipe.seed}
+        fates = tuple(quantize_fates(contents, settings, self.source, place))
+        self.written[item.step.id] = contents_after(contents, fates, settings.format)
+        footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
         texts = self._texts() if calibration else {}
         return PlannedStep(
-            item.step.id, "quantize", effective, (MODEL,), place, None, texts, fates, footprint
+            item.step.id, "quantize", effective, (parent,), place, None, texts, fates, footprint
         )
 
-    def _refuse_quantized(self, parent: str, item: Expanded) -> None:
-        verb = "a benchmark" if parent not in self.quantized else "quantized already"
-        raise self.source.error(
-            f"{parent!r} is {verb}", (*item.key, "quantize", "from"), "quantize from: model"
-        )
+    def allocated(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
+        """A step with a budget: one that chooses settings, and one that quantizes with them."""
+        self._check_budget(step, settings)
+        fates = tuple(
+            _located(self.source, (*step.key, "candidates"),
+                     lambda: list(with_options(step.fates, settings)))
+        )  # fmt: skip
+        place = (*step.key, "target_bpw" if settings.target_bpw else "target_size")
+        size = settings.target_size
+        if size is not None:
+            size = _located(self.source, place, lambda: parse_size(size))
+        effective = step.settings | {"target_size": size}
+        least = sum(_smallest(fate, FORMATS[settings.format]) for fate in fates)
+        if (budget := byte_budget(fates, effective)) < least:
+            raise self.source.error(
+                f"the budget leaves {max(budget, 0):,} bytes for the quantized linears, "
+                f"and the smallest candidates take {least:,}",
+                place,
+                "raise the target, or allow smaller candidates",
+            )
+        contents = self.model if step.parents[0] == MODEL else self.written[step.parents[0]]
+        self.written[step.id] = contents_after(contents, fates, settings.format)
+        footprint = allocate_footprint(contents, fates, step.settings)
+        name = f"{step.id}.allocation"
+        step = replace(step, settings=effective, fates=fates)
+        choosing = replace(step, id=name, verb="allocate", footprint=footprint)
+        return [choosing, replace(step, parents=(*step.parents, name))]
+
+    def _check_budget(self, step: PlannedStep, settings: QuantizeStep) -> None:
+        for refused, key, message, hint in (
+            (settings.target_bpw and settings.target_size, "target_size",
+             "a step has one budget: target_bpw or target_size", None),
+            (settings.head, "head", "a budget covers the linears in blocks, and not the head",
+             "head: false"),
+            (step.settings["calibration"]["sequences"] < 2, "target_bpw",
+             "a budget takes calibration text to measure on, too",
+             "data.calibration.sequences: at least 2"),
+        ):  # fmt: skip
+            if refused:
+                raise self.source.error(message, (*step.key, key), hint)
+
+    def _parent(self, item: Expanded, name: str) -> tuple[str, Contents]:
+        """The one model that a step is made from: its id, and what it holds."""
+        place: Key = (*item.key, item.step.verb, "from")
+        members = _members(name, self.ids, item, self.source)
+        if len(members) > 1:
+            raise self.source.error(
+                f"{name!r} is {len(members)} models", place, f"take one: {', '.join(members)}"
+            )
+        if members[0] != MODEL and members[0] not in self.written:
+            raise self.source.error(f"{name!r} is no model", place, "from: model")
+        return members[0], self.model if members[0] == MODEL else self.written[members[0]]
 
     def _refuse_idle_settings(
         self, settings: QuantizeStep, used: frozenset[str], place: Key
@@ -278,6 +344,7 @@ class _Planner:
         if not source:
             if needed or settings.scale_search == "importance":
                 what = f"method {settings.method}" if needed else "scale_search: importance"
+                what = "a budget" if settings.has_budget else what
                 raise self.source.error(
                     f"{what} needs calibration text",
                     (*place, "method" if needed else "scale_search"),
@@ -309,7 +376,7 @@ class _Planner:
     def context(self) -> int:
         """The longest sequence the model was made for, in tokens."""
         for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-            value = self.headers.config.get(name)
+            value = self.model.config.get(name)
             if isinstance(value, int) and value > 0:
                 return value
         return 1 << 30
@@ -344,12 +411,12 @@ class _Planner:
             p for name in settings.from_ for p in _members(name, self.ids, item, self.source)
         ]
         for parent in measured:
-            if parent not in {MODEL, *self.quantized, *self.outside}:
+            if parent not in {MODEL, *self.written, *self.outside}:
                 raise self.source.error(f"{parent!r} is no model", (*place, "from"))
         if not measured:
-            measured = [MODEL, *self.quantized]
+            measured = [MODEL, *self.written]
         against = settings.against
-        if against not in (None, MODEL) and against not in self.quantized:
+        if against not in (None, MODEL) and against not in self.written:
             raise self.source.error(f"{against!r} is not one step's model", (*place, "against"))
         check_gates(settings.gates, self.source, (*place, "gates"))
         parents = tuple(dict.fromkeys([*([against] if against else []), *measured]))
@@ -358,7 +425,7 @@ class _Planner:
             "evaluation": self._evaluation(),
             "seed": self.recipe.seed,
         }
-        footprint = bench_footprint(self.headers, len(parents), effective["evaluation"])
+        footprint = bench_footprint(self.model, len(parents), effective["evaluation"])
         return PlannedStep(
             item.step.id, "bench", effective, parents, place, None, self._texts(), (), footprint
         )
@@ -372,12 +439,18 @@ class _Planner:
             "evaluation": self._evaluation(GATE_WINDOWS),
             "seed": self.recipe.seed,
         }
-        footprint = replace(bench_footprint(self.headers, 2, effective["evaluation"]), disk_bytes=0)
+        footprint = replace(bench_footprint(self.model, 2, effective["evaluation"]), disk_bytes=0)
         parents = (MODEL, step.id)
         name = f"{step.id}.gate"
         return PlannedStep(
             name, "bench", effective, parents, place, step.id, self._texts(), (), footprint
         )
+
+
+def _smallest(fate: TensorFate, spec: FormatSpec) -> int:
+    """The fewest bytes that a linear's options take; 0 for other tensors."""
+    rows, cols = (*fate.shape, 0, 0)[:2]
+    return min((option.bytes((rows, cols), spec) for option in fate.options), default=0)
 
 
 _METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt.fates import TensorFate
-from llmopt.formats.headers import DTYPE_BYTES, Headers
-from llmopt.specs.families import family_of
+from llmopt.formats.quantization import Contents
 
 #: resident memory of Python with torch and transformers loaded, before any model (measured)
 _LIBRARIES = 480 << 20
@@ -30,45 +29,66 @@ NOTHING = Footprint(0, 0)
 
 
 def quantize_footprint(
-    headers: Headers,
+    contents: Contents,
     fates: Sequence[TensorFate],
     calibration: dict[str, Any] | None,
     batch_size: int,
 ) -> Footprint:
-    """One block in float32, the activations, and the largest Hessian with its factor."""
-    naming = family_of(headers.config).naming(headers.tensors)
+    """One block in float32, the activations, and the largest Hessian with its factor.
+
+    Experts' Hessians are collected together, up to the size of the block.
+    """
+    naming = contents.naming
     blocks: dict[int | None, int] = defaultdict(int)
-    for stored, header in headers.tensors.items():
-        size = math.prod(header.shape) * 4
-        blocks[naming.block_of(naming.rename(stored))] += size
-    outside = max(
-        (math.prod(h.shape) * 4 for n, h in headers.tensors.items()
-         if naming.block_of(naming.rename(n)) is None),
-        default=0,
-    )  # fmt: skip
+    outside = 0
+    for name, tensor in contents.tensors.items():
+        size, index = math.prod(tensor.shape) * 4, naming.block_of(name)
+        blocks[index] += size
+        outside = max(outside, size if index is None else 0)
     block = max((size for index, size in blocks.items() if index is not None), default=0)
     written = sum(f.bytes for f in fates)
     if calibration is None:
         return Footprint(_LIBRARIES + 2 * max(block, outside), written * 2)
-    hidden = _hidden_size(headers)
+    hidden = _hidden_size(contents.config)
     activations = calibration["sequences"] * calibration["length"] * hidden * 4
     widest = max((f.shape[1] for f in fates if f.quantize), default=0)
     batch = batch_size * calibration["length"] * max(widest, hidden) * 4 * 6
-    hessian = widest * widest * 4 * _HESSIAN_COPIES
+    hessian = widest * widest * 4 * _HESSIAN_COPIES + (block if any(naming.experts) else 0)
     memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + batch
     return Footprint(memory, written * 2 + activations)
 
 
-def bench_footprint(headers: Headers, models: int, evaluation: dict[str, Any]) -> Footprint:
+def allocate_footprint(
+    contents: Contents, fates: Sequence[TensorFate], settings: dict[str, Any]
+) -> Footprint:
+    """A quantize step's, a graph of one block for autograd, logits; every option's weights on disk.
+
+    On disk are the inputs of all blocks, and float16 weights of the options: about half of them,
+    those on their hulls.
+    """
+    calibration, batch = settings["calibration"], settings["batch_size"]
+    quantize = quantize_footprint(contents, fates, calibration, batch)
+    hidden = _hidden_size(contents.config)
+    widest = max((max(f.shape) for f in fates if f.quantize), default=0)
+    graph = batch * calibration["length"] * max(widest, hidden) * 4 * 24
+    logits = calibration["length"] * int(contents.config.get("vocab_size", 0)) * 4 * 6
+    head = hidden * int(contents.config.get("vocab_size", 0)) * 4
+    activations = calibration["sequences"] * calibration["length"] * hidden * 4
+    kept = sum(math.prod(f.shape) * len(f.options) for f in fates)
+    disk = activations * contents.naming.block_count + kept
+    return Footprint(quantize.memory_bytes + graph + logits + head, disk)
+
+
+def bench_footprint(contents: Contents, models: int, evaluation: dict[str, Any]) -> Footprint:
     """Two models in float32 at a time, and the logits of one window from both."""
-    weights = sum((h.end - h.start) // DTYPE_BYTES[h.dtype] * 4 for h in headers.tensors.values())
-    logits = evaluation["length"] * int(headers.config.get("vocab_size", 0)) * 4
+    weights = contents.weight_count * 4
+    logits = evaluation["length"] * int(contents.config.get("vocab_size", 0)) * 4
     return Footprint(_LIBRARIES + min(models, 2) * weights + 6 * logits, 1 << 20)
 
 
-def _hidden_size(headers: Headers) -> int:
+def _hidden_size(config: dict[str, Any]) -> int:
     for name in ("hidden_size", "n_embd", "d_model"):
-        if isinstance(headers.config.get(name), int):
-            return int(headers.config[name])
-    text = headers.config.get("text_config")
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    text = config.get("text_config")
     return int(text["hidden_size"]) if isinstance(text, dict) else 0

@@ -11,7 +11,8 @@ from llmopt.errors import LlmoptError, RequestError
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md", "LICENSE*"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md"]
+_HUB_FILES += ["LICENSE*", "LICENCE*", "COPYING*", "NOTICE*"]
 
 
 @dataclass(frozen=True)

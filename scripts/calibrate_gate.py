@@ -29,6 +29,7 @@ from llmopt.evaluate.comparison import Comparison, compare
 from llmopt.evaluate.weights import WeightErrors, weight_errors
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.gptq_config import SUFFIXES
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
@@ -73,7 +74,7 @@ def _in_codes(change: Callable[[Tensor], Tensor], place: Place) -> Damage:
 
 def _put(artifact: Checkpoint, stored: Stored, name: str, tensor: QuantizedTensor) -> None:
     assert artifact.quantization is not None
-    parts = gptq.pack(tensor, artifact.quantization.version)
+    parts = gptq.pack(tensor, artifact.quantization.format)
     stored.update({f"{name}.{suffix}": part for suffix, part in parts.items()})
 
 
@@ -95,7 +96,7 @@ def _swap_linears(artifact: Checkpoint, stored: Stored) -> str:
     for inlet in artifact.naming.linears(0):
         for one, other in itertools.pairwise(inlet):
             if stored[f"{one}.qweight"].shape == stored[f"{other}.qweight"].shape:
-                for suffix in gptq.SUFFIXES:
+                for suffix in SUFFIXES:
                     a, b = f"{one}.{suffix}", f"{other}.{suffix}"
                     stored[a], stored[b] = stored[b], stored[a]
                 return f"{one} and {other.rpartition('.')[2]}"

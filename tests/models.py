@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmopt.formats.experts import unfuse
 from llmopt.specs.families import FAMILIES
 
 #: widths are multiples of 32, what the packed layouts need; heads differ from key-value heads
@@ -22,6 +25,7 @@ _DECODER = {
     "tie_word_embeddings": False,
 }
 _SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _COMMON = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
@@ -32,6 +36,14 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "gemma2": {**_DECODER, **_SLIDING, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 1.0},
     "gemma3_text": {**_DECODER, **_SLIDING, "query_pre_attn_scalar": 16},
     "phi3": {key: value for key, value in _DECODER.items() if key != "head_dim"},
+    "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        **{key: value for key, value in _DECODER.items() if key != "head_dim"},
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 64,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {**_DECODER, **_EXPERTS, "norm_topk_prob": True},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "gpt_neox": {
         "hidden_size": 64,
@@ -74,10 +86,38 @@ def build(family: str, seed: int = 0, **settings: Any) -> torch.nn.Module:
     return model.eval()
 
 
+def with_plain_experts(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with a linear for each expert's weight, as ours are; changed in place."""
+    family = FAMILIES[model.config.model_type]
+    fused = {path: part for path, part in model.named_modules() if path.endswith(".experts")}
+    unfuse(model, family)
+    for path, part in fused.items():
+        for index, expert in enumerate(model.get_submodule(path).children()):
+            gate, up = part.gate_up_proj[index].detach().chunk(2)
+            down = part.down_proj[index].detach()
+            for name, weight in zip(
+                (family.experts.gate, family.experts.up, family.experts.down),
+                (gate, up, down),
+                strict=True,
+            ):
+                expert.get_submodule(name).weight = torch.nn.Parameter(weight.clone())
+    return model
+
+
 def save(folder: Path, family: str = "llama", seed: int = 0, **settings: Any) -> torch.nn.Module:
     """Write such a model as a Hugging Face directory (no tokenizer), and return it."""
     model = build(family, seed, **settings)
     model.save_pretrained(folder)
+    return model
+
+
+def save_with_tokenizer(folder: Path, family: str = "llama", **settings: Any) -> torch.nn.Module:
+    """... and a tokenizer of one token a character."""
+    model = save(folder, family, **settings)
+    vocabulary = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 0}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
     return model
 
 

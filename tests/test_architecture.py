@@ -19,12 +19,13 @@ LAYERS: list[set[str]] = [
     {"grids", "linalg", "corpora"},
     {"methods", "formats"},
     {"fates", "inspection"},
-    {"predict"},
+    {"predict", "report"},
     {"blockwalk", "runtimes", "evaluate"},
+    {"allocate"},
     {"stages"},
     {"planner", "generation"},
     {"pipeline"},
-    {"report", "doctor"},
+    {"doctor", "hub"},
     {"cli"},
     {"__main__"},
 ]
@@ -39,6 +40,7 @@ NO_TORCH = {
     "fates",
     "predict",
     "sources",
+    "hub",
     "cli",
     "inspection",
 }
@@ -137,7 +139,7 @@ def test_what_must_answer_fast_loads_no_torch(arguments: list[str], tmp_path: Pa
         "try:\n    run()\n"
         "except SystemExit as stop:\n"
         "    assert stop.code == 0, stop.code\n"
-        "assert not {'torch', 'transformers'} & sys.modules.keys()\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmopt import pipeline, planner
-from llmopt.artifact import read_manifest
+from llmopt.artifact import read_manifest, verify
 from llmopt.errors import LlmoptError
 from llmopt.pipeline import StepResult
 from llmopt.planner import Plan, PlannedStep
 from llmopt.recipe import from_data
+from llmopt.report import card
 from llmopt.stages.base import Outcome, RunOptions, Work
 
 
@@ -98,8 +100,6 @@ def test_nothing_is_built_on_what_failed(tmp_path: Path, fake_stages: dict[str, 
     plan = made(tmp_path)
     run(plan)
     step = plan.by_id("q")
-    from dataclasses import replace
-
     later = replace(step, id="later", parents=("q",))
     grown = replace(
         plan, steps=(*plan.steps, later), outputs={**plan.outputs, "later": tmp_path / "l"}
@@ -122,3 +122,53 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, fake_stages: dict[str, b
     run(made(tmp_path))
     (tmp_path / "q" / "result.txt").unlink()
     assert "q" in run(made(tmp_path))[0]
+
+
+def test_the_card_follows_the_manifest_through_the_gate(
+    tmp_path: Path, fake_stages: dict[str, bool]
+) -> None:
+    fake_stages["passed"] = False
+    run(made(tmp_path))
+    manifest = read_manifest(tmp_path / "q")
+    assert verify(tmp_path / "q") == []
+    text = (tmp_path / "q" / "README.md").read_text("utf-8")
+    assert text == card.render(manifest)
+    assert "failed its quality gate" in text
+    assert "license: apache-2.0" in text  # as the demo model's own card says
+    assert [file["path"] for file in manifest["files"]] == ["result.txt"]
+    assert not (tmp_path / "s" / "README.md").exists()
+
+
+def test_a_card_that_a_kill_or_a_hand_changed_is_written_again(
+    tmp_path: Path, fake_stages: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(made(tmp_path / "whole"))
+    whole = (tmp_path / "whole" / "q" / "README.md").read_bytes()
+    monkeypatch.setattr(pipeline.artifact, "_write_text", killed_at_the_second_card())
+    with pytest.raises(KeyboardInterrupt):
+        run(made(tmp_path / "killed"))
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "_stage", lambda _: pytest.fail("done already"))
+    assert verify(tmp_path / "killed" / "q") == ["content differs: README.md"]
+    plan = made(tmp_path / "killed")
+    gate_only = replace(plan, steps=plan.steps[:2])
+    run(gate_only)
+    assert (tmp_path / "killed" / "q" / "README.md").read_bytes() == whole
+    assert verify(tmp_path / "killed" / "q") == []
+    (tmp_path / "killed" / "q" / "README.md").unlink()
+    assert verify(tmp_path / "killed" / "q") == ["missing: README.md"]
+    run(gate_only)
+    assert (tmp_path / "killed" / "q" / "README.md").read_bytes() == whole
+
+
+def killed_at_the_second_card() -> object:
+    """Writes texts, but stops where a gate's verdict is about to enter the card."""
+    original, cards = pipeline.artifact._write_text, []
+
+    def write(path: Path, text: str) -> None:
+        cards.extend([path] if path.name == "README.md" else [])
+        if len(cards) == 2:
+            raise KeyboardInterrupt
+        original(path, text)
+
+    return write

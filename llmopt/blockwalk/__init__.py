@@ -1,7 +1,7 @@
 """The one way through a model that may not fit in memory: block by block."""
 
 from llmopt.blockwalk.inlet import Inlet, Operation
-from llmopt.blockwalk.sink import Codec, Sink
+from llmopt.blockwalk.sink import Sink
 from llmopt.blockwalk.walk import walk
 
-__all__ = ["Codec", "Inlet", "Operation", "Sink", "walk"]
+__all__ = ["Inlet", "Operation", "Sink", "walk"]

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.blockwalk import memory
+from llmopt.blockwalk.block import Block
+from llmopt.blockwalk.experts import Collected, Names, Pools, rounds
 from llmopt.blockwalk.inlet import Inlet, Weights
 from llmopt.blockwalk.plan import Plan
 from llmopt.blockwalk.sink import Results
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.state import WalkState
-from llmopt.errors import LlmoptError
 from llmopt.methods.quantize.base import InletStatistics
-
-#: the linears of an inlet, with the statistics of their input
-Collected = list[tuple[tuple[str, ...], InletStatistics | None]]
 
 
 class _Enough(Exception):
@@ -79,16 +77,35 @@ class CalibratedWalk:
     def _change(self, index: int) -> None:
         """One block: statistics, operations, activations, results."""
         weights = Weights(self._plan.checkpoint, Results())
-        inlets = self._plan.inlets(index)
+        naming = self._plan.checkpoint.naming
+        pools = Pools(naming, index)
         with self._filled(index, weights):
-            rounds = [[inlet] for inlet in inlets] if self._plan.true_sequential else [inlets]
-            for some in rounds:
-                self._operate(weights, self._collect(index, some), self._skeleton.assign)
+            if self._plan.transforms:
+                self._transform(index, weights)
+            for inlets in rounds(
+                naming, index, self._skeleton.width, self._skeleton.nbytes(index),
+                sequential=self._plan.true_sequential,
+            ):  # fmt: skip
+                collected = self._collect(index, inlets, pools)
+                self._operate(weights, collected, self._skeleton.assign)
+            for name, value in weights.settle():
+                self._skeleton.put(name, value)
             self._advance(index)
         self._plan.write(index, weights.results)
         if (index + 1) % self._plan.save_every == 0:
             self._state.save(index + 1, self._activations)
         self._plan.tell(index)
+
+    def _transform(self, index: int, weights: Weights) -> None:
+        """Run the transforms on a block, with the statistics of all its linears."""
+        naming = self._plan.checkpoint.naming
+        collected = self._collect(index, naming.linears(index), Pools(naming, index))
+        statistics = {
+            name: one.statistics for one in collected for name in one.names if one.statistics
+        }
+        block = Block(index, self._plan.checkpoint, weights, statistics, self._skeleton.put)
+        for transform in self._plan.transforms:
+            transform.apply(block)
 
     def _change_head(self) -> None:
         index = self._plan.blocks
@@ -99,25 +116,29 @@ class CalibratedWalk:
                 for rows in self._rows():
                     hidden = self._skeleton.finish(rows.to(self._plan.device))
                     statistics = _added(statistics, hidden)
-        self._operate(weights, [(self._plan.inlets(index)[0], statistics)], lambda *_: None)
+        collected = Collected(names=self._plan.inlets(index)[0], statistics=statistics)
+        self._operate(weights, [collected], lambda *_: None)
         self._plan.write(index, weights.results)
         self._plan.tell(index)
 
     def _operate(
-        self, weights: Weights, collected: Collected, assign: Callable[[str, Tensor], None]
+        self, weights: Weights, collected: list[Collected], assign: Callable[[str, Tensor], None]
     ) -> None:
         """Run the operations on each inlet, and give back the memory of its statistics."""
         while collected:
             # what the step before freed is given back before this one takes its own
             memory.release()
-            names, statistics = collected.pop(0)
-            self._plan.apply(Inlet(names, weights, statistics, assign, self._plan.device))
-            del statistics
+            one = collected.pop(0)
+            self._plan.apply(Inlet(one.names, weights, one.statistics, assign, self._plan.device))
+            for name in weights.results.records.keys() & set(one.names):
+                if one.cold is not None:
+                    weights.results.records[name] |= {"cold": True, "tokens": one.cold}
+            del one
 
-    def _collect(self, index: int, inlets: Sequence[tuple[str, ...]]) -> Collected:
+    def _collect(self, index: int, inlets: Sequence[Names], pools: Pools) -> list[Collected]:
         """Push the activations into the block as far as the last of these inlets."""
         if not self._plan.needs_statistics():
-            return [(names, None) for names in inlets]
+            return [Collected(names=names, statistics=None) for names in inlets]
         found: dict[str, InletStatistics] = {}
 
         def observe(first: str, *, last: bool) -> Callable[..., None]:
@@ -128,9 +149,11 @@ class CalibratedWalk:
 
             return hook
 
+        # no batch has to reach the last expert
+        ends = self._plan.checkpoint.naming.pool_of(inlets[-1][0]) is None
         hooks = [
             self._skeleton.module(names[0]).register_forward_pre_hook(
-                observe(names[0], last=names is inlets[-1])
+                observe(names[0], last=ends and names is inlets[-1])
             )
             for names in inlets
         ]
@@ -140,10 +163,8 @@ class CalibratedWalk:
         finally:
             for hook in hooks:
                 hook.remove()
-        for names in inlets:
-            if names[0] not in found:
-                raise LlmoptError(f"no activations reached {names[0]}")
-        return [(names, found[names[0]]) for names in inlets]
+        seen = ((names, found.pop(names[0], None)) for names in inlets)
+        return list(pools.sort(seen, self._skeleton.width))
 
     def _reach(self, index: int, rows: Tensor) -> None:
         try:

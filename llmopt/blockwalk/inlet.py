@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from llmopt.blockwalk.sink import Results
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.grids.base import Grid, QuantizedTensor
+from llmopt.formats.codec import decode
+from llmopt.grids.base import QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics
-from llmopt.specs import GRIDS, lookup
 
 #: called with a module's name and its new weight, in the checkpoint's orientation
 OnReplace = Callable[[str, Tensor], None]
@@ -93,6 +92,18 @@ class Weights:
             name = f"{checkpoint.naming.embedding}.weight"
         return checkpoint.read(name)
 
+    def hold(self, name: str, value: Tensor) -> None:
+        """Give a tensor a new value, which may be finer than the checkpoint's dtype for now."""
+        self.results.dense[name] = value.contiguous()
+
+    def settle(self) -> Iterator[tuple[str, Tensor]]:
+        """Round what is still finer than the checkpoint's dtype; yields what that changed."""
+        for name, value in list(self.results.dense.items()):
+            rounded = value.to("cpu", self._checkpoint.stored_dtype(name)).contiguous()
+            if rounded.dtype != value.dtype:
+                self.results.dense[name] = rounded
+                yield name, rounded
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint has such a tensor."""
         return name in self._checkpoint.stored
@@ -113,9 +124,3 @@ class Weights:
         """Between [out, in] and the checkpoint's orientation: Conv1D linears are transposed."""
         transposed = self._checkpoint.family.conv1d and module != self._checkpoint.naming.head
         return weight.T if transposed else weight
-
-
-def decode(tensor: QuantizedTensor) -> Tensor:
-    """The float32 weight [out, in] that a quantized tensor stands for."""
-    grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
-    return grid.decode(tensor.codes, tensor.params)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk import memory
+from llmopt.blockwalk.block import Transform
 from llmopt.blockwalk.inlet import Inlet, Operation
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.gptq_config import SUFFIXES
 
 #: called with (blocks done, blocks in all) after each block and after the head
 OnBlock = Callable[[int, int], None]
@@ -27,6 +27,7 @@ class Plan:
     checkpoint: Checkpoint
     tokens: Tensor | None
     operations: Sequence[Operation]
+    transforms: Sequence[Transform]
     sink: Sink
     head: bool
     batch_size: int
@@ -99,19 +100,17 @@ class Plan:
         replaced: set[str] = set()
         records: dict[str, Any] = {}
         for index in range(self.total):
-            modules, noted = self.sink.summary(self.part(index))
-            replaced |= modules
+            names, noted = self.sink.summary(self.part(index))
+            replaced |= names
             records |= noted
-        weights = {"weight", *SUFFIXES}
-        quantized = self.checkpoint.layers
         for name, tensor in self.checkpoint.stored.items():
-            module, _, leaf = name.rpartition(".")
-            if leaf not in weights or module not in replaced | quantized.keys():
+            if name not in replaced and name not in self.checkpoint.parts:
                 self.sink.keep(name, tensor)
-        for module in quantized.keys() - replaced:
-            # what came quantized goes through the codec: versions of the layout may differ
-            layer = self.checkpoint.read_layer(module)
-            self.sink.write(f"kept-{module}", Results(quantized={module: layer}))
+        for module in self.checkpoint.layers:
+            if f"{module}.weight" not in replaced:
+                # what came quantized goes through the codec: layouts may differ
+                layer = self.checkpoint.read_layer(module)
+                self.sink.write(f"kept-{module}", Results(quantized={module: layer}))
         return records
 
 

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import StoredTensor
+from llmopt.formats.codec import Codec
+from llmopt.formats.layout import LayerLayout, layout_of
 from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.grids.base import QuantizedTensor
-
-
-class Codec(Protocol):
-    """A format that stores quantized linears as several tensors; see formats.gptq.Codec."""
-
-    def accepts(self, tensor: QuantizedTensor) -> str | None:
-        """Why the tensor cannot be stored exactly, None where it can."""
-
-    def pack(self, tensor: QuantizedTensor) -> dict[str, Tensor]:
-        """The tensors to store, by the suffix of their names."""
-
-    def unpack(self, stored: Mapping[str, Tensor]) -> QuantizedTensor:
-        """A tensor that decodes to the same values as the one packed."""
 
 
 @dataclass
 class Results:
     """What a walk changed in one block, or in the head.
 
-    quantized: by module name. dense: by tensor name, in the checkpoint's orientation and dtype.
+    quantized: by module name. dense: by tensor name, in the checkpoint's orientation, and in its
+    dtype once they are written.
     records: what operations noted for the ledger, by module name; JSON values.
     """
 
@@ -54,7 +43,8 @@ class Sink:
         for module, tensor in results.quantized.items():
             packed = self._checked(module, tensor).pack(tensor)
             tensors |= {f"{module}.{suffix}": value for suffix, value in packed.items()}
-        note = {"quantized": list(results.quantized), "records": results.records}
+        layouts = {name: asdict(layout_of(tensor)) for name, tensor in results.quantized.items()}
+        note = {"quantized": layouts, "dense": list(results.dense), "records": results.records}
         self.writer.write(part, tensors, json.dumps(note))
 
     def read(self, part: str) -> Results:
@@ -63,19 +53,21 @@ class Sink:
         tensors = {name: read_tensor(header) for name, header in headers.items()}
         note = self._note(part)
         results = Results(records=note["records"])
-        for module in note["quantized"]:
-            names = [name for name in tensors if name.rpartition(".")[0] == module]
-            stored = {name.rpartition(".")[2]: tensors.pop(name) for name in names}
+        results.dense = {name: tensors.pop(name) for name in note["dense"]}
+        for module, layout in note["quantized"].items():
+            names = [name for name in tensors if name.startswith(module + ".")]
+            stored = {name.removeprefix(module + "."): tensors.pop(name) for name in names}
             assert self._codec is not None
-            results.quantized[module] = self._codec.unpack(stored)
-        results.dense = tensors
+            results.quantized[module] = self._codec.unpack(stored, LayerLayout(**layout))
         return results
 
     def summary(self, part: str) -> tuple[set[str], dict[str, Any]]:
-        """The modules whose weights a finished part replaces, and its records."""
+        """The names of the tensors that a finished part replaces, and its records.
+
+        A quantized linear counts as its weight.
+        """
         note = self._note(part)
-        modules = {name.rpartition(".")[0] for name in self.writer.headers(part)}
-        return modules, note["records"]
+        return {*note["dense"], *(f"{name}.weight" for name in note["quantized"])}, note["records"]
 
     def keep(self, name: str, tensor: StoredTensor) -> None:
         """Pass a tensor of the checkpoint on as it is."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.blockwalk.inlet import Weights
-from llmopt.errors import LlmoptError, RequestError
+from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
+from llmopt.formats.fit import check_fit
 
 #: arguments of a block after the hidden states
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,24 +40,21 @@ class Skeleton:
 
     `fill` puts a block's weights in and `drop` takes them out; `call` runs a filled block on the
     hidden states [batch, length, width] of a batch, whose size `embed` must have seen before.
+    `device` is where all this happens.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
         self._family = checkpoint.family
         self._naming = checkpoint.naming
         self._dtype = dtype
-        self._device = device
-        model = empty_model(checkpoint, dtype)
+        self.device = device
         # buffers are real; the parameters stay on meta until they are filled
-        self._decoder = model.get_submodule(self._family.base)
+        self._model: nn.Module = empty_model(checkpoint, dtype)
+        check_fit(checkpoint, self._model)
+        self._decoder = self._model.get_submodule(self._family.base)
         self._blocks: Sequence[nn.Module] = list(
             self._decoder.get_submodule(self._family.blocks).children()
         )
-        if len(self._blocks) != self._naming.block_count:
-            raise RequestError(
-                f"config.json says {len(self._blocks)} blocks, "
-                f"the weights have {self._naming.block_count}"
-            )
         for module in self._decoder.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
@@ -64,11 +62,21 @@ class Skeleton:
 
     def module(self, name: str) -> nn.Module:
         """A module by the name that it has in the checkpoint."""
-        return self._decoder.get_submodule(name.removeprefix(self._naming.base + "."))
+        return self._model.get_submodule(self._naming.module(name))
+
+    def width(self, linear: str) -> int:
+        """How many input channels a linear has."""
+        weight = self.module(linear).weight
+        assert isinstance(weight, Tensor)
+        return weight.shape[0 if self._family.conv1d else 1]
+
+    def nbytes(self, block: int) -> int:
+        """What a block's weights take when they are filled in."""
+        return sum(weight.nbytes for weight in self._blocks[block].parameters())
 
     def fill(self, block: int, weights: Weights) -> None:
         """Read a block's weights."""
-        self._fill(self._blocks[block], f"{self._naming.blocks}.{block}", weights)
+        self._fill(f"{self._family.base}.{self._family.blocks}.{block}", weights)
 
     def drop(self, block: int) -> None:
         """Forget a block's weights."""
@@ -77,6 +85,11 @@ class Skeleton:
     def assign(self, module: str, weight: Tensor) -> None:
         """Give one linear of a filled block a new weight, in the checkpoint's orientation."""
         _assign(self.module(module), "weight", self._ready(weight))
+
+    def put(self, name: str, value: Tensor) -> None:
+        """Give a tensor of a filled block another value."""
+        owner, _, leaf = name.rpartition(".")
+        _assign(self.module(owner), leaf, self._ready(value))
 
     def call(self, block: int, hidden: Tensor) -> Tensor:
         """The block's output."""
@@ -89,10 +102,10 @@ class Skeleton:
     def surroundings(self, weights: Weights, *, embedding: bool = True) -> Iterator[None]:
         """Hold what is not in any block: norms and, if wanted, the token embedding."""
         try:
-            for name, module in self._decoder.named_children():
+            for name, _ in self._decoder.named_children():
                 inside = name == self._family.blocks
                 if not inside and (embedding or name != self._family.embedding):
-                    self._fill(module, f"{self._naming.base}.{name}", weights)
+                    self._fill(f"{self._family.base}.{name}", weights)
             yield
         finally:
             for name, module in self._decoder.named_children():
@@ -113,7 +126,7 @@ class Skeleton:
         def attempt() -> Tensor:
             calls.clear()
             try:
-                self._decoder(input_ids=tokens.to(self._device), use_cache=False)
+                self._decoder(input_ids=tokens.to(self.device), use_cache=False)
             except _Stopped as stopped:
                 return stopped.hidden
             raise LlmoptError(f"{self._family.id}: the model did not run its blocks")
@@ -142,6 +155,34 @@ class Skeleton:
             return output
 
         return self._with_stand_in(skip, attempt)
+
+    @contextmanager
+    def head(self, weights: Weights) -> Iterator[None]:
+        """Hold the head's weight, for `logits`."""
+        try:
+            self._fill(self._family.head, weights)
+            yield
+        finally:
+            _drop(self._model.get_submodule(self._family.head))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's logits [batch, length, vocabulary] for what `finish` gave, in `head`.
+
+        The model's own forward runs with a decoder that returns `hidden`: some cap their logits.
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        def finished(*_: Any, **__: Any) -> Any:
+            output: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+            output.router_logits = None  # models with experts pass them on
+            return output
+
+        self._decoder.forward = finished
+        try:
+            logits: Tensor = self._model(inputs_embeds=hidden, use_cache=False).logits
+        finally:
+            del self._decoder.forward
+        return logits
 
     def _with_stand_in(self, stand_in: StandIn, attempt: Callable[[], Tensor]) -> Tensor:
         """Run `attempt` with the blocks replaced.
@@ -175,24 +216,21 @@ class Skeleton:
         for index, block in enumerate(self._blocks):
             block.forward = forward(index)
 
-    def _fill(self, module: nn.Module, path: str, weights: Weights) -> None:
+    def _fill(self, path: str, weights: Weights) -> None:
+        """Read the weights of a module of the model."""
+        module = self._model.get_submodule(path)
         parameters = {name for name, _ in module.named_parameters()}
-        for name, present in module.state_dict().items():
-            full = f"{path}.{name}"
+        for name in module.state_dict():
+            full = self._naming.name(f"{path}.{name}")
             if name not in parameters and not weights.has(full):
                 continue  # a buffer that the config determines
             value = weights.read(full)
-            if value.shape != present.shape:
-                raise RequestError(
-                    f"tensor {full} has the shape {list(value.shape)}, "
-                    f"but the config asks for {list(present.shape)}"
-                )
             owner, _, leaf = name.rpartition(".")
             _assign(module.get_submodule(owner), leaf, self._ready(value))
 
     def _ready(self, value: Tensor) -> Tensor:
         dtype = self._dtype if value.is_floating_point() else value.dtype
-        return value.to(self._device, dtype).contiguous()
+        return value.to(self.device, dtype).contiguous()
 
 
 def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmopt.blockwalk.block import Transform
 from llmopt.blockwalk.calibrated import CalibratedWalk
 from llmopt.blockwalk.inlet import Inlet, Operation, Weights
 from llmopt.blockwalk.plan import OnBlock, Plan
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.blockwalk.state import WalkState
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.empty_model import empty_model
+from llmopt.formats.fit import check_finite, check_fit
 
 
 def walk(
@@ -25,6 +28,7 @@ def walk(
     sink: Sink,
     state_folder: Path,
     *,
+    transforms: Sequence[Transform] = (),
     head: bool = False,
     batch_size: int = 8,
     true_sequential: bool = False,
@@ -34,6 +38,9 @@ def walk(
     on_block: OnBlock | None = None,
 ) -> dict[str, Any]:
     """Apply `operations` to every inlet of every block, and of the head if `head`.
+
+    Each block is first given to the `transforms`, with statistics of all its linears, and then to
+    the operations, with statistics of what the transforms made of it.
 
     tokens: calibration, int64 [sequences, length]; None where no operation needs statistics, and
     then nothing is computed but the operations. All results go to `sink`, and all that does not
@@ -47,12 +54,15 @@ def walk(
     computed since is replayed from the finished parts. Arguments, software or a CPU that changed
     in between start it anew; a different checkpoint or other operations need another folder.
 
-    Returns what operations recorded, by module name.
+    Returns what operations recorded, by module name. RequestError where the checkpoint's tensors
+    are not those of its model, or hold what is no number.
     """
+    check_finite(checkpoint)
     plan = Plan(
         checkpoint=checkpoint,
         tokens=tokens,
         operations=operations,
+        transforms=transforms,
         sink=sink,
         head=head,
         batch_size=batch_size,
@@ -62,19 +72,23 @@ def walk(
         save_every=save_every,
         on_block=on_block,
     )
-    state = WalkState(state_folder)
+    return _walk(plan, WalkState(state_folder))
+
+
+def _walk(plan: Plan, state: WalkState) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(state.locked())
         if not state.matches(plan.settings()):
-            sink.writer.clear()
+            plan.sink.writer.clear()
             state.start(plan.settings(), torch.get_num_threads())
         stack.enter_context(state.same_threads())
         stack.enter_context(torch.no_grad())
         done = plan.done()
-        if tokens is None:
+        if plan.tokens is None:
+            check_fit(plan.checkpoint, empty_model(plan.checkpoint, plan.dtype))
             _walk_without_data(plan, done)
         elif done < plan.total:
-            CalibratedWalk(plan, tokens, state).run(done)
+            CalibratedWalk(plan, plan.tokens, state).run(done)
         return plan.keep_the_rest()
 
 

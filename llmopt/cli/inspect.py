@@ -11,25 +11,89 @@ from llmopt.cli import options as o
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llmopt.cli.output import Output
+
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, an artifact, or demo.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity", help="What each setting of each linear costs; measured if need be."
+        ),
+    ] = False,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SETTING", help='Settings to measure, e.g. "int4 g32".'),
+    ] = None,
+    calibration: o.Calibration = None,
+    sequences: Annotated[
+        int | None, typer.Option(help="Calibration sequences. [default: 128]")
+    ] = None,
+    device: o.Device = "auto",
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Show what a model or artifact is: family, sizes, formats, where it came from."""
     from llmopt.cli.output import Output
+    from llmopt.cli.steps import given
     from llmopt.inspection import describe
     from llmopt.sources import resolve
 
     output = Output(json, quiet)
     found = describe(resolve(model, fetch=False))
     output.show(_summary(found))
+    if sensitivity:
+        kept = found["manifest"].get("evidence", {}).get("allocation")
+        asked = given(source=calibration, sequences=sequences)
+        found["sensitivity"] = (
+            kept["sensitivity"] if kept else _measured(model, candidate, asked, device, output)
+        )
+        output.show(_sensitivity(found["sensitivity"]))
     if tensors:
         output.show(_tensors(found["tensors"]))
     output.result(found)
+
+
+def _measured(
+    model: str, candidates: list[str] | None, calibration: dict[str, Any], device: str,
+    output: Output,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The table of a model that was not quantized to a budget, as if it were to be."""
+    from pathlib import Path
+
+    from llmopt import pipeline, planner
+    from llmopt.cli.output import reporting
+    from llmopt.cli.steps import given, single_recipe
+    from llmopt.recipe import from_data
+    from llmopt.stages.base import RunOptions
+
+    settings = given(target_bpw=16.0, candidates=candidates, gate=[])
+    recipe = given(model=model, data=given(calibration=calibration))
+    data = single_recipe(recipe, "quantize", settings, Path("sensitivity"))
+    plan = planner.plan(*from_data(data), Path("sensitivity"))
+    with reporting(output) as reporter:
+        return pipeline.sensitivity(plan, RunOptions(device), reporter)
+
+
+def _sensitivity(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    labels = list(dict.fromkeys(o["setting"] for row in rows for o in row["options"]))
+    table = Table("linears", "weights", title="predicted KL, nats a token")
+    for label in labels:
+        table.add_column(label, justify="right")
+    for row in rows:
+        costs = {option["setting"]: option["kl"] for option in row["options"]}
+        cells = [f"{costs[label]:.2g}" if label in costs else "" for label in labels]
+        marked = [
+            f"[bold]{cell}[/bold]" if label == row["chosen"] else cell
+            for label, cell in zip(labels, cells, strict=True)
+        ]
+        table.add_row("\n".join(row["linears"]), f"{row['weights']:,}", *marked)
+    return table
 
 
 def _summary(found: dict[str, Any]) -> Table:

@@ -18,6 +18,7 @@ from llmopt.cli import (
     generate,
     inspect,
     plan,
+    push,
     quantize,
     recipes,
     report,
@@ -61,6 +62,7 @@ app.command("run", short_help="Run a recipe; reuse and resume.")(run_.run)
 app.command("plan", short_help="Say what a recipe would do.")(plan.plan)
 app.command("inspect", short_help="Show what a model or artifact is.")(inspect.inspect)
 app.command("verify", short_help="Check an artifact byte by byte.")(verify.verify)
+app.command("push", short_help="Upload a model to the hub.")(push.push)
 app.command("generate", short_help="Continue a text.")(generate.generate)
 app.command("report", short_help="Write a report page from results.")(report.report)
 app.add_typer(recipes.app, name="recipes", short_help="Shipped recipes, settings, JSON schema.")

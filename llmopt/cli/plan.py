@@ -77,10 +77,20 @@ def _steps_table(made: Plan, states: dict[str, str]) -> Table:
 def _does(step: PlannedStep) -> str:
     if step.verb == "quantize":
         s = step.settings
-        return f"{s['method']} {s['grid']} g{s['group_size']} -> {s['format']}"
+        return f"{s['method']} {_grid(s)} -> {s['format']}"
+    if step.verb == "allocate":
+        return f"choose settings for {_grid(step.settings)}"
     if step.gates_of:
         return f"gate: {', '.join(step.settings['gates'])}"
     return f"bench {', '.join(step.settings['from'])}"
+
+
+def _grid(settings: dict[str, Any]) -> str:
+    if settings["target_bpw"]:
+        return f"{settings['target_bpw']:g} bits per weight"
+    if settings["target_size"]:
+        return f"{settings['target_size'] / 1e6:,.2f} MB"
+    return f"{settings['grid']} g{settings['group_size']}"
 
 
 def _fates_table(step: PlannedStep) -> Table:
@@ -89,5 +99,6 @@ def _fates_table(step: PlannedStep) -> Table:
     table = Table("tensor", "shape", "becomes", "why", title=step.id)
     for fate in step.fates:
         label = fate.quantize.label if fate.quantize else "kept"
+        label = f"one of {len(fate.options)} settings" if len(fate.options) > 1 else label
         table.add_row(fate.name, "×".join(map(str, fate.shape)), label, fate.why)
     return table

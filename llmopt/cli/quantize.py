@@ -27,7 +27,12 @@ def quantize(
         bool, typer.Option("--asymmetric", help="A zero point per group.")
     ] = False,
     format_: Annotated[
-        str | None, typer.Option("--format", help="gptq or gptq_v2. [default: gptq]")
+        str | None,
+        typer.Option("--format", help="gptq, gptq_v2, awq, compressed-tensors. [default: gptq]"),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(help="Round activations per token: int8 or fp8, as the grid. [default: none]"),
     ] = None,
     scale_search: Annotated[str | None, typer.Option(help="minmax, mse or importance.")] = None,
     damping: Annotated[
@@ -35,6 +40,18 @@ def quantize(
     ] = None,
     act_order: Annotated[str | None, typer.Option(help="gptq: none, group or full.")] = None,
     refine: Annotated[int | None, typer.Option(help="gptq: sweeps after error feedback.")] = None,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(help="Choose settings per linear: stored bits a weight, at most this."),
+    ] = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The same for the weight files as a whole, e.g. 5MB."),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SETTING", help='What a target chooses among, e.g. "int4 g32".'),
+    ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Leave matching linears as they are."),
@@ -71,10 +88,14 @@ def quantize(
         group_size=group_size,
         symmetric=False if asymmetric else None,
         format=format_,
+        activations=activations,
         scale_search=scale_search,
         damping=damping,
         act_order=act_order,
         refine=refine,
+        target_bpw=target_bpw,
+        target_size=target_size,
+        candidates=candidate,
         head=head or None,
         overrides=[{"match": pattern, "skip": True} for pattern in skip or ()] or None,
         gate=[] if gate == ["none"] else gate,

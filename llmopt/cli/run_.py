@@ -34,7 +34,7 @@ def run(
     results = execute(
         planner.plan(loaded, source, folder), RunOptions(device, allow_pickle), output
     )
-    written = [result for result in results if result.step.gates_of is None]
+    written = [r for r in results if r.step.gates_of is None and r.step.verb != "allocate"]
     for result in written:
         if result.step.verb == "bench":
             made = [other.artifact.path for other in written if other.step.verb != "bench"]

@@ -43,7 +43,7 @@ def run_single(
     output = Output(json, quiet)
     results = execute(planner.plan(*from_data(data), out), RunOptions(device, allow_pickle), output)
     for result in results:
-        if result.step.gates_of is None and verb == "quantize":
+        if result.step.gates_of is None and result.step.verb == "quantize":
             output.text(summary_line(result))
     output.result([document(result) for result in results])
     raise_if_failed(results)
@@ -99,7 +99,15 @@ def summary_line(result: StepResult) -> str:
     size = sum(file["bytes"] for file in manifest["files"]) / 1e6
     line = f"{result.artifact.path}: {manifest['format']}, {size:.2f} MB, "
     line += f"{len(quantized)} tensors quantized, {len(ledger) - len(quantized)} kept"
+    cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
+    if cold:
+        line += f"; {len(cold)} cold experts (few tokens) on the statistics of their block's"
     evidence = manifest.get("gate", {}).get("evidence", {})
     if "kl" in evidence:
         line += f"; KL {evidence['kl']['mean']['value']:.4g} to the original"
+    if allocation := manifest["evidence"].get("allocation"):
+        line += (
+            f" ({allocation['predicted_kl']:.4g} predicted), "
+            f"{allocation['bits_per_weight']:.3f} bits per quantized weight"
+        )
     return line

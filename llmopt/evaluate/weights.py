@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.grids.base import Grid, QuantizedTensor
+from llmopt.grids.levels import spacing
 from llmopt.specs import GRIDS, lookup
 
 
@@ -23,7 +24,8 @@ from llmopt.specs import GRIDS, lookup
 class CodeError:
     """Of one linear, over the groups of weights that share a scale.
 
-    offset: r.m.s. over groups of the mean error, in steps; 1 where all zero points are one off.
+    offset: r.m.s. over groups of the mean error, in steps between neighbouring codes; 1 where all
+    zero points are one off.
     gain: r.m.s. of how much a group's weights differ from 1 times what its codes say, by least
     squares, groups weighted by their energy; 0.9 where scales are 10 times too large.
     """
@@ -43,13 +45,16 @@ def code_error(weight: Tensor, tensor: QuantizedTensor) -> CodeError:
     grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
     decoded, step = grid.decode(tensor.codes, params), params.scale[:, index]
     error = (weight.float() - decoded) / step
+    apart = torch.ones_like(error)
+    if grid.levels is not None:
+        apart = spacing(grid.levels)[tensor.codes.to(torch.int64)]
     code = decoded / step
 
     def in_groups(values: Tensor) -> Tensor:
         sums = torch.zeros(rows, groups, dtype=torch.float64, device=values.device)
         return sums.index_add_(1, index, values.double())
 
-    mean = in_groups(error) / torch.bincount(index, minlength=groups)
+    mean = in_groups(error / apart) / torch.bincount(index, minlength=groups)
     energy = in_groups(code.square())
     follows = in_groups(error * code).square() / energy.clamp(min=1.0)
     return CodeError(
@@ -76,18 +81,10 @@ def weight_errors(base: Checkpoint, quantized: Checkpoint) -> WeightErrors | Non
     if not quantized.layers:
         return None
     errors = [
-        code_error(_weight(base, name), quantized.read_layer(name)) for name in quantized.layers
+        code_error(base.weight(name), quantized.read_layer(name)) for name in quantized.layers
     ]
     return WeightErrors(
         offset=max(error.offset for error in errors),
         gain=max(error.gain for error in errors),
         fewest_bits=min(layer.bits for layer in quantized.layers.values()),
     )
-
-
-def _weight(base: Checkpoint, name: str) -> Tensor:
-    """A linear's weight as [out, in]; a head that shares the embedding's weight has that."""
-    if name == base.naming.head:
-        return base.read(f"{base.naming.embedding if base.tied else name}.weight")
-    weight = base.read(f"{name}.weight")
-    return weight.T if base.family.conv1d else weight

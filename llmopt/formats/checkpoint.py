@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import RequestError
-from llmopt.formats import gptq
-from llmopt.formats.gptq_config import GptqConfig, LayerLayout, read_gptq_config
+from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.headers import (
     PICKLES,
     TensorHeader,
@@ -27,6 +26,8 @@ from llmopt.formats.headers import (
     shard_names,
     side_files,
 )
+from llmopt.formats.layout import LayerLayout, Quantization
+from llmopt.formats.quantization import parts_of, quantized_layers, read_quantization
 from llmopt.formats.safetensors import DTYPE_NAMES, TORCH_DTYPES, read_tensor
 from llmopt.grids.base import QuantizedTensor
 from llmopt.specs.families import FamilySpec, Naming, family_of
@@ -57,7 +58,7 @@ class Checkpoint:
     naming: Naming
     stored: Mapping[str, StoredTensor]
     side_files: list[str]
-    quantization: GptqConfig | None = None
+    quantization: Quantization | None = None
     layers: Mapping[str, LayerLayout] = field(default_factory=dict)
 
     @classmethod
@@ -76,16 +77,26 @@ class Checkpoint:
         family = family_of(config)
         naming = family.naming(found)
         stored = {naming.rename(name): tensor for name, tensor in found.items()}
-        quantization = read_gptq_config(folder, config)
-        layers = _layers(stored, quantization) if quantization else {}
+        quantization = read_quantization(folder, config)
+        layers = quantized_layers(stored, quantization)
         return cls(folder, config, family, naming, stored, side_files(folder), quantization, layers)
 
     @property
     def names(self) -> list[str]:
         """The logical tensors: a quantized linear counts as its weight."""
-        parts = {f"{module}.{suffix}" for module in self.layers for suffix in gptq.SUFFIXES}
         weights = [f"{module}.weight" for module in self.layers]
-        return [name for name in self.stored if name not in parts] + weights
+        return [name for name in self.stored if name not in self.parts] + weights
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Which quantized linear a stored tensor belongs to; a bias belongs to none."""
+        if self.quantization is None:
+            return {}
+        return {
+            name: module
+            for module in self.layers
+            for name in parts_of(module, self.stored, self.quantization).values()
+        }
 
     @cached_property
     def tied(self) -> bool:
@@ -104,6 +115,10 @@ class Checkpoint:
         """The dtype of the weights that are not quantized: the embedding's."""
         return self.stored[f"{self.naming.embedding}.weight"].dtype
 
+    def stored_dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor; that of the embedding for a linear that is quantized."""
+        return self.stored[name].dtype if name in self.stored else self.dense_dtype
+
     def read(self, name: str) -> Tensor:
         """A tensor as stored; RequestError where the checkpoint has none of this name."""
         if name not in self.stored:
@@ -113,40 +128,30 @@ class Checkpoint:
     def read_layer(self, module: str) -> QuantizedTensor:
         """A quantized linear, exactly as stored."""
         assert self.quantization is not None
-        stored = {
-            suffix: self.read(f"{module}.{suffix}")
-            for suffix in gptq.SUFFIXES
-            if f"{module}.{suffix}" in self.stored
-        }
+        names = parts_of(module, self.stored, self.quantization)
+        stored = {suffix: self.read(name) for suffix, name in names.items()}
         try:
-            return gptq.unpack(stored, self.layers[module], self.quantization.version)
+            return codec_of(self.quantization.format).unpack(stored, self.layers[module])
         except RequestError as error:
             raise RequestError(f"{module}: {error.message}") from error
+
+    def weight(self, module: str) -> Tensor:
+        """A linear's weight as float32 [out, in], decoded where it is quantized.
+
+        A head that shares the embedding's weight has that.
+        """
+        if module in self.layers:
+            return decode(self.read_layer(module))
+        if module == self.naming.head:
+            return self.read(f"{self.naming.embedding if self.tied else module}.weight").float()
+        weight = self.read(f"{module}.weight").float()
+        return weight.T if self.family.conv1d else weight
 
 
 def _from_header(header: TensorHeader) -> StoredTensor:
     return StoredTensor(
         TORCH_DTYPES[header.dtype], header.shape, lambda: read_tensor(header), header
     )
-
-
-def _layers(stored: Mapping[str, StoredTensor], config: GptqConfig) -> dict[str, LayerLayout]:
-    """The quantized linears: those that have a qweight."""
-    layers = {}
-    for name in stored:
-        if not name.endswith(".qweight"):
-            continue
-        module = name.removesuffix(".qweight")
-        layout = config.layer(module)
-        if layout is None:
-            raise RequestError(f"{module} is stored quantized, but the config says it is not")
-        for suffix in ("qzeros", "scales"):
-            if f"{module}.{suffix}" not in stored:
-                raise RequestError(f"{module} has a qweight but no {suffix}")
-        layers[module] = layout
-    if not layers:
-        raise RequestError("the config says the model is quantized, but no linear is")
-    return layers
 
 
 def _open_pickles(folder: Path) -> dict[str, StoredTensor]:

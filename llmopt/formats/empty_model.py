@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.experts import unfuse
 
 #: what a config says about the checkpoint rather than about the model
 _NOT_THE_MODEL = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
@@ -15,7 +16,7 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """The text model with its parameters on the meta device, of `dtype`, and its buffers real.
 
     transformers builds it from the config, so attention, masks and rotary embeddings are the
-    model's own; no code that comes with a checkpoint is run.
+    model's own; no code that comes with a checkpoint is run. Experts are modules of plain linears.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,4 +29,5 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=checkpoint.family.attention
         )
+    unfuse(model, checkpoint.family)
     return model.eval()

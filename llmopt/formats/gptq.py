@@ -19,33 +19,12 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import RequestError
-from llmopt.formats.gptq_config import (
-    BITS,
-    GPTQ_V1,
-    GPTQ_V2,
-    SUFFIXES,
-    LayerLayout,
-    quantization_config,
-    read_gptq_config,
-)
+from llmopt.formats.bits import LANES, pack_bits, unpack_bits
+from llmopt.formats.gptq_config import BITS, GPTQ_V1, quantization_config
+from llmopt.formats.layout import LayerLayout
 from llmopt.grids.base import AffineParams, QuantizedTensor
 
-__all__ = [
-    "GPTQ_V1",
-    "GPTQ_V2",
-    "SUFFIXES",
-    "Codec",
-    "LayerLayout",
-    "accepts",
-    "layout_of",
-    "pack",
-    "quantization_config",
-    "read_gptq_config",
-    "unpack",
-]
-
-#: codes that together fill whole words, whatever their width
-_LANES = 32
+__all__ = ["Codec", "accepts", "pack", "quantization_config", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +41,9 @@ class Codec:
         """The stored tensors by the suffix of their names."""
         return pack(tensor, self.version)
 
-    def unpack(self, stored: Mapping[str, Tensor]) -> QuantizedTensor:
-        """What `pack` was given, but for `symmetric`, which is not stored with a tensor."""
-        return unpack(stored, layout_of_stored(stored), self.version)
+    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+        """What `pack` was given."""
+        return unpack(stored, layout, self.version)
 
 
 def accepts(tensor: QuantizedTensor, version: str) -> str | None:
@@ -72,8 +51,8 @@ def accepts(tensor: QuantizedTensor, version: str) -> str | None:
     params, (rows, cols) = tensor.params, tensor.codes.shape
     if tensor.grid not in {f"int{bits}" for bits in BITS}:
         return f"GPTQ files hold integers of 2, 3, 4 or 8 bits, not {tensor.grid}"
-    if rows % _LANES or cols % _LANES:
-        return f"GPTQ files pack {_LANES} values together, which does not divide {rows} x {cols}"
+    if rows % LANES or cols % LANES:
+        return f"GPTQ files pack {LANES} values together, which does not divide {rows} x {cols}"
     if not torch.equal(params.scale.half().float(), params.scale):
         return "a scale is not exact in float16"
     if not bool(params.scale.isfinite().all()):
@@ -110,7 +89,7 @@ def unpack(stored: Mapping[str, Tensor], layout: LayerLayout, version: str) -> Q
     bits, scales = layout.bits, stored["scales"]
     words, rows = stored["qweight"].shape
     cols, groups = words * 32 // bits, scales.shape[0]
-    if (words * 32) % (bits * _LANES) or rows % _LANES:
+    if (words * 32) % (bits * LANES) or rows % LANES:
         raise RequestError(f"qweight of shape {words} x {rows} does not hold {bits}-bit codes")
     if scales.shape != (groups, rows) or stored["qzeros"].shape != (groups, rows * bits // 32):
         raise RequestError(f"qweight, qzeros and scales do not agree on {bits} bits")
@@ -127,56 +106,6 @@ def unpack(stored: Mapping[str, Tensor], layout: LayerLayout, version: str) -> Q
     )
     codes = unpack_bits(stored["qweight"].T, bits)
     return QuantizedTensor(grid=f"int{bits}", codes=codes, params=params)
-
-
-def layout_of(tensor: QuantizedTensor) -> LayerLayout:
-    """What the quantization config has to say about a tensor."""
-    params = tensor.params
-    return LayerLayout(
-        bits=params.bits,
-        group_size=params.group_size,
-        symmetric=params.symmetric,
-        desc_act=params.group_index is not None,
-    )
-
-
-def layout_of_stored(stored: Mapping[str, Tensor]) -> LayerLayout:
-    """The layout as far as the shapes tell: enough to decode, but `symmetric` is not known."""
-    cols, groups = stored["g_idx"].shape[0], stored["scales"].shape[0]
-    return LayerLayout(
-        bits=stored["qweight"].shape[0] * 32 // cols,
-        group_size=cols // groups if groups > 1 else -1,
-        symmetric=False,
-    )
-
-
-def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Codes [n, m] of any integer dtype as int32 words [n, m * bits / 32], lowest bits first."""
-    n, m = values.shape
-    lanes = values.reshape(n, m // _LANES, _LANES)
-    words = torch.zeros(n, m // _LANES, bits, dtype=torch.int32, device=values.device)
-    for i in range(_LANES):
-        word, shift = divmod(i * bits, 32)
-        lane = lanes[:, :, i].to(torch.int32)
-        words[:, :, word] |= lane << shift
-        if shift + bits > 32:
-            words[:, :, word + 1] |= lane >> (32 - shift)
-    return words.reshape(n, -1)
-
-
-def unpack_bits(words: Tensor, bits: int) -> Tensor:
-    """The uint8 codes [n, m] in int32 words [n, m * bits / 32]."""
-    n, width = words.shape
-    stream = words.reshape(n, width // bits, bits)
-    codes = torch.empty(n, width // bits, _LANES, dtype=torch.uint8, device=words.device)
-    for i in range(_LANES):
-        word, shift = divmod(i * bits, 32)
-        # the shift copies the sign downwards: only what lies below it counts
-        value = (stream[:, :, word] >> shift) & (2 ** min(bits, 32 - shift) - 1)
-        if shift + bits > 32:
-            value = value | (stream[:, :, word + 1] << (32 - shift))
-        codes[:, :, i] = (value & (2**bits - 1)).to(torch.uint8)
-    return codes.reshape(n, -1)
 
 
 def _consecutive(cols: int, size: int) -> Tensor:

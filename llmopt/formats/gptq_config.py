@@ -12,17 +12,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from llmopt import __version__
 from llmopt.errors import RequestError
-from llmopt.formats.headers import read_json
+from llmopt.formats.layout import LayerLayout
 
 GPTQ_V1 = "gptq"
 GPTQ_V2 = "gptq_v2"
 BITS = (2, 3, 4, 8)
-QUANTIZE_CONFIG = "quantize_config.json"
 
 #: tensors of a quantized linear; a bias stays as it was
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
@@ -31,22 +29,15 @@ _DAMPING_OF_NONE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerLayout:
-    """How one linear is quantized; group_size -1 is one group per output channel."""
-
-    bits: int
-    group_size: int
-    symmetric: bool
-    desc_act: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class GptqConfig:
     """The settings of a whole checkpoint: a default layout and what differs from it."""
 
     layout: LayerLayout
-    version: str
+    format: str
     dynamic: Mapping[str, Mapping[str, Any]]
+    suffixes = SUFFIXES
+    required = ("qweight", "qzeros", "scales")
+    marker = "qweight"
 
     def layer(self, module: str) -> LayerLayout | None:
         """The layout of a module; None where it is left unquantized."""
@@ -56,20 +47,24 @@ class GptqConfig:
             return None if pattern.startswith("-:") else _overridden(self.layout, override)
         return self.layout
 
+    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        words, rows = parts["qweight"]
+        return rows, words * 32 // layout.bits
+
 
 def quantization_config(
     layers: Mapping[str, LayerLayout],
     *,
     version: str,
     unquantized: Iterable[str] = (),
-    head: bool = False,
+    head: str = "lm_head",
     damping: float | None = None,
     true_sequential: bool = False,
 ) -> dict[str, Any]:
     """What config.json's `quantization_config` and quantize_config.json say, both the same.
 
     `layers` are all quantized linears by module name and `unquantized` the linears in blocks that
-    are not. `head` tells whether the head is among the quantized.
+    are not. `head` is the output head's name.
     """
     usual = Counter(layers.values()).most_common(1)[0][0]
     dynamic: dict[str, dict[str, Any]] = {_exactly("-", name): {} for name in unquantized}
@@ -83,38 +78,21 @@ def quantization_config(
         "damp_percent": damping or _DAMPING_OF_NONE,
         "true_sequential": true_sequential,
         "static_groups": False,
-        "lm_head": head,
+        "lm_head": head in layers,
         "pack_dtype": "int32",
         "meta": {"quantizer": [f"llmopt:{__version__}"]},
     }
     return {**config, "dynamic": dynamic} if dynamic else config
 
 
-def read_gptq_config(folder: Path, config: Mapping[str, Any]) -> GptqConfig | None:
-    """The GPTQ settings of a model directory, None where it is not quantized.
-
-    Raises RequestError where it is quantized in another way, or where the settings make no sense.
-    """
-    stored = config.get("quantization_config")
-    if stored is None:
-        if not (folder / QUANTIZE_CONFIG).is_file():
-            return None
-        stored = read_json(folder / QUANTIZE_CONFIG)
-    if not isinstance(stored, dict):
-        raise RequestError("quantization_config in config.json is not an object")
-    method = stored.get("quant_method", "gptq")
-    if method != "gptq":
-        raise RequestError(f"the model is quantized with {method}, which cannot be read")
-    return _parse(stored)
-
-
-def _parse(stored: Mapping[str, Any]) -> GptqConfig:
+def parse(stored: Mapping[str, Any]) -> GptqConfig:
+    """The settings in a `quantization_config`; RequestError where they make no sense."""
     version = stored.get("checkpoint_format") or GPTQ_V1
     if version not in (GPTQ_V1, GPTQ_V2):
         raise RequestError(f"the GPTQ checkpoint format {version!r} cannot be read")
     try:
         layout = LayerLayout(
-            bits=int(stored["bits"]),
+            grid=_grid(stored["bits"]),
             group_size=int(stored["group_size"]),
             symmetric=bool(stored.get("sym", True)),
             desc_act=bool(stored.get("desc_act", False)),
@@ -126,14 +104,21 @@ def _parse(stored: Mapping[str, Any]) -> GptqConfig:
         raise RequestError(f"the quantization config does not say {error.args[0]}") from error
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise RequestError(f"the quantization config is not valid: {error}") from error
-    if layout.bits not in BITS:
-        raise RequestError(f"the quantization config says {layout.bits} bits, known: {BITS}")
-    return GptqConfig(layout=layout, version=version, dynamic=dynamic)
+    return GptqConfig(layout=layout, format=version, dynamic=dynamic)
+
+
+def _grid(bits: Any) -> str:
+    if int(bits) not in BITS:
+        raise RequestError(f"the quantization config says {bits} bits, known: {BITS}")
+    return f"int{int(bits)}"
 
 
 def _overridden(layout: LayerLayout, override: Mapping[str, Any]) -> LayerLayout:
-    known = {"bits": "bits", "group_size": "group_size", "sym": "symmetric", "desc_act": "desc_act"}
-    return replace(layout, **{known[key]: override[key] for key in known if key in override})
+    known = {"group_size": "group_size", "sym": "symmetric", "desc_act": "desc_act"}
+    changes = {known[key]: override[key] for key in known if key in override}
+    if "bits" in override:
+        changes["grid"] = _grid(override["bits"])
+    return replace(layout, **changes)
 
 
 def _settings(layer: LayerLayout) -> dict[str, Any]:

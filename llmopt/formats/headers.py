@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.fused import unfused
+from llmopt.specs.families import FAMILIES
 
 #: bytes of an element of each dtype that a checkpoint may hold
 DTYPE_BYTES = {
@@ -43,7 +45,7 @@ PICKLES = (".bin", ".pt", ".pth")
 _MAX_HEADER_BYTES = 100_000_000
 _WEIGHT_SUFFIXES = (*PICKLES, ".safetensors", ".index.json", ".gguf", ".onnx", ".h5", ".msgpack")
 #: written anew for each artifact, never copied
-_OWN_FILES = {"config.json", "quantize_config.json", "llmopt.json", "llmopt.run.json"}
+_OWN_FILES = {"README.md", "config.json", "quantize_config.json", "llmopt.json", "llmopt.run.json"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Headers:
 def read_headers(folder: Path) -> Headers:
     """Everything known about the model in `folder` before its weights are read.
 
+    Experts that share a tensor appear as a tensor each, whose bytes are a part of the shared one.
     Raises RequestError, naming the file, for a directory that is incomplete, inconsistent or
     damaged, and for one that holds only pickled weights.
     """
@@ -92,6 +95,9 @@ def read_headers(folder: Path) -> Headers:
         _check_index(weight_map, tensors)
     if not tensors:
         raise RequestError(f"{folder} has a weight file without a single tensor")
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is not None and family.experts is not None:
+        tensors = unfused(tensors, family.experts)
     return Headers(folder, config, tensors, side_files(folder))
 
 

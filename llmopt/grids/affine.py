@@ -8,8 +8,6 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.grids.base import AffineParams
 
-_HALF_MAX = 65504.0
-_HALF_TINY = 2.0**-24
 # Up to here columns are rounded one by one, above by halves with a matrix product in between.
 _FEW_COLUMNS = 16
 
@@ -22,25 +20,28 @@ def group_length(cols: int, group_size: int) -> int:
     return size
 
 
-def round_scale(scale: Tensor) -> Tensor:
-    """The nearest usable float16 values, as float32: finite and not zero, with the sign kept.
+def round_scale(scale: Tensor, dtype: str = "float16") -> Tensor:
+    """The nearest usable values of a dtype, as float32: finite and not zero, with the sign kept.
 
     A scale of exactly 0 belongs to a group with nothing in it and becomes 1.
     """
-    magnitude = scale.abs().clamp(_HALF_TINY, _HALF_MAX).to(torch.float16).to(torch.float32)
+    stored: torch.dtype = getattr(torch, dtype)
+    limits = torch.finfo(stored)
+    tiny = limits.smallest_normal * (limits.eps if stored == torch.float16 else 1.0)
+    magnitude = scale.abs().clamp(tiny, limits.max).to(stored).to(torch.float32)
     return torch.where(scale == 0, torch.ones_like(scale), magnitude.copysign(scale))
 
 
 def encode(w: Tensor, params: AffineParams) -> Tensor:
     """Nearest codes, uint8 [rows, cols]."""
-    scale, zero, shape = _per_column(params, w.shape[1])
+    scale, zero, shape = per_column(params, w.shape[1])
     codes = (w.reshape(shape) / scale).round_().add_(zero).clamp_(0, 2**params.bits - 1)
     return codes.to(torch.uint8).view(w.shape)
 
 
 def decode(codes: Tensor, params: AffineParams) -> Tensor:
     """The float32 values [rows, cols] that `codes` stand for: scale * (code - zero)."""
-    scale, zero, shape = _per_column(params, codes.shape[1])
+    scale, zero, shape = per_column(params, codes.shape[1])
     return codes.reshape(shape).to(torch.float32).sub_(zero).mul_(scale).view(codes.shape)
 
 
@@ -52,6 +53,7 @@ def round_with_feedback(
     low: Tensor,
     high: Tensor,
     coupling: Tensor,
+    levels: Tensor | None = None,
 ) -> None:
     """Round columns in turn; each change of a value moves the targets of the columns after it.
 
@@ -61,7 +63,8 @@ def round_with_feedback(
     target, current, codes: [n, rows] float32, a column of the weight to each row, contiguous. All
     three are overwritten: target with what each column was rounded from, current with the changes
     current - c * scale, codes with c. scale, low, high: [n, rows], may be expanded views.
-    coupling: [n, n], of which the part above the diagonal is read.
+    coupling: [n, n], of which the part above the diagonal is read. levels: what codes may be,
+    ascending, where they are not whole numbers; low and high then do not matter.
     """
     n = target.shape[0]
     if n > _FEW_COLUMNS:
@@ -70,21 +73,25 @@ def round_with_feedback(
         for part in (first, last):
             round_with_feedback(
                 target[part], current[part], codes[part],
-                scale[part], low[part], high[part], coupling[part, part],
+                scale[part], low[part], high[part], coupling[part, part], levels,
             )  # fmt: skip
             if part is first:
                 target[last].addmm_(coupling[first, last].T, current[first])
         return
+    middles = None if levels is None else (levels[1:] + levels[:-1]) / 2
     columns = (x.unbind() for x in (target, current, codes, scale, low, high))
     for i, (wanted, change, code, step, least, most) in enumerate(zip(*columns, strict=True)):
         torch.div(wanted, step, out=code)
-        torch.clamp(code.round_(), least, most, out=code)
+        if levels is None or middles is None:
+            torch.clamp(code.round_(), least, most, out=code)
+        else:
+            code.copy_(levels[torch.bucketize(code, middles)])
         change.addcmul_(code, step, value=-1)
         if i + 1 < n:  # a rank-1 update; addr_ would be slower
             target[i + 1 :].addcmul_(coupling[i, i + 1 :].unsqueeze(1), change)
 
 
-def _per_column(params: AffineParams, cols: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+def per_column(params: AffineParams, cols: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Scale and zero that broadcast over columns reshaped as the returned shape."""
     if params.group_index is not None:
         index = params.group_index.to(torch.int64)

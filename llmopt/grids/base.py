@@ -49,15 +49,26 @@ class AffineParams:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensor:
-    """A weight as integers: codes uint8 [rows, cols] in the checkpoint's column order."""
+    """A weight as codes uint8 [rows, cols] in the checkpoint's column order.
+
+    `activations` names the grid that inputs are rounded to, token by token, in a product with it.
+    """
 
     grid: str
     codes: Tensor
     params: AffineParams
+    activations: str | None = None
 
 
 class Grid(Protocol):
-    """What a module in llmopt.grids provides. Pure tensor functions on any device."""
+    """What a module in llmopt.grids provides. Pure tensor functions on any device.
+
+    levels: float32 [n], ascending, what codes stand for before they are scaled; None where code c
+    stands for c - zero. scale_dtype: that of stored scales.
+    """
+
+    levels: Tensor | None
+    scale_dtype: str
 
     def fit(
         self, w: Tensor, options: GridOptions, importance: Tensor | None = None

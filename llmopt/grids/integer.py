@@ -14,7 +14,10 @@ from llmopt.grids.affine import decode, encode, group_length, round_scale
 from llmopt.grids.base import AffineParams, GridOptions
 from llmopt.grids.search import search_scales
 
-__all__ = ["decode", "encode", "fit", "fit_block"]
+__all__ = ["decode", "encode", "fit", "fit_block", "levels", "scale_dtype"]
+
+levels: Tensor | None = None
+scale_dtype = "float16"
 
 # Elements of a weight that a fit works on at once: a few such buffers stay in the cache.
 _CHUNK = 1 << 18

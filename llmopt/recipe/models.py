@@ -36,7 +36,8 @@ def _group_size(value: int) -> int:
 
 GridId = Annotated[str, _known(GRIDS, "grid")]
 MethodId = Annotated[str, _known(METHODS, "method")]
-FormatId = Annotated[str, _known(FORMATS, "format")]
+_WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids}
+FormatId = Annotated[str, _known(_WRITTEN, "format")]
 RuntimeId = Annotated[str, _known(RUNTIMES, "runtime")]
 GroupSize = Annotated[int, AfterValidator(_group_size)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]
@@ -85,10 +86,16 @@ class Override(Strict):
 class QuantizeStep(Strict):
     from_: str = Field("model", alias="from", description="the model, or a step's id")
     method: MethodId = Field("gptq", description="how codes are chosen")
+    transform: Literal["auto", "none", "awq"] = Field(
+        "auto", description="what is done to weights first; auto: what the method asks for"
+    )
     grid: GridId = Field("int4", description="which values a weight may take")
     group_size: GroupSize = Field(128, description="input channels that share a scale; -1: a row")
     symmetric: bool = Field(True, description="fixed zero point; false: a zero point per group")
     format: FormatId = Field("gptq", description="how the result lies on disk")
+    activations: Literal["none", "int8", "fp8"] = Field(
+        "none", description="grid that activations are rounded to, per token, when it computes"
+    )
     scale_search: Literal["auto", "minmax", "mse", "importance"] = Field(
         "auto", description="auto: importance where there is calibration text, else mse"
     )
@@ -102,6 +109,16 @@ class QuantizeStep(Strict):
     true_sequential: bool = Field(
         True, description="statistics of each linear see the quantized ones before it"
     )
+    target_bpw: float | None = Field(
+        None, gt=0, le=16, description="stored bits a quantized weight, scales and all; a budget"
+    )
+    target_size: int | str | None = Field(
+        None, description="budget for the weight files as a whole: 5MB, 1.5GiB, or bytes"
+    )
+    candidates: list[str] = Field(
+        default_factory=list,
+        description='what a budget chooses among, as "int4 g32", "int3 row"; []: the usual ones',
+    )
     overrides: list[Override] = Field(default_factory=list)
     head: bool = Field(False, description="quantize the output head too")
     embeddings: bool = Field(False, description="quantize the input embeddings too")
@@ -110,6 +127,11 @@ class QuantizeStep(Strict):
         default_factory=lambda: ["default"],
         description='quality gates of the result: "default" (against collapse), expressions, or []',
     )
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether settings are chosen for each linear so that all together meet a target."""
+        return self.target_bpw is not None or self.target_size is not None
 
 
 class BenchStep(Strict):

@@ -10,7 +10,7 @@ from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
 _NAMES: dict[str, list[str]] = {
     "method": sorted(METHODS),
     "grid": sorted(GRIDS),
-    "format": sorted(FORMATS),
+    "format": sorted(id_ for id_, spec in FORMATS.items() if spec.grids),
     "runtime": sorted(RUNTIMES),
 }
 

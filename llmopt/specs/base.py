@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from llmopt.errors import RequestError
@@ -21,7 +21,7 @@ class GridSpec:
     bits: int
     summary: str
     asymmetric: bool = True
-    group_sizes: tuple[int, ...] = (16, 32, 64, 128, 256, -1)
+    scale_bytes: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,34 @@ class MethodSpec:
     summary: str
     needs_calibration: bool
     settings: frozenset[str]
+    #: what `transform: auto` stands for
+    transform: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FormatSpec:
-    """A container layout on disk."""
+    """A container layout on disk. One that holds no grid is read, never written."""
 
     id: str
     module: str
     summary: str
     grids: frozenset[str]
+    #: no torch; `quantization_config` writes what config.json says, `parse` reads it
+    config_module: str
+    #: grids that activations may be rounded to when the artifact computes
+    activations: frozenset[str] = frozenset()
+    #: group sizes it can hold; None: any
+    group_sizes: frozenset[int] | None = None
+    #: bytes beside codes and scales: a group index of 4 bytes an input; zero points always, even
+    #: where they are all the same
+    stores_index: bool = False
+    stores_zeros: bool = False
+    #: whether it can say which group each input is in, where they are not in order
+    group_index: bool = True
+    #: bytes that say the shape of a linear whose codes are packed
+    shape_bytes: int = 0
+    #: whether quantize_config.json repeats what config.json says
+    repeats_config: bool = False
     quantizes_head: bool = True
     quantizes_embeddings: bool = False
     runtimes: tuple[str, ...] = ("torch",)
@@ -53,6 +71,18 @@ class FormatSpec:
     min_zero: int = 0
     #: quantize_config value, for layouts that come in versions
     version: str | None = None
+    #: programs that load it (LOADERS) -> the packages that pip installs for it
+    loaders: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSpec:
+    """A program that loads artifacts; `code` does it, with PATH for the place."""
+
+    id: str
+    title: str
+    language: str
+    code: str
 
 
 @dataclass(frozen=True, kw_only=True)

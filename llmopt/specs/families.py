@@ -1,138 +1,16 @@
-"""Decoder families as data: where a model's blocks and linears are, and which share an input.
-
-Module paths are those of the text model that transformers builds for the family
-(AutoModelForCausalLM); `Naming` maps them to the names in a checkpoint.
-"""
+"""Decoder families as data: where a model's blocks and linears are, and which share an input."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.specs.base import suggestion
+from llmopt.specs.family import ExpertsSpec, FamilySpec, Naming
 
-#: linears that share one input, as paths inside a block, in the order of computation
-Inlets = tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FamilySpec:
-    """One decoder architecture.
-
-    `base` is the prefix of all modules but the head; `blocks`, `embedding` and `final_norm` are
-    below it. `conv1d`: linears are stored transposed, [in, out]. `norm_gain_offset`: a norm scales
-    by this plus its weight. `attention` is the implementation that computes the family exactly.
-    `text_config`: the key under which a multimodal config holds the text model's.
-    `stored_as`: the names that checkpoints give to (base, head) where they differ from these.
-    """
-
-    id: str
-    base: str
-    blocks: str
-    embedding: str
-    final_norm: str
-    inlets: Inlets
-    head: str = "lm_head"
-    conv1d: bool = False
-    norm_gain_offset: float = 0.0
-    attention: str = "sdpa"
-    text_config: str | None = None
-    stored_as: tuple[tuple[str, str], ...] = ()
-
-    def language_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of config.json that describes the text model."""
-        if self.text_config is None:
-            return dict(config)
-        part = config.get(self.text_config)
-        if not isinstance(part, dict):
-            raise RequestError(f"config.json of a {self.id} model has no {self.text_config}")
-        return {"model_type": f"{self.id}_text", **part}
-
-    def naming(self, stored: Iterable[str]) -> Naming:
-        """How a checkpoint with these tensor names calls the family's modules."""
-        names = set(stored)
-        layouts = [layout for layout in self._layouts() if layout.block_indices(names)]
-        if not layouts:
-            raise RequestError(
-                f"the weights have no tensor named {self.base}.{self.blocks}.0.*, "
-                f"which a {self.id} model has"
-            )
-        with_head = (each for each in layouts if any(n.startswith(each.head + ".") for n in names))
-        layout = next(with_head, layouts[0])
-        blocks = layout.block_indices(names)
-        if blocks != set(range(len(blocks))):
-            lost = min(set(range(max(blocks))) - blocks)
-            raise RequestError(f"the weights have no tensor of block {lost}")
-        return replace(layout, block_count=len(blocks))
-
-    def _layouts(self) -> list[Naming]:
-        """The ways in which checkpoints of the family name their tensors, most usual first."""
-        plain = [
-            Naming(family=self, base=base, head=head)
-            for base, head in self.stored_as or ((self.base, self.head),)
-        ]
-        if self.text_config is not None:
-            return plain
-        return plain + [replace(layout, base_missing=True) for layout in plain]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Naming:
-    """The names of one checkpoint.
-
-    Checkpoints saved from a bare base model lack its prefix (gpt2's `h.0` for `transformer.h.0`);
-    `rename` puts it back, because the tools that load quantized files expect it. All other
-    methods give names as they are after that.
-    """
-
-    family: FamilySpec
-    base: str
-    head: str
-    base_missing: bool = False
-    block_count: int = 0
-
-    def rename(self, stored: str) -> str:
-        """The name in our files of a tensor of the checkpoint."""
-        if self.base_missing and not stored.startswith(self.head + "."):
-            return f"{self.base}.{stored}"
-        return stored
-
-    def name(self, module: str) -> str:
-        """The name in our files of a module or tensor of the text model."""
-        for ours, theirs in ((self.family.base, self.base), (self.family.head, self.head)):
-            if module == ours or module.startswith(ours + "."):
-                return theirs + module[len(ours) :]
-        return module
-
-    @property
-    def blocks(self) -> str:
-        """What the names of all tensors in blocks begin with; `.<index>.` follows."""
-        return f"{self.base}.{self.family.blocks}"
-
-    @property
-    def embedding(self) -> str:
-        """The token embedding's module."""
-        return f"{self.base}.{self.family.embedding}"
-
-    def linears(self, block: int) -> Inlets:
-        """The names of a block's linears, those that share an input together, in order."""
-        return tuple(
-            tuple(f"{self.blocks}.{block}.{path}" for path in inlet) for inlet in self.family.inlets
-        )
-
-    def block_of(self, name: str) -> int | None:
-        """The block that a tensor belongs to; None outside the blocks."""
-        match = re.match(re.escape(self.blocks) + r"\.(\d+)\.", name)
-        return int(match[1]) if match else None
-
-    def block_indices(self, stored: Iterable[str]) -> set[int]:
-        """The blocks that these tensors of the checkpoint belong to."""
-        indices = (self.block_of(self.rename(name)) for name in stored)
-        return {index for index in indices if index is not None}
-
+__all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "family_of"]
 
 _LLAMA = FamilySpec(
     id="llama",
@@ -176,6 +54,24 @@ _FAMILIES = (
             ("mlp.down_proj",),
         ),
     ),
+    replace(
+        _LLAMA,
+        id="mixtral",
+        renamed=(("mlp", "block_sparse_moe"),),
+        experts=ExpertsSpec(gate="w1", up="w3", down="w2"),
+    ),
+    replace(
+        _LLAMA,
+        id="qwen2_moe",
+        experts=ExpertsSpec(
+            routers=("gate", "shared_expert_gate"),
+            shared=(
+                (("shared_expert.gate_proj", "shared_expert.up_proj"),),
+                (("shared_expert.down_proj",),),
+            ),
+        ),
+    ),
+    replace(_LLAMA, id="qwen3_moe", experts=ExpertsSpec()),
     FamilySpec(
         id="gpt2",
         base="transformer",

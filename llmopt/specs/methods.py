@@ -29,6 +29,14 @@ METHODS: dict[str, MethodSpec] = {
             }
         ),
     ),
+    "awq": MethodSpec(
+        id="awq",
+        module="llmopt.methods.quantize.awq",
+        summary="scale the channels of large activations, clip groups, round to nearest",
+        needs_calibration=True,
+        settings=frozenset({"signed_scales", "true_sequential"}),
+        transform="awq",
+    ),
     "quantease": MethodSpec(
         id="quantease",
         module="llmopt.methods.quantize.quantease",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +15,7 @@ from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexi
 from llmopt.evaluate.memory import peak_memory, reset_peak
 from llmopt.evaluate.weights import weight_errors
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.gptq_config import SUFFIXES, read_gptq_config
-from llmopt.formats.headers import Headers, read_headers
+from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
@@ -127,31 +124,15 @@ def _code_errors(artifact: Artifact, base: Artifact) -> dict[str, Any]:
 
 def _size(artifact: Artifact, base: Artifact) -> dict[str, Any]:
     """Bytes of the weight files, and bits per weight of the model as a whole."""
-    headers, base_headers = read_headers(artifact.path), read_headers(base.path)
-    size = sum(h.nbytes for h in headers.tensors.values())
-    layout = read_gptq_config(artifact.path, headers.config)
+    contents = read_contents(artifact.path)
     return {
         "name": artifact.name,
-        "format": artifact.manifest.get("format") or (layout.version if layout else "hf"),
+        "format": artifact.manifest.get("format") or contents.format or "hf",
         "digest": artifact.digest,
-        "bytes": size,
-        "size_ratio": size / sum(h.nbytes for h in base_headers.tensors.values()),
-        "bits_per_weight": size * 8 / _parameters(headers),
+        "bytes": contents.nbytes,
+        "size_ratio": contents.nbytes / read_contents(base.path).nbytes,
+        "bits_per_weight": contents.nbytes * 8 / contents.weight_count,
     }
-
-
-def _parameters(headers: Headers) -> int:
-    """How many weights a checkpoint stands for, packed ones counted unpacked."""
-    layout = read_gptq_config(headers.folder, headers.config)
-    count = 0
-    for name, header in headers.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        layer = layout.layer(module) if layout else None
-        if layer and leaf == "qweight":
-            count += header.shape[0] * 32 // layer.bits * header.shape[1]
-        elif not (layer and leaf in SUFFIXES):
-            count += math.prod(header.shape)
-    return count
 
 
 def _judge(
@@ -165,7 +146,7 @@ def _judge(
         chosen: list[gates.Gate] = []
         for gate in wanted:
             if gate == "default":
-                bits = quantized_bits(parents[entry["name"]].path)
+                bits = read_contents(parents[entry["name"]].path).code_bits
                 chosen += gates.default_gates(bits, fewest=entry.get("weights", {}).get("bits"))
             else:
                 chosen.append(gates.parse(gate))
@@ -185,20 +166,6 @@ def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
         metrics["perplexity"]["ratio"] = entry["perplexity_ratio"]
     metrics["size"] = {"ratio": entry["size_ratio"], "bytes": entry["bytes"]}
     return metrics | {"bits_per_weight": entry["bits_per_weight"]}
-
-
-def quantized_bits(folder: Path) -> float:
-    """Mean bits of the codes of the quantized linears in a checkpoint; 16 where there is none."""
-    headers = read_headers(folder)
-    layout = read_gptq_config(folder, headers.config)
-    bits = weights = 0
-    for name, header in headers.tensors.items():
-        module, _, leaf = name.rpartition(".")
-        layer = layout.layer(module) if layout else None
-        if layer and leaf == "qweight":
-            bits += math.prod(header.shape) * 32
-            weights += math.prod(header.shape) * 32 // layer.bits
-    return bits / weights if weights else 16.0
 
 
 def _speed(engine: Engine, windows: Tensor, new_tokens: int) -> dict[str, Any]:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import shutil
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmopt.allocate import document
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import LinearSettings, TensorFate, linear_names
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import codec_of
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings
+from llmopt.methods.quantize.base import InletStatistics
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import FORMATS, GRIDS, METHODS
+from llmopt.specs import FORMATS, GRIDS
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
+from llmopt.stages.checkpoint_files import copy_side_files, write_config
+from llmopt.stages.solving import Solver
+from llmopt.stages.transform import Awq
 
 
 def run(work: Work) -> Outcome:
@@ -35,13 +38,15 @@ def run(work: Work) -> Outcome:
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings["format"]]
-    container: Any = importlib.import_module(spec.module)
+    work, allocation = _settled(work)
     fates = {fate.name.removesuffix(".weight"): fate for fate in work.fates}
-    operation = _Quantize(settings, fates, spec.min_zero)
+    operation = _Quantize(settings, fates)
+    transforms = [Awq(operation.options_of)] if settings["transform"] == "awq" else []
     writer = ShardWriter(work.state / "parts")
     records = walk(
-        checkpoint, tokens, [operation], Sink(writer, container.Codec(spec.version)),
+        checkpoint, tokens, [operation], Sink(writer, codec_of(spec.id)),
         work.state / "walk",
+        transforms=transforms,
         head=settings["head"],
         batch_size=settings["batch_size"],
         true_sequential=settings.get("true_sequential", False),
@@ -49,40 +54,41 @@ def run(work: Work) -> Outcome:
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
-    _copy_side_files(checkpoint, work.folder)
-    _write_config(container, checkpoint, settings, work.fates, records, work.folder)
+    copy_side_files(checkpoint, work.folder)
+    _write_config(checkpoint, settings, work.fates, records, work.folder)
     return Outcome(
         format=settings["format"],
         ledger=_ledger(work.fates, records, checkpoint),
         corpus=corpus,
+        evidence={"allocation": allocation} if allocation else {},
         run={"device": str(device)},
     )
 
 
+def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
+    """The work with the settings that its allocation chose, and what that says; None without one.
+
+    All of it goes into the manifest, so that the allocation's own folder is not needed any more.
+    """
+    if not any(fate.options for fate in work.fates):
+        return work, None
+    found = document.read(list(work.parents.values())[1].path)
+    fates = document.settled(work.fates, found.pop("linears"), FORMATS[work.settings["format"]])
+    return replace(work, fates=tuple(fates)), found
+
+
 def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dict[str, Any] | None]:
     """The calibration windows int64 [sequences, length], and what the manifest says of them."""
-    data, folder = work.settings["calibration"], checkpoint.folder
-    if data is None:
+    if work.settings["calibration"] is None:
         return None, None
-    source = work.texts["calibration"]["source"]
-    windows, corpus = text.calibration(data, source, folder, work.settings["seed"])
-    held_out = work.texts["evaluation"]
-    if source != held_out["source"]:  # one source has splits that share nothing
-        text.refuse_overlap(windows, text.evaluation(held_out, held_out["source"], folder)[0])
-    return windows, corpus
+    return text.checked_calibration(work, checkpoint.folder)
 
 
 class _Quantize:
     """The block walk's operation: one solve for all linears that share input and settings."""
 
-    def __init__(
-        self, settings: dict[str, Any], fates: dict[str, TensorFate], min_zero: int
-    ) -> None:
-        self._settings, self._fates, self._min_zero = settings, fates, min_zero
-        self._method: Method = importlib.import_module(METHODS[settings["method"]].module)
-        self._solver = SolverSettings(
-            **{f.name: settings[f.name] for f in fields(SolverSettings) if f.name in settings}
-        )
+    def __init__(self, settings: dict[str, Any], fates: dict[str, TensorFate]) -> None:
+        self._fates, self._solver = fates, Solver(settings)
         self.needs_statistics = settings["calibration"] is not None
 
     def apply(self, inlet: Inlet) -> None:
@@ -95,35 +101,29 @@ class _Quantize:
         for chosen, names in together.items():
             self._solve(inlet, names, chosen)
 
+    def options_of(self, name: str) -> GridOptions | None:
+        """The grid that a linear gets, None where it is kept."""
+        chosen = self._fates[name].quantize if name in self._fates else None
+        return None if chosen is None else self._solver.options(chosen)
+
     def _solve(self, inlet: Inlet, names: list[str], chosen: LinearSettings) -> None:
         weights = [inlet.weight(name) for name in names]
         try:
-            solved = self._method.solve(
-                torch.cat(weights), inlet.statistics, self._options(chosen), self._solver
-            )
+            solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
         except LlmoptError as error:
             raise type(error)(f"{', '.join(names)}: {error.message}", hint=error.hint) from error
         grid: Grid = importlib.import_module(GRIDS[chosen.grid].module)
         start = 0
         for name, weight in zip(names, weights, strict=True):
-            part = rows_of(solved, start, start + weight.shape[0])
+            part = rows_of(solved, start, start + weight.shape[0], chosen.activations)
             start += weight.shape[0]
             change = grid.decode(part.codes, part.params) - weight
             inlet.replace(name, part, _record(part, change, weight, inlet.statistics))
 
-    def _options(self, chosen: LinearSettings) -> GridOptions:
-        return GridOptions(
-            grid=chosen.grid,
-            bits=chosen.bits,
-            group_size=chosen.group_size,
-            symmetric=chosen.symmetric,
-            scale_search=self._settings["scale_search"],
-            signed_scales=self._settings["signed_scales"],
-            min_zero=self._min_zero,
-        )
 
-
-def rows_of(tensor: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
+def rows_of(
+    tensor: QuantizedTensor, start: int, stop: int, activations: str | None = None
+) -> QuantizedTensor:
     """Output channels start to stop of a tensor that was solved together with others."""
     p = tensor.params
     params = AffineParams(
@@ -131,7 +131,8 @@ def rows_of(tensor: QuantizedTensor, start: int, stop: int) -> QuantizedTensor:
         scale=p.scale[start:stop].clone(), zero=p.zero[start:stop].clone(),
         group_index=p.group_index, scale_dtype=p.scale_dtype,
     )  # fmt: skip
-    return QuantizedTensor(grid=tensor.grid, codes=tensor.codes[start:stop].clone(), params=params)
+    codes = tensor.codes[start:stop].clone()
+    return QuantizedTensor(grid=tensor.grid, codes=codes, params=params, activations=activations)
 
 
 def _record(
@@ -156,44 +157,33 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(f"{value:.6g}")
 
 
-def _copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
-    for name in checkpoint.side_files:
-        shutil.copyfile(checkpoint.folder / name, folder / name)
-
-
 def _write_config(
-    container: Any, checkpoint: Checkpoint, settings: dict[str, Any],
-    fates: tuple[TensorFate, ...], records: dict[str, Any], folder: Path,
+    checkpoint: Checkpoint, settings: dict[str, Any], fates: tuple[TensorFate, ...],
+    records: dict[str, Any], folder: Path,
 ) -> None:  # fmt: skip
-    """config.json and quantize_config.json as the format's readers want them."""
     layers, unquantized = {}, []
-    names = {name for b in range(checkpoint.naming.block_count)
-             for inlet in checkpoint.naming.linears(b) for name in inlet}  # fmt: skip
+    naming = checkpoint.naming
+    linears = linear_names(naming, head=False)
+    linears.update(name for block in range(naming.block_count) for name in naming.routers(block))
     for fate in fates:
         module = fate.name.removesuffix(".weight")
         if fate.quantize is not None:
-            layers[module] = container.LayerLayout(
-                bits=fate.quantize.bits, group_size=fate.quantize.group_size,
-                symmetric=fate.quantize.symmetric, desc_act=records[module]["desc_act"],
-            )  # fmt: skip
-        elif module in names:
+            layers[module] = replace(fate.quantize.layout, desc_act=records[module]["desc_act"])
+        elif module in checkpoint.layers:
+            layers[module] = checkpoint.layers[module]
+        elif module in linears:
             unquantized.append(module)
     if not layers:
         raise RequestError("nothing was quantized: every linear is skipped by an override")
-    quantization = container.quantization_config(
-        layers,
-        version=FORMATS[settings["format"]].version,
+    write_config(
+        checkpoint,
+        folder,
+        format_id=settings["format"],
+        layers=layers,
         unquantized=unquantized,
-        head=checkpoint.naming.head in layers,
         damping=settings.get("damping"),
         true_sequential=settings.get("true_sequential", False),
     )
-    config = checkpoint.config | {"quantization_config": quantization}
-    if checkpoint.naming.head in layers:
-        config["tie_word_embeddings"] = False
-    for name, document in (("config.json", config), ("quantize_config.json", quantization)):
-        content = json.dumps(document, indent=2, ensure_ascii=False)
-        (folder / name).write_text(content + "\n", encoding="utf-8")
 
 
 def _ledger(
@@ -204,7 +194,8 @@ def _ledger(
     for fate in fates:
         entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
         if fate.quantize is None:
-            ledger.append(entry | {"action": "kept", "to": None})
+            change = records.get(fate.name, {})
+            ledger.append(entry | {"action": "folded" if change else "kept", "to": None} | change)
             continue
         record = records.get(fate.name.removesuffix(".weight"))
         if record is None:

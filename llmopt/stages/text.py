@@ -11,6 +11,7 @@ from llmopt.corpora.source import Split, load
 from llmopt.corpora.tokenize import Tokens, tokenize
 from llmopt.corpora.windows import calibration_windows, evaluation_windows, overlap
 from llmopt.errors import RequestError
+from llmopt.stages.base import Work
 
 #: a share of common text above which an evaluation measures memory
 _LARGEST_OVERLAP = 0.02
@@ -26,6 +27,19 @@ def calibration(
     tokens, described = _read(data, source, "calibration", folder)
     windows = calibration_windows(tokens, data["sequences"], data["length"], seed)
     return windows, described | {"windows": data["sequences"], "length": data["length"]}
+
+
+def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, dict[str, Any]]:
+    """A step's calibration windows, and their name; RequestError if the evaluation has them too.
+
+    `folder` is the model that they are tokenized for.
+    """
+    source, held_out = work.texts["calibration"]["source"], work.texts["evaluation"]
+    settings = work.settings
+    windows, corpus = calibration(settings["calibration"], source, folder, settings["seed"])
+    if source != held_out["source"]:  # one source has splits that share nothing
+        refuse_overlap(windows, evaluation(held_out, held_out["source"], folder)[0])
+    return windows, corpus
 
 
 def evaluation(data: dict[str, Any], source: str, folder: Path) -> tuple[Tensor, dict[str, Any]]:

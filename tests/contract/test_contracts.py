@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from llmopt.formats.layout import layout_of
 from llmopt.grids.base import GridOptions
 from llmopt.methods.quantize.base import InletStatistics, SolverSettings
 from llmopt.recipe import QuantizeStep
@@ -103,7 +104,7 @@ def test_format_keeps_codes_and_parameters(format_: str, grid: str) -> None:
             weight, statistics, options(grid, symmetric=symmetric), SolverSettings()
         )
         assert codec.accepts(solved) is None
-        back = codec.unpack(codec.pack(solved))
+        back = codec.unpack(codec.pack(solved), layout_of(solved))
         provider = module(GRIDS, grid)
         assert torch.equal(back.codes, solved.codes)
         assert torch.equal(

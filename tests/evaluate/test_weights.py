@@ -15,6 +15,7 @@ from torch import Tensor
 from llmopt.evaluate.weights import CodeError, WeightErrors, code_error, weight_errors
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.layout import layout_of
 from llmopt.grids import integer
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
 from tests import models
@@ -109,7 +110,7 @@ def test_checkpoints_are_held_to_each_other(family: str, tmp_path: Path) -> None
     tensors |= {f"{name}.{key}": part for key, part in gptq.pack(tensor, "gptq").items()}
     stored.mkdir()
     save_file(tensors, stored / "model.safetensors")
-    settings = gptq.quantization_config({name: gptq.layout_of(tensor)}, version="gptq")
+    settings = gptq.quantization_config({name: layout_of(tensor)}, version="gptq")
     config = {**base.config, "quantization_config": settings}
     (stored / "config.json").write_text(json.dumps(config))
     found = weight_errors(base, Checkpoint.open(stored))

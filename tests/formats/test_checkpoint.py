@@ -14,6 +14,7 @@ from llmopt.errors import RequestError
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
+from llmopt.formats.layout import layout_of
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from tests import models
 
@@ -109,13 +110,13 @@ def with_layer(plain: Path) -> tuple[Path, str, QuantizedTensor]:
     module = "model.layers.1.mlp.up_proj"
     tensors = stored(plain)
     layer = quantized(*tensors.pop(f"{module}.weight").shape)
-    packed = gptq.pack(layer, gptq.GPTQ_V1)
+    packed = gptq.pack(layer, "gptq")
     save_file(
         {**tensors, **{f"{module}.{suffix}": t for suffix, t in packed.items()}},
         plain / "model.safetensors",
     )
-    layers = {module: gptq.layout_of(layer)}
-    settings = gptq.quantization_config(layers, version=gptq.GPTQ_V1)
+    layers = {module: layout_of(layer)}
+    settings = gptq.quantization_config(layers, version="gptq")
     (plain / "quantize_config.json").write_text(json.dumps(settings))
     return plain, module, layer
 

@@ -83,7 +83,7 @@ def test_reading_headers_imports_no_torch(tmp_path: Path) -> None:
     make(tmp_path / "model")
     code = (
         "import sys, pathlib; from llmopt.formats.headers import read_headers;"
-        "from llmopt.formats.gptq_config import read_gptq_config;"
+        "from llmopt.formats.quantization import read_contents;"
         "from llmopt.specs.families import family_of;"
         "read_headers(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )

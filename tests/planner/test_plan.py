@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from llmopt.errors import RecipeError
 from llmopt.fates import bits_per_weight
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
+from llmopt.sources import DEMO_MODEL
 
 STEP = {"id": "q", "quantize": {"method": "rtn"}}
 
@@ -128,3 +130,13 @@ def test_memory_grows_with_the_block_not_with_the_model(tmp_path: Path) -> None:
         tmp_path, {"id": "q", "quantize": {"method": "gptq"}}, data={"calibration": {"source": "demo"}}
     ).by_id("q").footprint  # fmt: skip
     assert 0 < small.memory_bytes < more.memory_bytes < 2 << 30
+
+
+def test_a_card_whose_licence_cannot_be_read_is_refused_before_work(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n")
+    quantize = {"id": "q", "quantize": {"method": "rtn"}}
+    with pytest.raises(RecipeError, match=r"model: the front matter of .* is not valid YAML"):
+        planned(tmp_path, quantize, model=str(model))
+    assert planned(tmp_path, {"id": "s", "bench": {}}, model=str(model)).steps

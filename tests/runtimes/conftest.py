@@ -14,7 +14,8 @@ from torch import nn
 
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.gptq_config import quantization_config
+from llmopt.formats.gptq_config import GPTQ_V1, quantization_config
+from llmopt.formats.layout import layout_of
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, QuantizedTensor
 from tests import models
@@ -22,7 +23,11 @@ from tests import models
 #: the layout packs 32 outputs together, so keys and values need as many
 _KEYS = {"num_key_value_heads": 4}
 _WHOLE_WORDS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"), _KEYS),
+    **{
+        name: _KEYS
+        for name, settings in models.FAMILY_SETTINGS.items()
+        if "num_key_value_heads" in settings
+    },
     "falcon": {"multi_query": False},
 }
 
@@ -60,11 +65,12 @@ def quantize(tmp_path: Path) -> Quantize:
         group_size: int = 32,
         symmetric: bool = False,
         act_order: bool = False,
-        version: str = gptq.GPTQ_V1,
+        version: str = GPTQ_V1,
         **settings: Any,
     ) -> tuple[Path, nn.Module]:
         folder = tmp_path / "model"
         model = models.save(folder, family, **_WHOLE_WORDS.get(family, {}), **settings)
+        model = models.with_plain_experts(model)
         checkpoint = Checkpoint.open(folder)
         stored = load_file(folder / "model.safetensors")
         layers = {}
@@ -75,10 +81,11 @@ def quantize(tmp_path: Path) -> Quantize:
                 tensor = quantized(weight, bits, group_size, symmetric, act_order)
                 packed = gptq.pack(tensor, version)
                 stored |= {f"{name}.{suffix}": part for suffix, part in packed.items()}
-                layers[name] = gptq.layout_of(tensor)
+                layers[name] = layout_of(tensor)
                 decoded = integer.decode(tensor.codes, tensor.params)
                 decoded = decoded.T if checkpoint.family.conv1d else decoded
-                model.get_submodule(name).weight.data = decoded.contiguous()
+                module = model.get_submodule(checkpoint.naming.module(name))
+                module.weight.data = decoded.contiguous()
         save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((folder / "config.json").read_text())
         config["quantization_config"] = quantization_config(layers, version=version)

@@ -7,13 +7,19 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from llmopt.errors import RequestError
-from llmopt.specs.families import FAMILIES, family_of
+from llmopt.specs.families import FAMILIES, FamilySpec, family_of
 from tests import models
 
 
 @pytest.fixture(scope="module", params=models.FAMILY_SETTINGS)
 def built(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    return request.param, models.build(request.param)
+    return request.param, models.with_plain_experts(models.build(request.param))
+
+
+def module_paths(family: FamilySpec, model: nn.Module, block: int) -> list[list[str]]:
+    """The inlets of a block as paths in the model, going by the tensors that it saves."""
+    naming = family.naming(model.state_dict())
+    return [[naming.module(name) for name in names] for names in naming.linears(block)]
 
 
 def test_every_family_is_tried() -> None:
@@ -21,13 +27,31 @@ def test_every_family_is_tried() -> None:
 
 
 def test_the_linears_of_a_block_are_all_named(built: tuple[str, nn.Module]) -> None:
+    """... but for the routers, which stay as they are."""
     family, model = FAMILIES[built[0]], built[1]
-    blocks = model.get_submodule(f"{family.base}.{family.blocks}")
     kind = Conv1D if family.conv1d else nn.Linear
-    for block in blocks.children():
-        linears = {path for path, part in block.named_modules() if isinstance(part, kind)}
-        named = [path for inlet in family.inlets for path in inlet]
+    for index in range(2):
+        block = f"{family.base}.{family.blocks}.{index}"
+        linears = {
+            f"{block}.{path}"
+            for path, part in model.get_submodule(block).named_modules()
+            if isinstance(part, kind)
+        }
+        if family.experts is not None:
+            owner = f"{block}.{family.experts.owner}"
+            linears -= {f"{owner}.{router}" for router in family.experts.routers}
+        named = [path for inlet in module_paths(family, model, index) for path in inlet]
         assert sorted(named) == sorted(linears)
+
+
+@pytest.mark.parametrize("name", [n for n, spec in FAMILIES.items() if spec.experts])
+def test_routers_are_where_it_says(name: str) -> None:
+    family = FAMILIES[name]
+    assert family.experts is not None
+    model = models.build(name)
+    for router in family.experts.routers:
+        part = model.get_submodule(f"{family.base}.{family.blocks}.1.{family.experts.owner}")
+        assert part.get_submodule(router).weight.shape[1] == 64
 
 
 def test_the_other_modules_are_where_it_says(built: tuple[str, nn.Module]) -> None:
@@ -58,18 +82,20 @@ def test_an_inlet_has_one_input(built: tuple[str, nn.Module]) -> None:
     import torch
 
     family, model = FAMILIES[built[0]], built[1]
-    inputs = {}
-    for path in (path for inlet in family.inlets for path in inlet):
-        name = f"{family.base}.{family.blocks}.0.{path}"
+    inputs, inlets = {}, module_paths(family, model, 1)
+    for path in (path for inlet in inlets for path in inlet):
 
         def note(_: nn.Module, given: tuple[torch.Tensor], path: str = path) -> None:
             inputs[path] = given[0]
 
-        model.get_submodule(name).register_forward_pre_hook(note)
+        model.get_submodule(path).register_forward_pre_hook(note)
     with torch.no_grad():
-        model(models.tokens(1, 4))
-    assert list(inputs) == [path for inlet in family.inlets for path in inlet] or family.id == "opt"
-    for inlet in family.inlets:
+        model(models.tokens(3, 12))
+    named = [path for inlet in inlets for path in inlet]
+    assert sorted(inputs) == sorted(named)
+    if family.experts is None and family.id != "opt":
+        assert list(inputs) == named
+    for inlet in inlets:
         assert all(torch.equal(inputs[path], inputs[inlet[0]]) for path in inlet)
 
 
@@ -123,3 +149,40 @@ def test_an_unknown_model_type_gets_the_nearest_name() -> None:
     assert "llama" in str(caught.value.hint)
     with pytest.raises(RequestError, match="does not say"):
         family_of({})
+
+
+def test_names_go_both_ways() -> None:
+    naming = FAMILIES["mixtral"].naming(
+        ["model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.3.w1.weight"]
+    )
+    module = "model.layers.0.mlp.experts.3.w1.weight"
+    name = "model.layers.0.block_sparse_moe.experts.3.w1.weight"
+    assert (naming.name(module), naming.rename(module), naming.rename(name)) == (name,) * 3
+    assert naming.module(name) == module
+    assert naming.experts == (4,)
+    assert naming.pool_of(name) == "model.layers.0.block_sparse_moe.experts.*.w1.weight"
+    assert naming.pool_of("model.layers.0.self_attn.q_proj") is None
+
+
+def test_experts_come_in_two_rounds_after_attention() -> None:
+    names = [f"model.layers.1.mlp.experts.{i}.up_proj.weight" for i in range(3)]
+    names += ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.shared_expert_gate.weight"]
+    naming = FAMILIES["qwen2_moe"].naming(names)
+    assert naming.experts == (0, 3)
+    assert [len(inlets) for inlets in naming.rounds(0)] == [1, 1, 1, 1]
+    assert [len(inlets) for inlets in naming.rounds(1)] == [1, 1, 4, 4]
+    assert naming.rounds(1)[3][0] == ("model.layers.1.mlp.shared_expert.down_proj",)
+    assert naming.rounds(1)[2][3][1] == "model.layers.1.mlp.experts.2.up_proj"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["model.layers.2.eh_proj.weight", "mtp.layers.0.fc.weight", "model.mtp_layers.0.x.weight"],
+)
+def test_layers_that_predict_further_tokens_are_no_blocks(extra: str) -> None:
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3 if "2" in extra else 2)]
+    naming = FAMILIES["llama"].naming([*names, extra])
+    assert naming.block_count == 2
+    assert naming.looks_ahead(extra)
+    assert not naming.looks_ahead("model.layers.1.mlp.up_proj.weight")
+    assert not naming.looks_ahead("lm_head.weight")

@@ -1,4 +1,4 @@
-"""quantize and bench as steps, on a tiny model of every family."""
+"""The quantize step on tiny models."""
 
 from __future__ import annotations
 
@@ -8,78 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from llmopt import pipeline, planner
-from llmopt.artifact import Artifact, read_manifest
+from llmopt.artifact import read_manifest
 from llmopt.blockwalk.inlet import decode
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.recipe import from_data
-from llmopt.runtimes.torch import load
-from llmopt.specs.families import FAMILIES
-from llmopt.stages.base import RunOptions
-from tests import models as tiny
-from tests.test_pipeline import Log
-
-TEXT = "The quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. "
-HELD_OUT = "Sphinx of black quartz, judge my vow! How vexingly quick daft zebras jump. "
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Any:
-    """make("gpt2") -> a folder with a tiny model and a tokenizer of one token a character."""
-
-    def build(family: str, **settings: Any) -> Path:
-        folder = tmp_path / f"model-{family}"
-        tiny.save(folder, family, **settings)
-        vocabulary = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 0}
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-        tokenizer.save(str(folder / "tokenizer.json"))
-        (tmp_path / "text.txt").write_text(TEXT * 40)
-        (tmp_path / "held-out.txt").write_text(HELD_OUT * 20)
-        return folder
-
-    return build
-
-
-def quantized(tmp_path: Path, model: Path, **settings: Any) -> Artifact:
-    """Run one quantize step, without a gate unless asked for one."""
-    data = {
-        "version": 1,
-        "model": str(model),
-        "data": {
-            "calibration": {"source": str(tmp_path / "text.txt"), "sequences": 6, "length": 48},
-            "evaluation": {"source": str(tmp_path / "held-out.txt"), "windows": 4, "length": 48},
-        },
-        "steps": [{"id": "q", "quantize": {"group_size": 32, "gate": [], **settings}}],
-    }
-    plan = planner.plan(*from_data(data), tmp_path / "out")
-    return pipeline.run(plan, RunOptions("cpu"), Log())[0].artifact
-
-
-def difference(first: Path, second: Path) -> float:
-    """Relative difference of two models' logits on a few random tokens."""
-    tokens = tiny.tokens()
-    one, other = (load(p, dtype="float32").logits(tokens) for p in (first, second))
-    return float((one - other).norm() / one.norm())
-
-
-FAMILY_IDS = [family for family in FAMILIES if family in tiny.FAMILY_SETTINGS]
-
-
-@pytest.mark.parametrize("method", ["rtn", "gptq"])
-@pytest.mark.parametrize("family", FAMILY_IDS)
-def test_every_family_goes_end_to_end(family: str, method: str, make: Any, tmp_path: Path) -> None:
-    model = make(family)
-    done = quantized(tmp_path, model, method=method, grid="int8")
-    assert difference(model, done.path) < 0.1  # unrelated models differ by more than 1
-    ledger = done.manifest["ledger"]
-    linears = sum(len(inlet) for inlet in FAMILIES[family].inlets) * 2
-    assert sum(entry["action"] == "quantized" for entry in ledger) == linears
-    assert all(entry["error"] < 0.02 for entry in ledger if entry["action"] == "quantized")
-    assert (done.path / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+from tests.stages.conftest import TEXT, difference, quantized
 
 
 @pytest.mark.parametrize(

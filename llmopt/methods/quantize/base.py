@@ -9,7 +9,7 @@ from typing import Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from llmopt.errors import LlmoptError
+from llmopt.errors import RequestError
 from llmopt.grids.base import Grid, GridOptions, QuantizedTensor
 from llmopt.linalg import accumulate_hessian, all_finite
 from llmopt.specs.base import lookup
@@ -100,4 +100,4 @@ def grid_of(options: GridOptions) -> Grid:
 def check_weight(weight: Tensor) -> None:
     """Refuse a weight that has no nearest codes."""
     if not all_finite(weight):
-        raise LlmoptError("the weight holds NaN or infinite values")
+        raise RequestError("the weight holds NaN or infinite values")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmopt.grids.affine import round_scale, round_with_feedback
+from llmopt.grids.levels import index
 
 # Scales tried around the fitted one. Feedback spreads the targets and then makes up for much of
 # what it rounds away, so the best scale is rarely the one that rounding alone would choose.
@@ -29,6 +30,7 @@ class Lattice:
 
     scale, low, high: [n or 1, rows] float32; one row of them where all columns share a group.
     free: whether the scale may change, which takes a single group. signed: whether to below zero.
+    levels: ascending values that c may take instead of whole numbers.
     """
 
     scale: Tensor
@@ -36,6 +38,18 @@ class Lattice:
     high: Tensor
     free: bool
     signed: bool
+    scale_dtype: str = "float16"
+    levels: Tensor | None = None
+
+    def keep(self, codes: Tensor) -> Tensor:
+        """Codes as int16: themselves, or the index of their level."""
+        return (codes if self.levels is None else index(codes, self.levels)).to(torch.int16)
+
+    def kept(self, codes: Tensor) -> Tensor:
+        """What `keep` was given, float32."""
+        if self.levels is None:
+            return codes.to(torch.float32)
+        return self.levels[codes.to(torch.int64)]
 
     def columns(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """scale, low and high, [n, rows]."""
@@ -48,7 +62,7 @@ def feedback(target: Tensor, upper: Tensor, lattice: Lattice) -> Tensor:
     codes = torch.empty_like(target)
     coupling = upper / upper.diagonal()
     columns = lattice.columns(target.shape[0])
-    round_with_feedback(target.clone(), target.clone(), codes, *columns, coupling)
+    round_with_feedback(target.clone(), target.clone(), codes, *columns, coupling, lattice.levels)
     return codes
 
 
@@ -58,7 +72,8 @@ def feedback_with_trials(target: Tensor, upper: Tensor, lattice: Lattice) -> tup
     if not lattice.free or n > _WIDEST_TRIAL:
         return feedback(target, upper, lattice), lattice
     k = len(_TRIALS)
-    scales = torch.cat([round_scale(lattice.scale * trial) for trial in _TRIALS])
+    dtype = lattice.scale_dtype
+    scales = torch.cat([round_scale(lattice.scale * trial, dtype) for trial in _TRIALS])
     trials = replace(
         lattice,
         scale=scales.view(1, k * rows),
@@ -68,7 +83,9 @@ def feedback_with_trials(target: Tensor, upper: Tensor, lattice: Lattice) -> tup
     rounded_from, codes = target.repeat(1, k), torch.empty(n, k * rows, device=target.device)
     diagonal = upper.diagonal()
     columns = trials.columns(n)
-    round_with_feedback(rounded_from, rounded_from.clone(), codes, *columns, upper / diagonal)
+    round_with_feedback(
+        rounded_from, rounded_from.clone(), codes, *columns, upper / diagonal, lattice.levels
+    )
     # e^T A e is the sum over columns of (what it was rounded from - its value)^2 U_kk^2.
     lost = rounded_from.addcmul_(codes, trials.scale, value=-1).square_()
     best = (diagonal.square() @ lost).view(k, rows).argmin(0, keepdim=True)
@@ -90,19 +107,20 @@ def descend(
     target = gradient.div_(diagonal.unsqueeze(1)).add_(values)
     descended = torch.empty_like(codes)
     columns = lattice.columns(codes.shape[0])
-    round_with_feedback(target, values, descended, *columns, cost / diagonal)
+    round_with_feedback(target, values, descended, *columns, cost / diagonal, lattice.levels)
     return descended, lattice
 
 
 def _refit(gradient: Tensor, cost: Tensor, codes: Tensor, lattice: Lattice) -> Lattice:
-    """Move each row's scale to the float16 value that is best for its codes, and `gradient` along.
+    """Move each row's scale to the stored value that is best for its codes, and `gradient` along.
 
     A step t changes e^T A e by -2 t c^T A e + t^2 c^T A c.
     """
     costly = cost @ codes
     slope, curvature = (codes * gradient).sum(0), (codes * costly).sum(0)
     old = lattice.scale[0]
-    new = round_scale(old + torch.where(curvature > 0, slope / curvature, 0.0))
+    moved = old + torch.where(curvature > 0, slope / curvature, 0.0)
+    new = round_scale(moved, lattice.scale_dtype)
     step = new - old
     worse = step * (step * curvature - 2 * slope) >= 0
     if not lattice.signed:

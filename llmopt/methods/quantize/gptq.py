@@ -65,6 +65,7 @@ def solve(
             scale=torch.cat([part.scale for part in parts]),
             zero=torch.cat([part.zero for part in parts]),
             group_index=solver.stored_index(),
+            scale_dtype=grid_of(options).scale_dtype,
         ),
     )
 
@@ -90,7 +91,7 @@ def column_order(diagonal: Tensor, size: int, act_order: ActOrder) -> Tensor:
 class _Rows:
     """Some rows of the weight under way. Columns stand in rounding order, groups as stored.
 
-    weight, residual (weight minus the values so far), codes (from the zero point):
+    weight, residual (weight minus the values so far), codes (from the zero point; Lattice.keep):
     [cols, rows]. scale, zero: [groups, rows]. All float32 but codes, int16.
     """
 
@@ -117,7 +118,7 @@ class _Rows:
         residual = torch.addcmul(self.weight[block], codes, lattice.scale, value=-1)
         change = residual - self.residual[block]
         self.residual[block] = residual
-        self.codes[block] = codes.to(torch.int16)
+        self.codes[block] = lattice.keep(codes)
         return change
 
 
@@ -145,6 +146,8 @@ class _Solver:
         self._factor, self._order, self._size, self._stored_diagonal = factor, order, size, diagonal
         self._options, self._settings = options, settings
         self._grid: Grid = grid_of(options)
+        levels = self._grid.levels
+        self._levels = None if levels is None else levels.to(order.device)
         self._importance = factor.upper.diagonal().square()
         self._regrouped = settings.act_order == "full" and not settings.static_groups
         position = torch.arange(order.shape[0], device=order.device)
@@ -210,9 +213,9 @@ class _Solver:
 
     def _descend(self, rows: _Rows, block: slice, pending: Tensor) -> Tensor:
         """Improve a group given all others; pending [n, rows] is H times the residual."""
-        codes = rows.codes[block].to(torch.float32)
-        cost = self._factor.damped[block, block]
-        return self._improve(rows, block, pending, cost, codes, self._lattice(rows, block))
+        lattice = self._lattice(rows, block)
+        codes, cost = lattice.kept(rows.codes[block]), self._factor.damped[block, block]
+        return self._improve(rows, block, pending, cost, codes, lattice)
 
     def _improve(
         self, rows: _Rows, block: slice, gradient: Tensor, cost: Tensor, codes: Tensor, old: Lattice
@@ -233,5 +236,7 @@ class _Solver:
             low=-zero,
             high=2**self._options.bits - 1 - zero,
             free=not self._settings.static_groups,
-            signed=self._options.symmetric and self._options.signed_scales,
+            signed=self._levels is None and self._options.symmetric and self._options.signed_scales,
+            scale_dtype=self._grid.scale_dtype,
+            levels=self._levels,
         )

@@ -63,7 +63,7 @@ def int4_product(tensor: QuantizedTensor) -> Int4Product | None:
     groups = params.scale.shape[1]
     size = cols // groups
     fitting = [group for group in _GROUPS if size % group == 0]
-    if cols % groups or not fitting or rows % _ROWS or params.bits not in (2, 3, 4, 8):
+    if cols % groups or not fitting or rows % _ROWS or not tensor.grid.startswith("int"):
         return None
     codes, order = tensor.codes, None
     if params.group_index is not None:

@@ -33,7 +33,7 @@ class KernelSwitch:
 class QuantizedLinear(nn.Module):
     """y = x W^T + bias, W [out, in] decoded from integers exactly, then rounded to `dtype`.
 
-    x is [..., in]. Stands for nn.Linear and for transformers' Conv1D alike. While `switch.fast`,
+    x is [..., in], and is first rounded token by token where the tensor says so. Stands for nn.Linear and for transformers' Conv1D alike. While `switch.fast`,
     products of a few rows on the CPU use the packed kernel, which `prepare` makes ready.
     """
 
@@ -58,6 +58,7 @@ class QuantizedLinear(nn.Module):
         self.dtype = dtype
         self._switch = switch
         self._grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
+        self._activations = tensor.activations
         self._id, self._params = tensor.grid, replace(tensor.params, group_index=None)
         self._product: Int4Product | None = None
         self._keep("codes", pack_codes(tensor.codes, tensor.params.bits))
@@ -72,12 +73,15 @@ class QuantizedLinear(nn.Module):
         if self._switch.fast and self._product is not None and rows <= _FEW_ROWS:
             y = self._product(x.reshape(rows, -1)).view(*x.shape[:-1], self.out_features)
             return y if self.bias is None else y + self.bias
+        if self._activations is not None:
+            x = round_tokens(x, self._activations)
         weight = self._decode() if self.decoded is None else self.decoded
         return F.linear(x, weight, self.bias)
 
     def prepare(self) -> None:
         """Pack the weight for the fast kernel, where it has one."""
-        if self._product is None and self.codes.device.type == "cpu":
+        exact_inputs = self._activations is None
+        if exact_inputs and self._product is None and self.codes.device.type == "cpu":
             self._product = int4_product(self.tensor())
 
     def tensor(self) -> QuantizedTensor:
@@ -99,7 +103,9 @@ class QuantizedLinear(nn.Module):
             group_index=self.group_index,
         )
         codes = unpack_codes(self.codes[rows], params.bits, self.in_features)
-        return QuantizedTensor(grid=self._id, codes=codes, params=params)
+        return QuantizedTensor(
+            grid=self._id, codes=codes, params=params, activations=self._activations
+        )
 
     def _decode(self) -> Tensor:
         """The weight [out, in] in the computing dtype."""
@@ -111,6 +117,22 @@ class QuantizedLinear(nn.Module):
             part = self._slice(slice(start, start + step))
             weight[start : start + step] = self._grid.decode(part.codes, part.params)
         return weight
+
+
+def round_tokens(x: Tensor, grid: str) -> Tensor:
+    """Activations [..., cols] at the values that "int8" or "fp8" leave them, a scale to a token.
+
+    As compressed-tensors' dynamic per-token activations: the extreme gets the largest code.
+    """
+    largest = 127.0 if grid == "int8" else torch.finfo(torch.float8_e4m3fn).max
+    wide = x.float()
+    scale = (wide.abs().amax(-1, keepdim=True) / largest).clamp_(min=1e-12)
+    levels = wide / scale
+    if grid == "int8":
+        levels = levels.round_().clamp_(-128, 127)
+    else:
+        levels = levels.clamp_(-largest, largest).to(torch.float8_e4m3fn).float()
+    return levels.mul_(scale).to(x.dtype)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,187 @@
+"""Mixed precision to a budget against uniform settings of equal or larger size.
+
+    python benchmarks/budget.py [--model demo] [--targets 3.5 4.5] [--results FOLDER/budget]
+
+For every target `llmopt quantize --target-bpw` chooses settings per linear. Against it stand the
+uniform setting ({bits} x {group sizes}) whose stored size is the nearest at or above the target,
+and, where that is another one, the nearest with groups of 128. All are measured on the same
+held-out windows that neither calibration nor the allocation saw. Ratios and their 95% intervals
+come from one bootstrap over windows (paired). Stored bits count scales, zeros and group index.
+
+--symmetric and --asymmetric say which grids both sides may use; the default is both in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmopt.corpora.source import load as load_corpus
+from llmopt.corpora.tokenize import tokenize
+from llmopt.corpora.windows import evaluation_windows
+from llmopt.evaluate.bootstrap import bootstrap_sums, interval
+from llmopt.evaluate.comparison import kl_divergence
+from llmopt.fates import LinearSettings, linear_names, linear_shape
+from llmopt.formats.quantization import read_contents
+from llmopt.runtimes.torch import load
+from llmopt.sources import resolve
+from llmopt.specs import FORMATS
+
+GROUP_SIZES = (-1, 128, 64, 32)
+HEADER = (
+    "| target | settings | stored bits | KL mean [95%] | budget / this [95%] "
+    "| predicted | predicted / measured [95%] |\n|---|---|---|---|---|---|---|"
+)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--targets", type=float, nargs="+", default=[3.5, 4.5])
+    parser.add_argument("--symmetric", action="store_true", help="symmetric grids only")
+    parser.add_argument("--asymmetric", action="store_true", help="asymmetric grids only")
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--calibration", default="demo")
+    parser.add_argument("--evaluation", default="demo")
+    parser.add_argument("--keep", type=Path, help="where artifacts go, and are found again")
+    parser.add_argument("--results", type=Path, help="write NAME.json and NAME.md")
+    return parser.parse_args()
+
+
+def uniform_sizes(folder: Path, symmetric: bool) -> dict[LinearSettings, float]:
+    """Stored bits a weight of every uniform setting, from the shapes alone."""
+    contents = read_contents(folder)
+    names = linear_names(contents.naming, head=False)
+    tensors = [t for n, t in contents.tensors.items() if n.removesuffix(".weight") in names]
+    shapes = [linear_shape(contents, tensor) for tensor in tensors]
+    weights = sum(math.prod(shape) for shape in shapes)
+    sizes = {}
+    for bits, group in itertools.product((2, 3, 4, 8), GROUP_SIZES):
+        setting = LinearSettings(f"int{bits}", bits, group, symmetric)
+        size = sum(setting.bytes(shape, FORMATS["gptq"]) for shape in shapes)
+        sizes[setting] = size * 8 / weights
+    return sizes
+
+
+def rivals(sizes: dict[LinearSettings, float], target: float) -> list[LinearSettings]:
+    """The nearest uniform settings of at least the target's size: of all, and in groups of 128."""
+    large = [setting for setting, size in sizes.items() if size >= target]
+    nearest = [min(large, key=sizes.__getitem__)]
+    of_128 = [setting for setting in large if setting.group_size == 128]
+    return list(dict.fromkeys([*nearest, min(of_128, key=sizes.__getitem__)]))
+
+
+def quantize(arguments: argparse.Namespace, out: Path, *options: str) -> dict[str, Any]:
+    """Run the command line, unless it did before; returns the manifest."""
+    command = [
+        sys.executable, "-m", "llmopt", "quantize", arguments.model, "-o", str(out),
+        "--method", "gptq", "--format", "gptq", "--calibration", arguments.calibration,
+        "--sequences", str(arguments.sequences), "--gate", "none", "--quiet", *options,
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((out / "llmopt.json").read_text())
+
+
+def divergences(arguments: argparse.Namespace, model: Path, folders: list[Path]) -> np.ndarray:
+    """Mean KL from the model in nats a position, [windows, folders]."""
+    corpus = load_corpus(arguments.evaluation, split="evaluation", tokenizer_folder=model)
+    windows = evaluation_windows(tokenize(corpus, model), arguments.windows, arguments.length)
+    base = load(model, dtype="float32", decode="once")
+    engines = [load(folder, dtype="float32", decode="once") for folder in folders]
+    rows = []
+    for window in torch.split(windows, 1):
+        ours = base.logits(window)[0, :-1].log_softmax(-1)
+        theirs = (engine.logits(window)[0, :-1].log_softmax(-1) for engine in engines)
+        rows.append([float(kl_divergence(ours, each).mean()) for each in theirs])
+    return np.asarray(rows)
+
+
+def ratio(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Of means over windows, with its paired interval."""
+    draws = bootstrap_sums(np.stack([first, second], axis=1))
+    found = interval(first.sum() / second.sum(), draws[:, 0] / draws[:, 1], len(first))
+    return {"value": found.value, "low": found.low, "high": found.high}
+
+
+def measure(arguments: argparse.Namespace, scratch: Path, symmetric: bool) -> list[dict[str, Any]]:
+    """One row a model, each target's budget first."""
+    model = resolve(arguments.model).folder
+    sizes = uniform_sizes(model, symmetric)
+    mode = "sym" if symmetric else "asym"
+    flags = [] if symmetric else ["--asymmetric"]
+    rows, folders = [], []
+    for target in arguments.targets:
+        out = scratch / f"budget-{target:g}-{mode}"
+        found = quantize(arguments, out, "--target-bpw", f"{target:g}", *flags)
+        allocation = found["evidence"]["allocation"]
+        chosen = len(rows)
+        rows.append({"target": target, "settings": f"chosen, {mode}", "budget": chosen,
+                     "bits": allocation["bits_per_weight"],
+                     "predicted": allocation["predicted_kl"]})  # fmt: skip
+        folders.append(out)
+        for rival in rivals(sizes, target):
+            out = scratch / f"{rival.grid}-{rival.group_size}-{mode}".replace("--1", "-row")
+            group = ["--bits", str(rival.bits), "--group-size", str(rival.group_size)]
+            quantize(arguments, out, *group, *flags)
+            rows.append({"target": target, "settings": rival.label, "bits": sizes[rival],
+                         "budget": chosen})  # fmt: skip
+            folders.append(out)
+    found = divergences(arguments, model, folders)
+    for index, row in enumerate(rows):
+        row["kl"] = ratio(found[:, index], np.ones(len(found)))
+        row["ratio"] = ratio(found[:, row["budget"]], found[:, index])
+        if "predicted" in row:
+            predicted = np.full(len(found), row["predicted"])
+            row["predicted_ratio"] = ratio(predicted, found[:, index])
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    is_budget = "predicted" in row
+    predicted = f"{row['predicted']:.5f}" if is_budget else ""
+    share = _shown(row["predicted_ratio"], 3) if is_budget else ""
+    against = "" if is_budget else _shown(row["ratio"], 3)
+    return (
+        f"| {row['target']:g} | {row['settings']} | {row['bits']:.3f} | {_shown(row['kl'], 5)} "
+        f"| {against} | {predicted} | {share} |"
+    )
+
+
+def _shown(value: dict[str, float], digits: int) -> str:
+    return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def main() -> None:
+    arguments = parse()
+    modes = [True] * (not arguments.asymmetric) + [False] * (not arguments.symmetric)
+    print(HEADER, flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for symmetric in modes:
+            found = measure(arguments, arguments.keep or Path(folder), symmetric)
+            print("\n".join(map(line, found)), flush=True)
+            rows += found
+    if arguments.results:
+        shown = ("model", "calibration", "evaluation", "sequences", "windows", "length")
+        asked = {name: getattr(arguments, name) for name in shown}
+        document = json.dumps({"asked": asked, "rows": rows}, indent=2)
+        arguments.results.with_suffix(".json").write_text(document + "\n")
+        said = ", ".join(f"{name} {value}" for name, value in asked.items())
+        table = "\n".join([HEADER, *map(line, rows)])
+        arguments.results.with_suffix(".md").write_text(f"{said}\n\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""allocation.json: what an allocate step leaves for the quantize step and for readers. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmopt.fates import LinearSettings, TensorFate
+from llmopt.specs.base import FormatSpec
+
+if TYPE_CHECKING:
+    from llmopt.allocate.search import Allocation
+    from llmopt.allocate.sensitivity import Group
+
+FILE = "allocation.json"
+
+
+def table(groups: Sequence[Group], chosen: Sequence[LinearSettings | None]) -> list[dict[str, Any]]:
+    """One row a group: its linears, and the predicted KL divergence of each of its options."""
+    return [
+        {
+            "linears": list(group.names),
+            "kind": group.kind,
+            "weights": group.weights,
+            "chosen": None if setting is None else setting.label,
+            "options": [
+                {
+                    "setting": option.setting.label,
+                    "bits_per_weight": round(option.bytes * 8 / group.weights, 4),
+                    "kl": _rounded(option.cost),
+                }
+                for option in group.all_options
+            ],
+        }
+        for group, setting in zip(groups, chosen, strict=True)
+    ]
+
+
+def document(groups: Sequence[Group], found: Allocation, budget: int) -> dict[str, Any]:
+    """What allocation.json says."""
+    weights = sum(group.weights for group in groups)
+    return {
+        "schema": 1,
+        "bytes": found.bytes,
+        "budget_bytes": budget,
+        "bits_per_weight": round(found.bytes * 8 / weights, 4),
+        "predicted_kl": _rounded(found.measured),
+        "modelled_kl": _rounded(found.modelled),
+        "corrections": {kind: _rounded(value) for kind, value in found.corrections.items()},
+        "exchanges": found.exchanges,
+        "linears": {
+            name: asdict(setting)
+            for group, setting in zip(groups, found.settings, strict=True)
+            for name in group.names
+        },
+        "sensitivity": table(groups, found.settings),
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The document in an allocation's folder."""
+    found: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return found
+
+
+def settled(
+    fates: Sequence[TensorFate], chosen: dict[str, dict[str, Any]], spec: FormatSpec
+) -> Iterator[TensorFate]:
+    """The fates with what an allocation's `linears` say in the place of options."""
+    for fate in fates:
+        if not fate.options:
+            yield fate
+            continue
+        rows, cols = fate.shape
+        setting = LinearSettings(**chosen[fate.name.removesuffix(".weight")])
+        size = setting.bytes((rows, cols), spec)
+        yield replace(fate, quantize=setting, bytes=size, options=())
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,124 @@
+"""Which settings a budget may choose among, for each linear, from names and shapes. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmopt.errors import RequestError
+from llmopt.fates import LinearSettings, TensorFate
+from llmopt.recipe import QuantizeStep
+from llmopt.specs import FORMATS, GRIDS, lookup
+
+#: group sizes that kernels know, the row among them
+_GROUP_SIZES = (32, 64, 128, -1)
+_COARSE = 128
+_CANDIDATE = re.compile(r"(?P<grid>\S+)(?: (?P<group>row|g\d+))?(?: (?P<zero>sym|asym))?")
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>[kMGT]i?)?B?")
+_UNITS = {"": 1, **{u: 10 ** (3 * (i + 1)) for i, u in enumerate("kMGT")},
+          **{f"{u}i": 1024 ** (i + 1) for i, u in enumerate("kMGT")}}  # fmt: skip
+#: bytes of a tensor's entry in a safetensors header beside its name, and tensors of a linear
+_ENTRY, _PARTS, _FILE = 110, 5, 4096
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes in "5MB", "1.5 GiB" or 5000000; RequestError where it is none of these."""
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None or not (size := int(float(match["number"]) * _UNITS[match["unit"] or ""])):
+        raise RequestError(f"{text!r} is no size", hint="write it as 5MB, 1.5GiB, or in bytes")
+    return size
+
+
+def candidates(settings: QuantizeStep) -> list[LinearSettings]:
+    """What `candidates` says, or every integer grid of the format in the usual group sizes.
+
+    A finer group saves less per byte than one more bit does: where the format has the grid of one
+    more bit, coarse groups are all, and of the finest grid only the coarsest group.
+    """
+    if settings.candidates:
+        return [_parse(text, settings) for text in settings.candidates]
+    spec = FORMATS[settings.format]
+    grids = [g for g in GRIDS.values() if g.module == "llmopt.grids.integer" and g.id in spec.grids]
+    sizes = {*_GROUP_SIZES, settings.group_size} & (spec.group_sizes or {*_GROUP_SIZES})
+    groups = sorted(sizes, key=lambda size: size if size > 0 else math.inf)
+    coarse = [size for size in groups if size == -1 or size >= _COARSE] or groups[-1:]
+    bits = {grid.bits for grid in grids}
+    return [
+        _settings(settings, grid.id, group, settings.symmetric)
+        for grid in grids
+        for group in (
+            groups[-1:] if grid.bits == max(bits) else coarse if grid.bits + 1 in bits else groups
+        )
+    ]
+
+
+def with_options(fates: Iterable[TensorFate], settings: QuantizeStep) -> Iterator[TensorFate]:
+    """The fates with those settings that each linear may get.
+
+    A linear that an override settles has that one option. `bytes` of the others is their share of
+    the target, until the allocation is known.
+    """
+    choices, spec = candidates(settings), FORMATS[settings.format]
+    for fate in fates:
+        if fate.quantize is None:
+            yield fate
+            continue
+        if fate.why:  # an override settled it
+            yield replace(fate, options=(fate.quantize,))
+            continue
+        rows, cols = fate.shape
+        options = tuple(
+            choice for choice in choices
+            if choice.group_size == -1 or _divides(choice.group_size, cols)
+        )  # fmt: skip
+        if not options:
+            raise RequestError(
+                f"no candidate's group size divides the {cols} inputs of {fate.name}"
+            )
+        sizes = [option.bytes((rows, cols), spec) for option in options]
+        wanted = rows * cols * settings.target_bpw / 8 if settings.target_bpw else sizes[-1]
+        size = round(min(max(wanted, min(sizes)), max(sizes)))
+        yield replace(fate, options=options, bytes=size, why="by budget")
+
+
+def byte_budget(fates: Sequence[TensorFate], settings: dict[str, Any]) -> int:
+    """Bytes for all quantized linears together, of a step's effective settings.
+
+    target_bpw counts their weights; target_size the weight files as a whole, what is kept and the
+    files' headers included.
+    """
+    quantized = [fate for fate in fates if fate.options]
+    if settings["target_bpw"] is not None:
+        return int(sum(math.prod(f.shape) for f in quantized) * settings["target_bpw"] / 8)
+    kept = sum(fate.bytes + len(fate.name) + _ENTRY for fate in fates if not fate.options)
+    headers = sum(_PARTS * (len(fate.name) + _ENTRY) for fate in quantized) + _FILE
+    return int(settings["target_size"]) - kept - headers
+
+
+def _divides(group_size: int, cols: int) -> bool:
+    """Whether groups fill a row, and are more than one: a whole row is another candidate."""
+    return cols % group_size == 0 and group_size < cols
+
+
+def _parse(text: str, settings: QuantizeStep) -> LinearSettings:
+    match = _CANDIDATE.fullmatch(text.strip())
+    if match is None:
+        raise RequestError(
+            f"{text!r} is no candidate", hint="write GRID, GRID g32 or GRID row, then sym or asym"
+        )
+    grid = lookup(GRIDS, "grid", match["grid"])
+    if grid.id not in FORMATS[settings.format].grids:
+        raise RequestError(f"format {settings.format} cannot hold the candidate {text!r}")
+    group = {None: settings.group_size, "row": -1}.get(match["group"]) or int(match["group"][1:])
+    symmetric = settings.symmetric if match["zero"] is None else match["zero"] == "sym"
+    return _settings(settings, grid.id, group, symmetric)
+
+
+def _settings(
+    settings: QuantizeStep, grid: str, group_size: int, symmetric: bool
+) -> LinearSettings:
+    activations = None if settings.activations == "none" else settings.activations
+    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric, activations)

@@ -1,0 +1,112 @@
+"""Statistics of experts: each sees only the tokens that its router sends to it, maybe too few.
+
+An expert's input with fewer tokens than channels has a Hessian without an inverse, and says more
+about those tokens than about the channels. Such a cold expert is given the statistics of all
+experts of its block together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from llmopt.errors import LlmoptError
+from llmopt.methods.quantize.base import InletStatistics
+from llmopt.specs.families import Naming
+
+#: the names of linears that share an input
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """Linears that share an input, and what flows into them.
+
+    cold: how many tokens reached an expert whose statistics are those of all experts, else None.
+    """
+
+    names: Names
+    statistics: InletStatistics | None
+    cold: int | None = None
+
+
+class Pools:
+    """What the experts of one block share: a pool for each linear that all of them have."""
+
+    def __init__(self, naming: Naming, block: int) -> None:
+        self._naming = naming
+        self._pools: dict[str, InletStatistics] = {}
+        self._cold: dict[str, list[tuple[Names, int]]] = defaultdict(list)
+        self._missing: dict[str, int] = defaultdict(int)
+        for names in naming.linears(block):
+            pool = naming.pool_of(names[0])
+            if pool is not None:
+                self._missing[pool] += 1
+
+    def sort(
+        self, seen: Iterable[tuple[Names, InletStatistics | None]], width: Callable[[str], int]
+    ) -> Iterator[Collected]:
+        """What can be worked on now, given what has been seen of some inlets.
+
+        None stands for an inlet that nothing reached. Cold experts are kept back until the last
+        of their block's experts has been seen.
+        """
+        for names, statistics in seen:
+            pool = self._naming.pool_of(names[0])
+            if pool is None:
+                yield Collected(names=names, statistics=_reached(names, statistics))
+                continue
+            self._missing[pool] -= 1
+            if statistics is not None:
+                self._add(pool, statistics)
+            tokens = statistics.tokens if statistics else 0
+            if tokens < width(names[0]):
+                self._cold[pool].append((names, tokens))
+            else:
+                yield Collected(names=names, statistics=statistics)
+        for pool in [pool for pool in self._cold if not self._missing[pool]]:
+            for names, tokens in self._cold.pop(pool):
+                shared = _reached(names, self._pools.get(pool))
+                yield Collected(names=names, statistics=shared, cold=tokens)
+            self._pools.pop(pool)
+
+    def _add(self, pool: str, statistics: InletStatistics) -> None:
+        if pool not in self._pools:
+            width = len(statistics.mean_abs)
+            self._pools[pool] = InletStatistics.empty(width, statistics.mean_abs.device)
+        shared = self._pools[pool]
+        shared.tokens += statistics.tokens
+        share = statistics.tokens / shared.tokens
+        shared.hessian.lerp_(statistics.hessian, share)
+        shared.mean_abs.lerp_(statistics.mean_abs, share)
+
+
+def rounds(
+    naming: Naming, block: int, width: Callable[[str], int], budget: int, *, sequential: bool
+) -> Iterator[list[Names]]:
+    """The inlets of a block, those together that are to be collected in one pass over the data.
+
+    `sequential`: inlets that depend on each other come in different passes, and experts in
+    several where the Hessians of all would take more than `budget` bytes.
+    """
+    if not sequential:
+        yield list(naming.linears(block))
+        return
+    for inlets in naming.rounds(block):
+        some: list[Names] = []
+        size = 0
+        for names in inlets:
+            needed = 4 * width(names[0]) ** 2
+            if some and size + needed > budget:
+                yield some
+                some, size = [], 0
+            some.append(names)
+            size += needed
+        yield some
+
+
+def _reached(names: Names, statistics: InletStatistics | None) -> InletStatistics:
+    if statistics is None:
+        raise LlmoptError(f"no activations reached {names[0]}")
+    return statistics

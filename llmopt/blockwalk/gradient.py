@@ -1,0 +1,238 @@
+"""The backward walk: what the model's output makes of an error in each linear, block by block.
+
+A forward walk leaves the input of every block in a file. Then, from the last block to the first,
+each block is computed again, this time with what autograd needs, and the gradient is pulled
+through it. In memory are one block, its graph for one batch, and one gradient of the size of the
+activations; autograd through the whole model would hold all blocks and all their graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmopt.blockwalk import memory
+from llmopt.blockwalk.experts import Names, Pools
+from llmopt.blockwalk.inlet import Weights
+from llmopt.blockwalk.plan import OnBlock
+from llmopt.blockwalk.sink import Results
+from llmopt.blockwalk.skeleton import Skeleton
+from llmopt.blockwalk.state import WalkState
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.headers import read_file_headers
+from llmopt.formats.safetensors import read_tensor, write_file
+from llmopt.methods.quantize.base import InletStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensed:
+    """Linears that share an input: the input's statistics, and what their outputs do to the loss.
+
+    fisher: by linear, [out] float32, or [1] for an expert that no token reached: per output, the
+    sum over its tokens of the squared gradient of the loss, divided by the number of all tokens.
+    The loss is the negative log likelihood, summed over positions, of labels drawn from the model
+    itself, so that to second order a change dy of the outputs costs a mean KL divergence of
+    1/2 sum_r fisher[r] E[dy_r^2] nats a token.
+    """
+
+    names: Names
+    statistics: InletStatistics
+    fisher: Mapping[str, Tensor]
+
+
+#: called with a block's index, what its inlets showed, and its weights
+Visit = Callable[[int, list[Sensed], Weights], None]
+
+
+def walk_backward(
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    visit: Visit,
+    state_folder: Path,
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    on_block: OnBlock | None = None,
+) -> None:
+    """Show every block to `visit`, the last one first.
+
+    tokens: int64 [sequences, length]. `seed` draws the labels. A walk that was killed goes on
+    after the last block that `visit` returned from when it is called again with the same
+    arguments, so `visit` must keep its results in files, and may see a block twice. Another
+    device, software or CPU starts it anew; any other argument that differs needs another folder.
+    """
+    state = WalkState(state_folder)
+    described = {
+        "device": str(device), "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
+    with ExitStack() as stack:
+        stack.enter_context(state.locked())
+        if not state.matches(described):
+            state.start(described, torch.get_num_threads())
+        stack.enter_context(state.same_threads())
+        stack.enter_context(torch.no_grad())
+        skeleton = Skeleton(checkpoint, dtype=dtype, device=torch.device(device))
+        walk = _BackwardWalk(checkpoint, skeleton, torch.split(tokens, batch_size), state_folder)
+        walk.run(state, visit, seed, on_block or (lambda *_: None))
+
+
+class _BackwardWalk:
+    """Gradients [sequences, length, width], overwritten batch by batch and block by block."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        skeleton: Skeleton,
+        batches: tuple[Tensor, ...],
+        folder: Path,
+    ) -> None:
+        self._checkpoint, self._skeleton = checkpoint, skeleton
+        self._batches, self._folder = batches, folder
+        self._blocks = checkpoint.naming.block_count
+        self._tokens = sum(batch.numel() for batch in batches)
+
+    def run(self, state: WalkState, visit: Visit, seed: int, on_block: OnBlock) -> None:
+        saved = state.load()
+        if saved is None:
+            gradient = self._loss_gradient(self._forward(), seed)
+            state.save(self._blocks, gradient)
+            first = self._blocks
+        else:
+            first, gradient = saved
+            self._learn_calls()
+        for index in reversed(range(first)):
+            weights = Weights(self._checkpoint, Results())
+            with self._filled(index, weights):
+                sensed = self._backward(index, gradient)
+            visit(index, sensed, weights)
+            state.save(index, gradient)
+            self._inputs(index).unlink()
+            memory.release()
+            on_block(self._blocks - index, self._blocks)
+
+    def _learn_calls(self) -> None:
+        """Embed one batch of each size; the skeleton then knows how blocks are called."""
+        with self._skeleton.surroundings(Weights(self._checkpoint, Results())):
+            for batch in {len(batch): batch for batch in self._batches}.values():
+                self._skeleton.embed(batch)
+
+    def _forward(self) -> Tensor:
+        """Write each block's input to its file; returns what comes out of the last one."""
+        weights = Weights(self._checkpoint, Results())
+        with self._skeleton.surroundings(weights):
+            hidden = torch.cat([self._skeleton.embed(batch).cpu() for batch in self._batches])
+        for index in range(self._blocks):
+            write_file(self._inputs(index), {"inputs": hidden}, {})
+            with self._filled(index, weights):
+                for rows in self._rows(hidden):
+                    rows.copy_(self._skeleton.call(index, rows.to(self._skeleton.device)))
+        return hidden
+
+    def _loss_gradient(self, hidden: Tensor, seed: int) -> Tensor:
+        """The gradient at the last block's output, one sequence at a time; overwrites `hidden`."""
+        weights = Weights(self._checkpoint, Results())
+        generator = torch.Generator(self._skeleton.device).manual_seed(seed)
+        with (
+            self._skeleton.surroundings(weights, embedding=False),
+            self._skeleton.head(weights),
+            torch.enable_grad(),
+        ):
+            for row in torch.split(hidden, 1):
+                given = row.to(self._skeleton.device, copy=True).requires_grad_()
+                logits = self._skeleton.logits(self._skeleton.finish(given))[0].float()
+                chances = logits.detach().softmax(-1)
+                labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+                loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+                row.copy_(torch.autograd.grad(loss, given)[0])
+        return hidden
+
+    def _backward(self, index: int, gradient: Tensor) -> list[Sensed]:
+        """Pull the gradient through a filled block, in place; what its inlets showed meanwhile."""
+        inputs = read_tensor(read_file_headers(self._inputs(index))["inputs"])
+        inlets = self._checkpoint.naming.linears(index)
+        with ExitStack() as stack:
+            meters = [
+                stack.enter_context(_Meter(self._skeleton, names).attached()) for names in inlets
+            ]
+            for given, pulled in zip(self._rows(inputs), self._rows(gradient), strict=True):
+                with torch.enable_grad():
+                    given = given.to(self._skeleton.device).requires_grad_()
+                    output = self._skeleton.call(index, given)
+                pulled.copy_(torch.autograd.grad(output, given, pulled.to(output.device))[0])
+        fisher = {meter.names: meter.fisher(self._tokens) for meter in meters}
+        seen = [(meter.names, meter.statistics) for meter in meters]
+        sorted_out = Pools(self._checkpoint.naming, index).sort(seen, self._skeleton.width)
+        return [
+            Sensed(names=each.names, statistics=each.statistics, fisher=fisher[each.names])
+            for each in sorted_out
+            if each.statistics is not None
+        ]
+
+    def _rows(self, whole: Tensor) -> Iterator[Tensor]:
+        yield from torch.split(whole, len(self._batches[0]))
+
+    def _inputs(self, index: int) -> Path:
+        return self._folder / f"inputs-{index:05d}.safetensors"
+
+    @contextmanager
+    def _filled(self, index: int, weights: Weights) -> Iterator[None]:
+        self._skeleton.fill(index, weights)
+        try:
+            yield
+        finally:
+            self._skeleton.drop(index)
+
+
+class _Meter:
+    """Hooks on the linears of one inlet; `statistics` is None as long as nothing reached them."""
+
+    def __init__(self, skeleton: Skeleton, names: Names) -> None:
+        self.names = names
+        self.statistics: InletStatistics | None = None
+        self._modules = {name: skeleton.module(name) for name in names}
+        self._squares: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self) -> Iterator[_Meter]:
+        first = self._modules[self.names[0]]
+        hooks = [first.register_forward_pre_hook(self._see_input)]
+        for name, module in self._modules.items():
+            hooks.append(module.register_forward_hook(self._see_output(name)))
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def fisher(self, tokens: int) -> dict[str, Tensor]:
+        """By linear; see `Sensed`."""
+        nothing = torch.zeros(1, dtype=torch.float64)
+        return {name: (self._squares.get(name, nothing) / tokens).float() for name in self.names}
+
+    def _see_input(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0].detach()
+        if self.statistics is None:
+            self.statistics = InletStatistics.empty(x.shape[-1], x.device)
+        self.statistics.add(x)
+
+    def _see_output(self, name: str) -> Callable[..., None]:
+        def see_gradient(gradient: Tensor) -> None:
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            self._squares[name] += rows.double().square().sum(0)
+
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            if name not in self._squares:
+                size = output.shape[-1]
+                self._squares[name] = torch.zeros(size, dtype=torch.float64, device=output.device)
+            output.register_hook(see_gradient)  # type: ignore[no-untyped-call]
+
+        return hook

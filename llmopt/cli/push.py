@@ -1,0 +1,55 @@
+"""llmopt push"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmopt.cli import options as o
+
+
+def push(
+    artifact: Annotated[Path, typer.Argument(help="A model that llmopt wrote.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the hub; NAME: your own.")],
+    private: Annotated[bool, typer.Option("--private", help="Only for you to see.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch to push to. [default: main]")
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the token. [default: HF_TOKEN, else hf's login]",
+        ),
+    ] = None,
+    failed_gate_ok: Annotated[
+        bool, typer.Option("--failed-gate-ok", help="Even if its quality gate failed.")
+    ] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Upload a model to the Hugging Face hub, after checking that it is as it was written."""
+    from llmopt import hub
+    from llmopt.cli.output import Output
+
+    output = Output(json, quiet)
+    manifest = hub.checked(artifact, failed_gate_ok=failed_gate_ok)
+    to = hub.Destination(
+        repo=repo_id, private=private, branch=revision, token=hub.find_token(token_env)
+    )
+    size = sum(file["bytes"] for file in manifest["files"]) / 1e6
+    output.note(f"{artifact}: as written; pushing {size:.2f} MB to {repo_id} ...")
+    message = message or f"{manifest['name']}, {manifest['format']}, {manifest['digest']}"
+    bars = not quiet and output.err.is_terminal
+    done = hub.push(artifact, manifest, to, message=message, bars=bars)
+    for warning in done.warnings:
+        output.note(f"the hub says: {warning}")
+    output.text(done.url)
+    output.result(
+        {"url": done.url, "commit": done.commit, "files": list(done.files),
+         "digest": manifest["digest"]}
+    )  # fmt: skip

@@ -1,0 +1,39 @@
+"""What a format does with one quantized linear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Protocol
+
+from torch import Tensor
+
+from llmopt.formats.layout import LayerLayout
+from llmopt.grids.base import Grid, QuantizedTensor
+from llmopt.specs import FORMATS, GRIDS, lookup
+
+
+class Codec(Protocol):
+    """Between a quantized linear and the tensors that it is stored as."""
+
+    def accepts(self, tensor: QuantizedTensor) -> str | None:
+        """Why the tensor cannot be stored exactly, None where it can."""
+
+    def pack(self, tensor: QuantizedTensor) -> dict[str, Tensor]:
+        """The tensors to store, by the suffix of their names; `accepts` returned None."""
+
+    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+        """What was packed; RequestError where the parts do not fit each other."""
+
+
+def codec_of(format_id: str) -> Codec:
+    """The codec of a format that holds quantized linears."""
+    spec = lookup(FORMATS, "format", format_id)
+    codec: Codec = import_module(spec.module).Codec(spec.version)
+    return codec
+
+
+def decode(tensor: QuantizedTensor) -> Tensor:
+    """The float32 weight [out, in] that a quantized tensor stands for."""
+    grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
+    return grid.decode(tensor.codes, tensor.params)

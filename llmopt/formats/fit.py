@@ -1,0 +1,145 @@
+"""Whether a checkpoint's tensors are those that its config asks for, from their headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from llmopt.errors import RequestError
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.quantization import parts_of
+from llmopt.formats.safetensors import DTYPE_NAMES
+from llmopt.linalg import all_finite
+from llmopt.specs import nearest
+
+_COMPUTED_BUFFERS = re.compile(r"\brotary_emb\.inv_freq$")  # old checkpoints store them
+_WEIGHTS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+def check_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[str, ...]:
+    """The names of the tensors that belong to other parts than the text model.
+
+    `model` is the checkpoint's empty model. RequestError where a tensor is missing, does not fit
+    or has no place in the model, or where the head is said to be tied and is not.
+    """
+    _check_blocks(checkpoint, model)
+    wanted, found = dict(_wanted(checkpoint, model)), _shapes(checkpoint)
+    others = [name for name in found if name not in wanted and not _passed(checkpoint, model, name)]
+    homeless = [name for name in others if _in_text_model(checkpoint, name)]
+    for name, shape in wanted.items():
+        if name not in found:
+            raise _missing(name, homeless)
+        if found[name] != shape:
+            raise misfit(name, found[name], shape)
+        _check_dtype(checkpoint, name)
+    if homeless:
+        raise RequestError(
+            f"the weights have a tensor {homeless[0]}, which the model has no place for"
+        )
+    _check_head(checkpoint)
+    return tuple(sorted(others))
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """RequestError naming a tensor with NaN or infinite values.
+
+    Linears in blocks are left out: whoever changes them looks at them one by one.
+    """
+    naming = checkpoint.naming
+    linears = {
+        f"{name}.weight"
+        for block in range(naming.block_count)
+        for names in naming.linears(block)
+        for name in names
+    }
+    for name, tensor in checkpoint.stored.items():
+        plain = name not in linears and name not in checkpoint.parts
+        if plain and tensor.dtype in _WEIGHTS and not all_finite(tensor.read()):
+            raise RequestError(f"tensor {name} holds NaN or infinite values")
+
+
+def misfit(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> RequestError:
+    """The error of a tensor that has another shape than the model asks for."""
+    return RequestError(
+        f"tensor {name} has the shape {list(found)}, but the config asks for {list(expected)}"
+    )
+
+
+def _check_blocks(checkpoint: Checkpoint, model: nn.Module) -> None:
+    family = checkpoint.family
+    blocks = list(model.get_submodule(f"{family.base}.{family.blocks}").children())
+    if len(blocks) != checkpoint.naming.block_count:
+        raise RequestError(
+            f"config.json says {len(blocks)} blocks, "
+            f"the weights have {checkpoint.naming.block_count}"
+        )
+
+
+def _wanted(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that the model needs, and their shapes: quantized linears as [out, in]."""
+    naming, head = checkpoint.naming, f"{checkpoint.naming.head}.weight"
+    shares = bool(getattr(model.config, "tie_word_embeddings", False))
+    parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
+    for path, present in model.state_dict(keep_vars=True).items():
+        name = naming.name(path)
+        module = name.removesuffix(".weight")
+        absent = name not in checkpoint.stored and module not in checkpoint.layers
+        if absent and (path not in parameters or (name == head and shares)):
+            continue  # a buffer that the config determines, or what the embedding stands for
+        shape = tuple(present.shape)
+        turned = checkpoint.family.conv1d and name != head and module in checkpoint.layers
+        yield name, shape[::-1] if turned else shape
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The logical tensors and their shapes."""
+    stored = checkpoint.stored
+    found = {name: each.shape for name, each in stored.items() if name not in checkpoint.parts}
+    for module, layout in checkpoint.layers.items():
+        assert checkpoint.quantization is not None
+        parts = parts_of(module, stored, checkpoint.quantization)
+        shapes = {suffix: stored[name].shape for suffix, name in parts.items()}
+        found[f"{module}.weight"] = checkpoint.quantization.shape(layout, shapes)
+    return found
+
+
+def _passed(checkpoint: Checkpoint, model: nn.Module, name: str) -> bool:
+    """Whether a tensor that the model has not asked for is known to be of no use."""
+    if name.endswith(".bias") and name.removesuffix(".bias") in checkpoint.layers:
+        return True  # some tools write zeros
+    keys = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    return any(re.search(key, name) for key in [*keys, _COMPUTED_BUFFERS])
+
+
+def _in_text_model(checkpoint: Checkpoint, name: str) -> bool:
+    naming = checkpoint.naming
+    inside = name.startswith((f"{naming.base}.", f"{naming.head}."))
+    return inside and not naming.looks_ahead(name)
+
+
+def _missing(name: str, homeless: list[str]) -> RequestError:
+    renamed = nearest(name, homeless)
+    hint = f"there is {renamed}, which the model has no place for" if renamed else None
+    return RequestError(f"the weights have no tensor {name}", hint=hint)
+
+
+def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
+    tensor = checkpoint.stored.get(name)
+    if tensor is not None and name.endswith((".weight", ".bias")) and tensor.dtype not in _WEIGHTS:
+        raise RequestError(
+            f"tensor {name} is stored as {DTYPE_NAMES[tensor.dtype]}, which holds no plain weights"
+        )
+
+
+def _check_head(checkpoint: Checkpoint) -> None:
+    head, embedding = f"{checkpoint.naming.head}.weight", f"{checkpoint.naming.embedding}.weight"
+    config = checkpoint.family.language_config(checkpoint.config)
+    said = config.get("tie_word_embeddings") is True
+    if said and head in checkpoint.stored and not checkpoint.tied:
+        raise RequestError(
+            f"config.json says that the head shares {embedding}, but {head} holds other values",
+            hint="if the stored head is right, set tie_word_embeddings to false in config.json",
+        )

@@ -1,0 +1,57 @@
+"""Experts that a checkpoint stores in one tensor, as the tensors of each expert. No torch.
+
+A slice along the first dimensions of a row-major tensor is a range of its bytes, so nothing is
+read or copied: the headers of the parts say where they lie.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmopt.errors import RequestError
+from llmopt.specs.families import ExpertsSpec
+
+if TYPE_CHECKING:
+    from llmopt.formats.headers import TensorHeader
+
+
+def unfused(tensors: Mapping[str, TensorHeader], spec: ExpertsSpec) -> dict[str, TensorHeader]:
+    """The same tensors with each expert's weights under names of their own, [out, in].
+
+    RequestError where a checkpoint has an expert's weight in both ways.
+    """
+    found: dict[str, TensorHeader] = {}
+    for name, header in tensors.items():
+        for part in _parts(name, header, spec):
+            if part.name in found or (part.name != name and part.name in tensors):
+                raise RequestError(f"the weights hold {part.name} twice: alone and in {name}")
+            found[part.name] = part
+    return found
+
+
+def _parts(name: str, header: TensorHeader, spec: ExpertsSpec) -> Iterator[TensorHeader]:
+    """What one stored tensor holds, itself where it is not one of fused experts."""
+    fused = f"{re.escape(spec.fused_gate_up)}|{re.escape(spec.fused_down)}"
+    match = re.fullmatch(rf"(.+\.{re.escape(spec.path)})\.({fused})(?:\.weight)?", name)
+    if match is None or len(header.shape) != 3:
+        yield header
+        return
+    linears = [spec.gate, spec.up] if match[2] == spec.fused_gate_up else [spec.down]
+    experts, rows, cols = header.shape
+    if rows % len(linears):
+        raise RequestError(f"tensor {name} of the shape {list(header.shape)} has an odd half")
+    shape = (rows // len(linears), cols)
+    size = header.nbytes // math.prod((experts, len(linears)))
+    for index in range(experts * len(linears)):
+        linear = linears[index % len(linears)]
+        yield replace(
+            header,
+            name=f"{match[1]}.{index // len(linears)}.{linear}.weight",
+            shape=shape,
+            start=header.start + index * size,
+            end=header.start + (index + 1) * size,
+        )

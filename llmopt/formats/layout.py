@@ -1,0 +1,70 @@
+"""How one linear is quantized, as a checkpoint's config says it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from llmopt.specs import GRIDS
+
+if TYPE_CHECKING:
+    from llmopt.grids.base import QuantizedTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLayout:
+    """What a config says of a linear; the shapes of its tensors say the rest.
+
+    group_size -1 is one group per output channel. desc_act: the group of each input is stored.
+    activations: the grid that inputs are rounded to, per token, when it computes; None: none.
+    """
+
+    grid: str
+    group_size: int
+    symmetric: bool
+    desc_act: bool = False
+    activations: str | None = None
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return GRIDS[self.grid].bits
+
+
+def layout_of(tensor: QuantizedTensor) -> LayerLayout:
+    """What a config has to say about a tensor."""
+    params = tensor.params
+    return LayerLayout(
+        grid=tensor.grid,
+        group_size=params.group_size,
+        symmetric=params.symmetric,
+        desc_act=params.group_index is not None,
+        activations=tensor.activations,
+    )
+
+
+class Quantization(Protocol):
+    """The settings of a quantized checkpoint, read from its config.
+
+    format: an id in specs.FORMATS. suffixes: of the tensors that a quantized linear may be stored
+    as; `required` are those it always has, `marker` is one that no other module has.
+    """
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def suffixes(self) -> tuple[str, ...]: ...
+
+    @property
+    def required(self) -> tuple[str, ...]: ...
+
+    @property
+    def marker(self) -> str: ...
+
+    def layer(self, module: str) -> LayerLayout | None:
+        """The layout of a linear; None where it is left unquantized."""
+
+    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+        """(outputs, inputs) of a linear whose tensors, by suffix, have these shapes."""

@@ -1,0 +1,171 @@
+"""Which linears of a checkpoint are stored quantized, whatever tool wrote it. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmopt.errors import RequestError
+from llmopt.formats.headers import Headers, read_headers, read_json
+from llmopt.formats.layout import LayerLayout, Quantization
+from llmopt.specs import suggestion
+from llmopt.specs.families import FamilySpec, Naming, family_of
+
+#: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
+QUANTIZE_CONFIG = "quantize_config.json"
+#: quant_method -> the module whose `parse` reads such a config
+_READERS = {
+    "gptq": "llmopt.formats.gptq_config",
+    "awq": "llmopt.formats.awq_config",
+    "compressed-tensors": "llmopt.formats.compressed_tensors_config",
+    "fp8": "llmopt.formats.fp8_config",
+}
+
+
+class Stored(Protocol):
+    """A tensor on disk, as far as its header tells."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """A tensor of the model: a quantized linear counts as one `<module>.weight`, [out, in].
+
+    nbytes: what it takes on disk, all its parts together. layout: None where it is not quantized.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    layout: LayerLayout | None = None
+
+
+def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
+    """How a model directory is quantized, None where it is not.
+
+    Raises RequestError where no reader knows its way, or where the settings make no sense.
+    """
+    stored = config.get("quantization_config")
+    if stored is None:
+        if not (folder / QUANTIZE_CONFIG).is_file():
+            return None
+        stored = read_json(folder / QUANTIZE_CONFIG)
+    if not isinstance(stored, dict):
+        raise RequestError("quantization_config in config.json is not an object")
+    method = str(stored.get("quant_method", "gptq"))
+    if method not in _READERS:
+        raise RequestError(
+            f"the model is quantized with {method}, which cannot be read",
+            hint=suggestion(method, _READERS),
+        )
+    quantization: Quantization = import_module(_READERS[method]).parse(stored)
+    return quantization
+
+
+def quantized_layers(
+    stored: Mapping[str, Stored], quantization: Quantization | None
+) -> dict[str, LayerLayout]:
+    """The layouts of the linears that are stored quantized, by module name.
+
+    Raises RequestError where the config and the tensors disagree.
+    """
+    if quantization is None:
+        return {}
+    layers = {}
+    for name in stored:
+        module = name.removesuffix("." + quantization.marker)
+        if module == name:
+            continue
+        layout = quantization.layer(module)
+        if layout is None:
+            raise RequestError(f"{module} is stored quantized, but the config says it is not")
+        for suffix in quantization.required:
+            if f"{module}.{suffix}" not in stored:
+                raise RequestError(f"{module} has a {quantization.marker} but no {suffix}")
+        layers[module] = layout
+    if not layers:
+        raise RequestError("the config says the model is quantized, but no linear is")
+    return layers
+
+
+def parts_of(module: str, stored: Iterable[str], quantization: Quantization) -> dict[str, str]:
+    """suffix -> name of the tensors that make up a quantized linear."""
+    names = {suffix: f"{module}.{suffix}" for suffix in quantization.suffixes}
+    present = stored if isinstance(stored, Mapping) else set(stored)
+    return {suffix: name for suffix, name in names.items() if name in present}
+
+
+def logical_tensors(
+    headers: Headers, quantization: Quantization | None
+) -> dict[str, LogicalTensor]:
+    """The model's tensors in the checkpoint's order, under the names that it gives them."""
+    layers = quantized_layers(headers.tensors, quantization)
+    owner: dict[str, str] = {}
+    found: dict[str, LogicalTensor] = {}
+    for module, layout in layers.items():
+        assert quantization is not None
+        parts = parts_of(module, headers.tensors, quantization)
+        owner |= dict.fromkeys(parts.values(), module)
+        shapes = {suffix: headers.tensors[name].shape for suffix, name in parts.items()}
+        size = sum(headers.tensors[name].nbytes for name in parts.values())
+        name = f"{module}.weight"
+        found[name] = LogicalTensor(name, quantization.shape(layout, shapes), size, layout)
+    logical: dict[str, LogicalTensor] = {}
+    for name, header in headers.tensors.items():
+        if name in owner:
+            logical[f"{owner[name]}.weight"] = found[f"{owner[name]}.weight"]
+        else:
+            logical[name] = LogicalTensor(name, header.shape, header.nbytes)
+    return logical
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model as plans see it: on disk, or what a step is going to write.
+
+    `tensors` are logical ones under the names that our files have (Naming.rename), in the
+    checkpoint's order.
+    """
+
+    config: dict[str, Any]
+    family: FamilySpec
+    naming: Naming
+    tensors: Mapping[str, LogicalTensor]
+    format: str | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def weight_count(self) -> int:
+        """How many numbers the model has."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def code_bits(self) -> float:
+        """Mean bits of a code over the quantized linears; 16 where there is none."""
+        layers = [(math.prod(t.shape), t.layout.bits) for t in self.tensors.values() if t.layout]
+        count = sum(weights for weights, _ in layers)
+        return sum(weights * bits for weights, bits in layers) / count if count else 16.0
+
+
+def read_contents(folder: Path) -> Contents:
+    """What a model directory holds, from its config and headers alone."""
+    headers = read_headers(folder)
+    family = family_of(headers.config)
+    naming = family.naming(headers.tensors)
+    quantization = read_quantization(folder, headers.config)
+    logical = {
+        naming.rename(name): replace(tensor, name=naming.rename(name))
+        for name, tensor in logical_tensors(headers, quantization).items()
+    }
+    found = quantization.format if quantization else None
+    return Contents(headers.config, family, naming, logical, found)

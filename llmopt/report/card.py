@@ -1,0 +1,212 @@
+"""The model card: README.md of an artifact, written from its manifest and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from llmopt.artifact import finite
+from llmopt.report import numbers
+from llmopt.report.markdown import escape
+from llmopt.report.origin import CARRIED, licence_files
+from llmopt.report.recorded import flatten
+from llmopt.report.results import Divergence, Entry
+from llmopt.specs import FORMATS, LOADERS
+
+#: members of the front matter, in this order whatever the manifest's
+_ORDER = (*CARRIED, "base_model", "base_model_relation")
+_NOT_MEASURED = "not measured"
+_ABOUT_KL = (
+    "KL is the divergence of the next-token distribution from the original's, in nats; in "
+    "brackets are 95% intervals from a bootstrap over windows."
+)
+
+
+def finish(manifest: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The manifest with the digest of its card, and the card; None where it is to have none.
+
+    The digest lets a later version, whose cards may read otherwise, still verify this one.
+    """
+    if "card" not in manifest:
+        return manifest, None
+    manifest = finite(manifest)
+    text = render(manifest)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return manifest | {"card": manifest["card"] | {"sha256": digest}}, text
+
+
+def render(manifest: dict[str, Any]) -> str:
+    """The card of a manifest that has a `card`: the same text for the same manifest."""
+    sections = (
+        _front_matter(manifest),
+        f"# {_title(manifest)}",
+        _lineage(manifest),
+        _warning(manifest),
+        _quality(manifest),
+        _settings(manifest),
+        _usage(manifest["format"]),
+        _verification(manifest),
+        _licence(manifest),
+    )
+    return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _front_matter(manifest: dict[str, Any]) -> str:
+    metadata = dict(manifest["card"]["metadata"])
+    metadata.setdefault("library_name", "transformers")
+    metadata.setdefault("pipeline_tag", "text-generation")
+    tags = metadata.get("tags", [])
+    carried = [tags] if isinstance(tags, str) else tags
+    metadata["tags"] = list(dict.fromkeys([*carried, "llmopt", manifest["format"]]))
+    ordered = {key: metadata[key] for key in _ORDER if key in metadata}
+    text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{text}---"
+
+
+def _title(manifest: dict[str, Any]) -> str:
+    settings = manifest["settings"]
+    name = str(manifest["card"]["origin"]["source"]).rpartition("/")[2]
+    group = settings.get("group_size")
+    parts = [settings.get("grid"), f"group {group}" if group and group > 0 else None]
+    return escape(f"{name}: {', '.join([*filter(None, parts), manifest['format']])}")
+
+
+def _lineage(manifest: dict[str, Any]) -> str:
+    """Which model this is, through which others, and what made it."""
+    origin, parents = manifest["card"]["origin"], manifest["parents"]
+    text = f"Made with llmopt {manifest['versions'].get('llmopt', '')}".rstrip()
+    text += f" (`{manifest['verb']}`) from "
+    parent = parents[0]
+    if parent["digest"] != origin["digest"]:
+        text += f"{_ancestor(parent)}, which descends from "
+    return f"{text}{_ancestor(origin)}."
+
+
+def _ancestor(entry: dict[str, Any]) -> str:
+    name = entry.get("source") or entry["name"]
+    if entry.get("revision"):
+        return f"[{escape(name)}](https://huggingface.co/{name}) at `{entry['revision']}`"
+    return f"{escape(name)} (`{entry['digest']}`)"
+
+
+def _warning(manifest: dict[str, Any]) -> str:
+    failed = [verdict["gate"] for verdict in manifest["gates"] if not verdict["passed"]]
+    if not failed:
+        return ""
+    return f"**This model failed its quality gate: {escape('; '.join(failed))}.**"
+
+
+def _quality(manifest: dict[str, Any]) -> str:
+    gate = manifest.get("gate", {})
+    evidence = gate.get("evidence")
+    entry = Entry.model_validate(evidence) if evidence else None
+    rows = [*_measured(entry), *_size(manifest, entry)]
+    if entry is None:
+        note = "Quality was not measured: the gate was off. `llmopt bench` measures it."
+    else:
+        note = f"{_corpus('Measured against the original on', gate.get('corpus'))}{_ABOUT_KL}"
+    verdicts = [
+        f"- gate `{v['gate']}`: {'passed' if v['passed'] else 'FAILED'} "
+        f"(found {numbers.short(v['value'])})"
+        for v in manifest["gates"]
+    ]
+    table = _table(("measure", "value"), rows)
+    return "\n".join(["## Quality", "", note, "", *table, "", *verdicts])
+
+
+def _measured(entry: Entry | None) -> Iterable[tuple[str, str]]:
+    """What the gate's evidence says; the rows are the same where there is none."""
+    found = entry or Entry(name="", bytes=0)
+    kl, agreement = found.kl or Divergence(), found.agreement
+    share = numbers.percent(agreement.value) if agreement else None
+    if agreement and agreement.low is not None and agreement.high is not None:
+        share = f"{share} ({numbers.percent(agreement.low)}–{numbers.percent(agreement.high)})"
+    yield "Mean KL to the original", _known(numbers.interval(kl.mean))
+    yield "99th percentile of KL", _known(numbers.short(kl.p99))
+    yield "Same top token", _known(share)
+    yield "Perplexity", _known(numbers.interval(found.perplexity))
+    yield "Perplexity over the original's", _known(numbers.interval(found.perplexity_ratio))
+
+
+def _known(text: str | None) -> str:
+    return _NOT_MEASURED if text in (None, numbers.MISSING) else str(text)
+
+
+def _size(manifest: dict[str, Any], entry: Entry | None) -> Iterable[tuple[str, str]]:
+    """Bytes of the weights and bits a weight, the tensors left alone included."""
+    if entry is not None:
+        size, bits = entry.bytes, entry.bits_per_weight
+        share = (
+            f" ({numbers.percent(entry.size_ratio)} of the original)" if entry.size_ratio else ""
+        )
+    else:
+        files = (file for file in manifest["files"] if file["path"].endswith(".safetensors"))
+        size, share = sum(file["bytes"] for file in files), ""
+        count = sum(math.prod(item["shape"]) for item in manifest["ledger"] if item.get("shape"))
+        bits = size * 8 / count if count else None
+    yield "Size of the weights", f"{numbers.megabytes(size)} MB{share}"
+    if bits is not None:
+        yield "Bits per weight, all tensors", numbers.short(bits)
+
+
+def _corpus(what: str, corpus: dict[str, Any] | None) -> str:
+    if not corpus:
+        return ""
+    amount = f"{corpus['windows']:,} windows of {corpus['length']:,} tokens of {corpus['name']}"
+    return f"{what} {escape(amount)} (SHA-256 `{corpus['sha256']}`). "
+
+
+def _settings(manifest: dict[str, Any]) -> str:
+    settings = {k: v for k, v in manifest["settings"].items() if k != "calibration"}
+    rows = [(f"`{key}`", escape(value)) for key, value in sorted(flatten(settings).items())]
+    calibration = _corpus("Calibrated on", manifest["corpus"]) or "No calibration text was used."
+    ledger = manifest["ledger"]
+    grids = Counter(entry["to"] for entry in ledger if entry.get("to"))
+    actions = Counter(entry["action"] for entry in ledger)
+    fates = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
+    kinds = ", ".join(f"{count} to {to}" for to, count in sorted(grids.items()))
+    what = f"Tensors: {escape(fates)}" + (f"; {escape(kinds)}" if kinds else "") + "."
+    note = f"{calibration.strip()} {what if ledger else ''}".strip()
+    return "\n".join(["## Settings", "", note, "", *_table(("key", "value"), rows)])
+
+
+def _table(heading: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str]:
+    lines = [" | ".join(heading), ":--- | :---", *(" | ".join(row) for row in rows)]
+    return [f"| {line} |" for line in lines]
+
+
+def _usage(format_: str) -> str:
+    """How each program that reads the format loads it."""
+    lines = ["## Use", "", "`PATH` is this folder, or the repository's id on the hub.", ""]
+    packages = FORMATS[format_].loaders if format_ in FORMATS else {}
+    for name, needed in packages.items():
+        spec = LOADERS[name]
+        lines += [f"**{spec.title}** (`pip install {needed}`)", ""]
+        lines += [f"```{spec.language}", spec.code.rstrip(), "```", ""]
+    lines += ["**llmopt**", "", "```shell", 'llmopt generate PATH --prompt "Once"', "```"]
+    return "\n".join(lines)
+
+
+def _verification(manifest: dict[str, Any]) -> str:
+    what = "`llmopt.json` says how each tensor came about. This checks all files against it:"
+    command = "```shell\nllmopt verify PATH\n```"
+    return f"## Verify\n\n{what}\n\n{command}\n\nContents: `{manifest['digest']}`"
+
+
+def _licence(manifest: dict[str, Any]) -> str:
+    metadata = manifest["card"]["metadata"]
+    name = metadata.get("license_name") or metadata.get("license")
+    files = licence_files([file["path"] for file in manifest["files"]])
+    text = f"{escape(_joined(name))}, as the original." if name else "The original states none."
+    if files:
+        text += f" See {', '.join(f'[{escape(file)}]({file})' for file in files)}."
+    return f"## Licence\n\n{text}"
+
+
+def _joined(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)

@@ -1,0 +1,127 @@
+"""What a model says of itself and hands on to what is made from it: licence, language, ancestors.
+
+A source says it in the YAML front matter of its README.md (the hub's model card), else with a
+licence file; an artifact of llmopt has it in its manifest.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmopt.artifact import CARD, Artifact
+from llmopt.errors import RequestError
+
+#: members of the front matter that stay true of a model made from another
+CARRIED = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "library_name",
+    "pipeline_tag",
+    "tags",
+)
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_LICENCE_NAMES = ("license", "licence", "copying")
+#: how the text of a licence begins -> what the hub calls it
+_LICENCES = (
+    (re.compile(r"apache license,? version 2\.0"), "apache-2.0"),
+    (re.compile(r"(the )?mit license"), "mit"),
+    (re.compile(r"llama 2 community license"), "llama2"),
+    (re.compile(r"(meta )?llama 3 community license"), "llama3"),
+    (re.compile(r"llama 3\.1 community license"), "llama3.1"),
+    (re.compile(r"llama 3\.2 community license"), "llama3.2"),
+    (re.compile(r"llama 3\.3 community license"), "llama3.3"),
+    (re.compile(r"llama 4 community license"), "llama4"),
+)
+
+
+def describe(parent: Artifact, entry: dict[str, Any], *, quantized: bool) -> dict[str, Any]:
+    """What the manifest of a model made from `parent` keeps for its card.
+
+    `entry` is the parent as the manifest names it; it has a revision where it came from the hub.
+    The result has `metadata` (front matter) and `origin`, the first ancestor that is known.
+    """
+    inherited = parent.manifest.get("card")
+    own_id = [str(entry["source"])] if entry.get("revision") else []
+    if inherited:
+        metadata = dict(inherited["metadata"])
+        bases = [*_as_list(metadata.get("base_model")), *own_id]
+        origin = inherited["origin"]
+    else:
+        metadata = declared(parent.path)
+        bases = own_id or _as_list(metadata.get("base_model"))
+        origin = {
+            "source": entry.get("source", entry["name"]),
+            "revision": entry.get("revision"),
+            "digest": entry["digest"],
+        }
+    was_quantized = metadata.pop("base_model_relation", None) == "quantized"
+    metadata.pop("base_model", None)
+    if bases:
+        metadata["base_model"] = bases[0] if len(bases) == 1 else list(dict.fromkeys(bases))
+        if quantized or was_quantized:
+            metadata["base_model_relation"] = "quantized"
+    return {"metadata": metadata, "origin": origin}
+
+
+def declared(folder: Path) -> dict[str, Any]:
+    """What a foreign model says of itself: texts and lists of texts.
+
+    Raises RequestError where the front matter is not YAML: a licence must not get lost in it.
+    """
+    found = _front_matter(folder / CARD)
+    wanted = (*CARRIED, "base_model", "base_model_relation")
+    metadata = {key: found[key] for key in wanted if _is_text(found.get(key))}
+    if "license" not in metadata:
+        metadata |= _licence_of_file(folder)
+    return metadata
+
+
+def licence_files(names: list[str]) -> list[str]:
+    """Those of a model's files that state its licence or go with it."""
+    wanted = (*_LICENCE_NAMES, "notice", "use_policy")
+    return [name for name in names if name.lower().startswith(wanted)]
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    match = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace"))
+    if match is None:
+        return {}
+    try:
+        # every scalar a text: the language `no` must not become false
+        found = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506 - makes texts only
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise RequestError(
+            f"the front matter of {path} is not valid YAML: {problem}",
+            hint="mend it: the licence that it states is carried over to what is made here",
+        ) from None
+    return found if isinstance(found, dict) else {}
+
+
+def _licence_of_file(folder: Path) -> dict[str, str]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name.lower().startswith(_LICENCE_NAMES):
+            start = " ".join(path.read_text(encoding="utf-8", errors="replace").split()).lower()
+            for pattern, name in _LICENCES:
+                if pattern.match(start):
+                    return {"license": name, "license_link": path.name}
+            return {"license": "other", "license_link": path.name}
+    return {}
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, str) and item for item in value)
+    return isinstance(value, str) and bool(value)
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())

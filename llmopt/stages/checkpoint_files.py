@@ -1,0 +1,61 @@
+"""The files of a checkpoint beside its weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.layout import LayerLayout
+from llmopt.formats.quantization import QUANTIZE_CONFIG
+from llmopt.specs import FORMATS
+
+
+def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, licence and whatever else came with the model, byte for byte."""
+    for name in checkpoint.side_files:
+        shutil.copyfile(checkpoint.folder / name, folder / name)
+
+
+def write_config(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    format_id: str | None,
+    layers: Mapping[str, LayerLayout],
+    unquantized: Iterable[str] = (),
+    damping: float | None = None,
+    true_sequential: bool = False,
+) -> None:
+    """config.json, and what else the format's readers want to know; format_id None is plain.
+
+    `layers` are all quantized linears, `unquantized` the linears in blocks that are not.
+    """
+    config = {
+        key: value for key, value in checkpoint.config.items() if key != "quantization_config"
+    }
+    if checkpoint.naming.head in layers:
+        config["tie_word_embeddings"] = False
+    if format_id is not None:
+        spec = FORMATS[format_id]
+        module: Any = importlib.import_module(spec.config_module)
+        quantization = module.quantization_config(
+            layers,
+            version=spec.version,
+            unquantized=unquantized,
+            head=checkpoint.naming.head,
+            damping=damping,
+            true_sequential=true_sequential,
+        )
+        config["quantization_config"] = quantization
+        if spec.repeats_config:
+            _write(folder / QUANTIZE_CONFIG, quantization)
+    _write(folder / "config.json", config)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Transforms of a block before its weights are rounded, as the block walk runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llmopt.blockwalk.block import Block
+from llmopt.grids.base import GridOptions
+from llmopt.methods.transform.awq import Reader, search_scale
+from llmopt.specs.folds import Pair
+
+#: the grid that a linear is going to be rounded to; None where it stays as it is
+OptionsOf = Callable[[str], GridOptions | None]
+
+
+class Awq:
+    """Scales of inputs, folded into the op before them and into all that reads its output."""
+
+    def __init__(self, options_of: OptionsOf) -> None:
+        self._options_of = options_of
+
+    def apply(self, block: Block) -> None:
+        """Fold every pair of the block whose shapes match, where a scale lowers the error."""
+        for pair in block.pairs():
+            readers = self._readers(block, pair)
+            if not readers or not _matches(block, pair):
+                continue
+            scale = search_scale(readers)
+            if bool((scale == 1).all()):
+                continue
+            scale = (_fold_linear if pair.linear else _fold_norm)(block, pair, scale)
+            for name in pair.readers:
+                block.set_linear(name, block.linear(name) * scale)
+                block.record(f"{name}.weight", {"transform": "awq"})
+            low, high = (float(f"{float(bound):.6g}") for bound in scale.aminmax())
+            record = {"transform": "awq", "into": list(pair.readers), "scale": [low, high]}
+            block.record(f"{pair.source}.weight", record)
+
+    def _readers(self, block: Block, pair: Pair) -> list[Reader]:
+        """What will be rounded of what reads a source, by statistics and grid."""
+        together: dict[tuple[int, GridOptions], list[str]] = {}
+        for name in pair.readers:
+            options = self._options_of(name)
+            if options is not None and name in block.statistics:
+                together.setdefault((id(block.statistics[name]), options), []).append(name)
+        return [
+            Reader(torch.cat([block.linear(n) for n in names]), block.statistics[names[0]], options)
+            for (_, options), names in together.items()
+        ]
+
+
+def _matches(block: Block, pair: Pair) -> bool:
+    """Whether each output of the source is one input of each reader: not so with shared values."""
+    outputs = block.linear(pair.source).shape[0] if pair.linear else _stored(block, pair).shape[0]
+    return all(block.linear(name).shape[1] == outputs for name in pair.readers)
+
+
+def _stored(block: Block, pair: Pair) -> Tensor:
+    weight = block.read(f"{pair.source}.weight")
+    assert weight is not None
+    return weight
+
+
+def _fold_linear(block: Block, pair: Pair, scale: Tensor) -> Tensor:
+    """Divide a linear's outputs by the scale; returns what they were divided by."""
+    block.set_linear(pair.source, block.linear(pair.source) / scale.unsqueeze(1))
+    _fold_bias(block, pair, scale)
+    return scale
+
+
+def _fold_norm(block: Block, pair: Pair, scale: Tensor) -> Tensor:
+    """Divide a norm's gains by the scale; returns what their rounded values were divided by.
+
+    So the weights that follow make up for the rounding of the gains.
+    """
+    offset = block.norm_gain_offset
+    gain = _stored(block, pair) + offset
+    rounded = block.set_stored(f"{pair.source}.weight", gain / scale - offset) + offset
+    exact = torch.where(gain * rounded > 0, gain / rounded, torch.ones_like(gain))
+    _fold_bias(block, pair, exact)
+    return exact
+
+
+def _fold_bias(block: Block, pair: Pair, scale: Tensor) -> None:
+    bias = block.read(f"{pair.source}.bias")
+    if bias is not None:
+        block.set_stored(f"{pair.source}.bias", bias / scale)
