@@ -12,4 +12,13 @@ GRIDS: dict[str, GridSpec] = {
         summary=f"{bits}-bit integers with a float16 scale (and zero point) per group",
     )
     for bits in (2, 3, 4, 8)
+} | {
+    "fp8": GridSpec(
+        id="fp8",
+        module="llmopt.grids.fp8",
+        bits=8,
+        asymmetric=False,
+        scale_bytes=4,
+        summary="8-bit floating point (E4M3) with a float32 scale per group, usually per row",
+    )
 }
