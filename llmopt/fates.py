@@ -90,7 +90,7 @@ def quantize_fates(
     nothing.
     """
     fates = list(_fates(contents, settings, source, place))
-    _check_config(fates, contents.naming, settings, source, place)
+    check_config(fates, contents.naming, settings, source, place)
     yield from fates
 
 
@@ -111,7 +111,9 @@ def _fates(
         if chosen is None:
             yield TensorFate(name, shape, size, size, None, why)
             continue
-        _check_shape(linear, shape, chosen, settings, source, place)
+        if why or not settings.has_budget:  # else it is a candidate's group that has to fit
+            _check_group(linear, shape, chosen, settings, source, place)
+        _check_packing(linear, shape, settings, source, place)
         after = chosen.bytes(shape, FORMATS[settings.format])
         yield TensorFate(name, shape, size, after, chosen, why)
     if settings.head and f"{naming.head}.weight" not in contents.tensors:
@@ -161,7 +163,8 @@ def _untied_head(
     chosen, why = _chosen(settings, naming.head)
     size = 0
     if chosen:
-        _check_shape(naming.head, (rows, cols), chosen, settings, source, place)
+        _check_group(naming.head, (rows, cols), chosen, settings, source, place)
+        _check_packing(naming.head, (rows, cols), settings, source, place)
         size = chosen.bytes((rows, cols), FORMATS[settings.format])
     return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
 
@@ -241,7 +244,7 @@ def _check_format(settings: QuantizeStep, source: Source, place: Key) -> None:
         )
 
 
-def _check_config(
+def check_config(
     fates: Iterable[TensorFate], naming: Naming, settings: QuantizeStep, source: Source, place: Key
 ) -> None:
     """RecipeError where the format's config cannot express these settings together."""
@@ -265,7 +268,7 @@ def _check_config(
         raise source.error(error.message, (*place, "format"), error.hint) from None
 
 
-def _check_shape(
+def _check_group(
     linear: str,
     shape: tuple[int, ...],
     chosen: LinearSettings,
@@ -273,7 +276,7 @@ def _check_shape(
     source: Source,
     place: Key,
 ) -> None:
-    rows, cols = shape
+    cols = shape[1]
     spec: FormatSpec = FORMATS[settings.format]
     if spec.group_sizes is not None and chosen.group_size not in spec.group_sizes:
         raise source.error(
@@ -293,6 +296,13 @@ def _check_shape(
             (*place, "group_size"),
             f"{advice}; or override this layer",
         )
+
+
+def _check_packing(
+    linear: str, shape: tuple[int, ...], settings: QuantizeStep, source: Source, place: Key
+) -> None:
+    rows, cols = shape
+    spec = FORMATS[settings.format]
     for width, multiple, side in (
         (cols, spec.in_multiple, "inputs"),
         (rows, spec.out_multiple, "outputs"),

@@ -13,7 +13,7 @@ from llmopt.allocate.options import byte_budget, parse_size, with_options
 from llmopt.corpora import source as corpora
 from llmopt.errors import RecipeError, RequestError
 from llmopt.evaluate.gates import parse
-from llmopt.fates import TensorFate, contents_after, quantize_fates
+from llmopt.fates import TensorFate, check_config, contents_after, quantize_fates
 from llmopt.formats.quantization import Contents, read_contents
 from llmopt.predict import (
     NOTHING,
@@ -275,10 +275,19 @@ class _Planner:
     def allocated(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
         """A step with a budget: one that chooses settings, and one that quantizes with them."""
         self._check_budget(step, settings)
+        contents = self.model if step.parents[0] == MODEL else self.written[step.parents[0]]
         fates = tuple(
             _located(self.source, (*step.key, "candidates"),
                      lambda: list(with_options(step.fates, settings)))
         )  # fmt: skip
+        # neighbours with different options: what the format's config says of such a mix, it says now
+        mixed = [
+            replace(fate, quantize=fate.options[index % len(fate.options)])
+            if fate.options
+            else fate
+            for index, fate in enumerate(fates)
+        ]
+        check_config(mixed, contents.naming, settings, self.source, step.key)
         place = (*step.key, "target_bpw" if settings.target_bpw else "target_size")
         size = settings.target_size
         if size is not None:
@@ -292,7 +301,6 @@ class _Planner:
                 place,
                 "raise the target, or allow smaller candidates",
             )
-        contents = self.model if step.parents[0] == MODEL else self.written[step.parents[0]]
         self.written[step.id] = contents_after(contents, fates, settings.format)
         footprint = allocate_footprint(contents, fates, step.settings)
         name = f"{step.id}.allocation"

@@ -109,11 +109,12 @@ def _parse(text: str, settings: QuantizeStep) -> LinearSettings:
         raise RequestError(
             f"{text!r} is no candidate", hint="write GRID, GRID g32 or GRID row, then sym or asym"
         )
-    grid = lookup(GRIDS, "grid", match["grid"])
-    if grid.id not in FORMATS[settings.format].grids:
-        raise RequestError(f"format {settings.format} cannot hold the candidate {text!r}")
+    grid, spec = lookup(GRIDS, "grid", match["grid"]), FORMATS[settings.format]
     group = {None: settings.group_size, "row": -1}.get(match["group"]) or int(match["group"][1:])
     symmetric = settings.symmetric if match["zero"] is None else match["zero"] == "sym"
+    fits = spec.group_sizes is None or group in spec.group_sizes
+    if grid.id not in spec.grids or not fits or not (symmetric or grid.asymmetric):
+        raise RequestError(f"format {settings.format} cannot hold the candidate {text!r}")
     return _settings(settings, grid.id, group, symmetric)
 
 

@@ -57,8 +57,8 @@ class Plan:
         return ((naming.head,),) if index == self.blocks else naming.linears(index)
 
     def needs_statistics(self) -> bool:
-        """Whether any operation looks at what flows into the linears."""
-        return any(operation.needs_statistics for operation in self.operations)
+        """Whether a transform or an operation looks at what flows into the linears."""
+        return bool(self.transforms) or any(each.needs_statistics for each in self.operations)
 
     def apply(self, inlet: Inlet) -> None:
         """All operations on one inlet."""

@@ -39,7 +39,11 @@ class AwqConfig:
         skipped = any(f".{name}." in f".{module}." for name in self.skipped)
         return None if skipped else self.layout
 
-    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    def shape(
+        self,
+        layout: LayerLayout,  # noqa: ARG002  # one protocol for all formats
+        parts: Mapping[str, tuple[int, ...]],
+    ) -> tuple[int, int]:
         cols, words = parts["qweight"]
         return words * 8, cols
 

@@ -185,9 +185,7 @@ def _zero(stored: Mapping[str, Tensor], scale: Tensor, layout: LayerLayout) -> T
 def _stored_index(index: Tensor, cols: int, groups: int, layout: LayerLayout) -> Tensor | None:
     """None where columns are grouped in order; RequestError where an index makes no sense."""
     if index.shape != (cols,) or int(index.min()) < 0 or int(index.max()) >= groups:
-        raise RequestError(
-            f"weight_g_idx does not give each of {cols} inputs one of {groups} groups"
-        )
+        raise RequestError(f"weight_g_idx does not place {cols} inputs in {groups} groups")
     size = cols if layout.group_size == -1 else layout.group_size
     index = index.to(torch.int32)
     in_order = torch.equal(index, torch.arange(cols, dtype=torch.int32) // size)

@@ -30,11 +30,14 @@ class Codec:
 
     version: str | None = None
 
-    def accepts(self, tensor: QuantizedTensor) -> str | None:
+    def accepts(self, tensor: QuantizedTensor) -> str | None:  # noqa: ARG002  # one protocol for all formats
         """Nothing is written in this layout."""
         return _READ_ONLY
 
-    def pack(self, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(
+        self,
+        tensor: QuantizedTensor,  # noqa: ARG002  # one protocol for all formats
+    ) -> dict[str, Tensor]:
         """Nothing is written in this layout: LlmoptError."""
         raise LlmoptError(_READ_ONLY)
 

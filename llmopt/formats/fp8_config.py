@@ -35,11 +35,15 @@ class Fp8Config:
     def required(self) -> tuple[str, ...]:
         return ("weight",)
 
-    def layer(self, module: str) -> LayerLayout | None:
+    def layer(self, module: str) -> LayerLayout | None:  # noqa: ARG002  # one protocol for all formats
         """The layout of a module; the tensors, not the config, tell which are quantized."""
         return self.layout
 
-    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    def shape(
+        self,
+        layout: LayerLayout,  # noqa: ARG002  # one protocol for all formats
+        parts: Mapping[str, tuple[int, ...]],
+    ) -> tuple[int, int]:
         if len(parts["weight"]) != 2:
             raise RequestError("a quantized linear has a weight that is no matrix")
         rows, cols = parts["weight"]

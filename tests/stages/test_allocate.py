@@ -110,7 +110,9 @@ def test_an_override_is_not_the_budgets_to_change(make: Any, tmp_path: Path) -> 
         ({"target_bpw": 4.0, "candidates": ["int5 g32"]}, "unknown grid 'int5'"),
         ({"target_bpw": 4.0, "candidates": ["four bits"]}, "is no candidate"),
         ({"target_bpw": 4.0, "candidates": ["int4 g64"]}, "divides the 96 inputs"),
+        ({"target_bpw": 4.0, "candidates": ["int4 g24 asym", "fp8"]}, "cannot hold the candidate"),
         ({"target_size": "small"}, "is no size"),
+        ({"target_bpw": 5.0, "format": "awq", "candidates": ["int4 g32", "int4 g64"]}, "AWQ"),
     ],
 )
 def test_what_cannot_be_is_refused_by_the_plan(

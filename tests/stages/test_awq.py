@@ -1,0 +1,48 @@
+"""AWQ through the pipeline: the function is kept, and outliers lose their harm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmopt.blockwalk import Sink, walk
+from llmopt.blockwalk.block import Block
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.safetensors import ShardWriter
+from llmopt.grids.base import GridOptions
+from llmopt.runtimes.torch import load
+from llmopt.stages.transform import Awq
+from tests import models
+
+TOKENS = torch.arange(4 * 48).view(4, 48) % 60
+
+
+@pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
+def test_folding_leaves_the_function_as_it_is(family: str, tmp_path: Path) -> None:
+    """In float32: relative change of the logits below 1e-4, for every family with a fold."""
+    models.save(tmp_path / "model", family)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    options = GridOptions(grid="int3", bits=3, group_size=-1, symmetric=False)
+    changed: list[str] = []
+
+    class Watched(Awq):
+        def apply(self, block: Block) -> None:
+            changed.extend(pair.source for pair in block.pairs())
+            super().apply(block)
+
+    writer = ShardWriter(tmp_path / "parts")
+    records = walk(
+        checkpoint, TOKENS, [], Sink(writer), tmp_path / "state",
+        transforms=[Watched(lambda _: options)],
+    )  # fmt: skip
+    out = tmp_path / "out"
+    out.mkdir()
+    writer.finalize(out)
+    (out / "config.json").write_text(json.dumps(checkpoint.config))
+    assert changed
+    assert any(record.get("into") for record in records.values())
+    before, after = (load(f, dtype="float32").logits(TOKENS) for f in (tmp_path / "model", out))
+    assert float((after - before).norm() / before.norm()) < 1e-4
