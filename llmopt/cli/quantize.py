@@ -30,6 +30,9 @@ def quantize(
         str | None,
         typer.Option("--format", help="gptq, gptq_v2, awq, compressed-tensors. [default: gptq]"),
     ] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="Done to weights first: awq, none. [default: the method's]")
+    ] = None,
     activations: Annotated[
         str | None,
         typer.Option(help="Round activations per token: int8 or fp8, as the grid. [default: none]"),
@@ -89,6 +92,7 @@ def quantize(
         symmetric=False if asymmetric else None,
         format=format_,
         activations=activations,
+        transform=transform,
         scale_search=scale_search,
         damping=damping,
         act_order=act_order,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.bitsandbytes_config import STATE, with_shapes
 from llmopt.formats.fused import unfused
 from llmopt.specs.families import FAMILIES
 
@@ -50,7 +51,10 @@ _OWN_FILES = {"README.md", "config.json", "quantize_config.json", "llmopt.json",
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """Where one tensor lies: bytes [start, end) of `file`, row-major, little-endian."""
+    """Where one tensor lies: bytes [start, end) of `file`, row-major, little-endian.
+
+    stored_shape: what the file says of the shape, where a reader is to take it for another.
+    """
 
     name: str
     dtype: str
@@ -58,6 +62,7 @@ class TensorHeader:
     file: Path
     start: int
     end: int
+    stored_shape: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -98,6 +103,8 @@ def read_headers(folder: Path) -> Headers:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is not None and family.experts is not None:
         tensors = unfused(tensors, family.experts)
+    if any(name.endswith("." + STATE) for name in tensors):
+        tensors = with_shapes(tensors)
     return Headers(folder, config, tensors, side_files(folder))
 
 

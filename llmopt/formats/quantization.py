@@ -23,6 +23,7 @@ _READERS = {
     "awq": "llmopt.formats.awq_config",
     "compressed-tensors": "llmopt.formats.compressed_tensors_config",
     "fp8": "llmopt.formats.fp8_config",
+    "bitsandbytes": "llmopt.formats.bitsandbytes_config",
 }
 
 

@@ -210,7 +210,10 @@ def _deal(
 
 
 def _copy_shard(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    layout = [(name, item.dtype, item.shape, item.nbytes) for name, item in tensors.items()]
+    layout = [
+        (name, item.dtype, item.stored_shape or item.shape, item.nbytes)
+        for name, item in tensors.items()
+    ]
     order, text = _header(layout, {"format": "pt"})
     with path.open("wb") as file:
         file.write(text)

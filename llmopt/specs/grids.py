@@ -20,5 +20,13 @@ GRIDS: dict[str, GridSpec] = {
         asymmetric=False,
         scale_bytes=4,
         summary="8-bit floating point (E4M3) with a float32 scale per group, usually per row",
-    )
+    ),
+    "nf4": GridSpec(
+        id="nf4",
+        module="llmopt.grids.nf4",
+        bits=4,
+        asymmetric=False,
+        scale_bytes=4,
+        summary="4-bit NormalFloat (QLoRA): 16 quantiles of a normal distribution, float32 scales",
+    ),
 }

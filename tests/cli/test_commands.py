@@ -172,11 +172,19 @@ def test_errors_are_json_too(llmopt: Llmopt) -> None:
     assert done.document["error"]["exit_code"] == 2
 
 
+def test_a_quantized_model_can_be_quantized_again(llmopt: Llmopt, tmp_path: Path) -> None:
+    llmopt("quantize", "demo", "-o", "w8", *RTN, "--bits", "8", "--group-size", "-1")
+    done = llmopt("quantize", "w8", "-o", "w3", *RTN, "--bits", "3", "--gate", "kl.mean < 9")
+    assert done.code == 0, done.err
+    manifest = json.loads((tmp_path / "w3" / "llmopt.json").read_text())
+    assert {e["to"] for e in manifest["ledger"] if e["action"] == "quantized"} == {"int3 g128 sym"}
+
+
 def test_input_and_output_are_never_the_same(llmopt: Llmopt, tmp_path: Path) -> None:
     llmopt("quantize", "demo", "-o", "w4", *RTN)
-    done = llmopt("quantize", "w4", "-o", "again", *RTN)
+    done = llmopt("quantize", "w4", "-o", "w4", *RTN)
     assert done.code == 2
-    assert "quantized already" in done.err
+    assert "is the input model" in done.err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     done = llmopt("quantize", "demo", "-o", "mine", *RTN)

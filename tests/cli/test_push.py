@@ -147,7 +147,7 @@ def test_what_is_not_fit_to_give_away_is_refused(
         ("damaged", 1, "damaged is not what its manifest says: content differs: config.json"),
         ("edited", 1, "content differs: README.md"),
         ("foreign", 2, "foreign has no llmopt.json"),
-        ("scores", 2, "scores holds benchmark results, not a model"),
+        ("scores", 2, "scores holds no model, but the results of a bench step"),
         ("nowhere", 2, "there is no folder nowhere"),
     ):
         done = llmopt("push", name, "me/w4")

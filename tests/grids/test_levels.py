@@ -59,8 +59,8 @@ def test_groups_and_a_group_index() -> None:
     order = torch.tensor([1, 0, 1, 0, 1, 0, 1, 0], dtype=torch.int32)
     scale = torch.tensor([[0.001, 0.0001]]).repeat(4, 1)
     params = AffineParams(
-        bits=8, group_size=4, symmetric=True, scale=scale, zero=torch.zeros(4, 2, dtype=torch.int32),
-        group_index=order, scale_dtype="float32",
+        bits=8, group_size=4, symmetric=True, scale=scale,
+        zero=torch.zeros(4, 2, dtype=torch.int32), group_index=order, scale_dtype="float32",
     )  # fmt: skip
     decoded = fp8.decode(fp8.encode(w, params), params)
     each = scale[:, order.long()]

@@ -97,10 +97,10 @@ def test_gate_does_not_change_what_is_built(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
-def test_a_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="quantized already"):
-        planned(tmp_path, STEP, {"id": "again", "quantize": {"from": "q", "method": "rtn"}})
-    with pytest.raises(RecipeError, match="a benchmark"):
+def test_a_step_builds_on_one_model(tmp_path: Path) -> None:
+    again = planned(tmp_path, STEP, {"id": "again", "quantize": {"from": "q", "method": "rtn"}})
+    assert again.by_id("again").parents == ("q",)
+    with pytest.raises(RecipeError, match="'s' is no model"):
         planned(
             tmp_path, STEP, {"id": "s", "bench": {"from": "q"}},
             {"id": "again", "quantize": {"from": "s", "method": "rtn"}},

@@ -65,7 +65,7 @@ MUTANTS = [
     ("idle setting", "scale_search: mse", "damping: 0.1", 20, "steps[1].quantize.damping", "no such setting"),
     ("bad choice", "scale_search: mse", "scale_search: msee", 20, "steps[1].quantize.scale_search", "'mse'"),
     ("unknown parent", "from: [a, b]", "from: [a, c]", 23, "steps[2].bench.from", "no step is called 'c'"),
-    ("quantized twice", "      grid: int4", "      from: b\n      grid: int4", 13, "steps[0].quantize.from", "quantize from: model"),
+    ("quantized twice", "      grid: int4", "      from: b\n      grid: int4", 13, "steps[0].quantize.from", "take one: b-int4, b-int3"),
     ("cycle", "      from: [a, b]", "      from: [a, score]", 23, "steps[2].bench.from", "wait for each other"),
     ("two steps of a name", "  - id: b", "  - id: a", 18, "steps[1].id", "two steps"),
     ("reserved name", "  - id: b", "  - id: model", 18, "steps[1].id", "reserved"),

@@ -217,7 +217,7 @@ def test_a_quantized_linear_of_the_wrong_shape_is_named(quantize: Quantize) -> N
 def test_another_quantization_is_refused(tmp_path: Path) -> None:
     models.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "quip", "bits": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RequestError, match="awq"):
+    with pytest.raises(RequestError, match="quip"):
         load(tmp_path)

@@ -28,7 +28,9 @@ def decoded_by_transformers(model: Path, artifact: Path, folder: Path) -> torch.
     """transformers' model of the original with the artifact's weights, decoded, in it."""
     stored = Checkpoint.open(artifact)
     shutil.copytree(model, folder)
+    # what a transform folded into the op before is stored plain
     tensors = load_file(model / "model.safetensors")
+    tensors |= {name: stored.read(name) for name in stored.stored if name in tensors}
     for module in stored.layers:
         weight = stored.weight(module)
         tensors[f"{module}.weight"] = (weight.T if stored.family.conv1d else weight).contiguous()
