@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -241,6 +242,8 @@ class _Planner:
         if isinstance(settings, BenchStep):
             yield self.bench(item, settings)
             return
+        if settings.has_budget:
+            self._check_budget(settings, (*item.key, "quantize"))
         step = self.quantize(item, settings)
         if settings.has_budget:
             yield from (steps := self.allocated(step, settings))
@@ -274,20 +277,12 @@ class _Planner:
 
     def allocated(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
         """A step with a budget: one that chooses settings, and one that quantizes with them."""
-        self._check_budget(step, settings)
         contents = self.model if step.parents[0] == MODEL else self.written[step.parents[0]]
         fates = tuple(
             _located(self.source, (*step.key, "candidates"),
                      lambda: list(with_options(step.fates, settings)))
         )  # fmt: skip
-        # neighbours with different options: what the format's config says of such a mix, it says now
-        mixed = [
-            replace(fate, quantize=fate.options[index % len(fate.options)])
-            if fate.options
-            else fate
-            for index, fate in enumerate(fates)
-        ]
-        check_config(mixed, contents.naming, settings, self.source, step.key)
+        self._check_mix(fates, contents, settings, step.key)
         place = (*step.key, "target_bpw" if settings.target_bpw else "target_size")
         size = settings.target_size
         if size is not None:
@@ -308,18 +303,29 @@ class _Planner:
         choosing = replace(step, id=name, verb="allocate", footprint=footprint)
         return [choosing, replace(step, parents=(*step.parents, name))]
 
-    def _check_budget(self, step: PlannedStep, settings: QuantizeStep) -> None:
+    def _check_mix(
+        self, fates: tuple[TensorFate, ...], contents: Contents, settings: QuantizeStep, place: Key
+    ) -> None:
+        """Give neighbours different options: a config that cannot say that is found out now."""
+        count, mixed = itertools.count(), []
+        for fate in fates:
+            if fate.options:
+                fate = replace(fate, quantize=fate.options[next(count) % len(fate.options)])
+            mixed.append(fate)
+        check_config(mixed, contents.naming, settings, self.source, place)
+
+    def _check_budget(self, settings: QuantizeStep, place: Key) -> None:
         for refused, key, message, hint in (
             (settings.target_bpw and settings.target_size, "target_size",
              "a step has one budget: target_bpw or target_size", None),
             (settings.head, "head", "a budget covers the linears in blocks, and not the head",
              "head: false"),
-            (step.settings["calibration"]["sequences"] < 2, "target_bpw",
+            (self.recipe.data.calibration.sequences < 2, "target_bpw",
              "a budget takes calibration text to measure on, too",
              "data.calibration.sequences: at least 2"),
         ):  # fmt: skip
             if refused:
-                raise self.source.error(message, (*step.key, key), hint)
+                raise self.source.error(message, (*place, key), hint)
 
     def _parent(self, item: Expanded, name: str) -> tuple[str, Contents]:
         """The one model that a step is made from: its id, and what it holds."""

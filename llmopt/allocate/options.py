@@ -70,10 +70,7 @@ def with_options(fates: Iterable[TensorFate], settings: QuantizeStep) -> Iterato
             yield replace(fate, options=(fate.quantize,))
             continue
         rows, cols = fate.shape
-        options = tuple(
-            choice for choice in choices
-            if choice.group_size == -1 or _divides(choice.group_size, cols)
-        )  # fmt: skip
+        options = tuple(choice for choice in choices if _fits(choice, cols, choices))
         if not options:
             raise RequestError(
                 f"no candidate's group size divides the {cols} inputs of {fate.name}"
@@ -98,9 +95,11 @@ def byte_budget(fates: Sequence[TensorFate], settings: dict[str, Any]) -> int:
     return int(settings["target_size"]) - kept - headers
 
 
-def _divides(group_size: int, cols: int) -> bool:
-    """Whether groups fill a row, and are more than one: a whole row is another candidate."""
-    return cols % group_size == 0 and group_size < cols
+def _fits(choice: LinearSettings, cols: int, choices: Sequence[LinearSettings]) -> bool:
+    """Whether groups fill a row; one group as wide as a row is the row, if that is a candidate."""
+    if choice.group_size == cols:
+        return replace(choice, group_size=-1) not in choices
+    return choice.group_size == -1 or cols % choice.group_size == 0
 
 
 def _parse(text: str, settings: QuantizeStep) -> LinearSettings:

@@ -91,8 +91,15 @@ def quantization_config(
     """What config.json's `quantization_config` says.
 
     `layers` are all quantized linears by module name, `unquantized` the linears in blocks that are
-    not, `head` the output head's name. The outlier threshold of LLM.int8() is its default.
+    not, `head` the output head's name. The outlier threshold of LLM.int8() is its default. Raises
+    RequestError naming a linear with other settings than the layout's.
     """
+    for name, layer in layers.items():
+        if layer != _LAYOUTS[version]:
+            raise RequestError(
+                f"{name}: bitsandbytes' {version} has one way to store a linear, symmetric and "
+                f"{'in blocks of 64' if version == FOUR_BIT else 'with a scale for each row'}"
+            )
     config: dict[str, Any] = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": version == FOUR_BIT,

@@ -127,7 +127,7 @@ def _missing(name: str, homeless: list[str]) -> RequestError:
 
 
 def _check_dtype(checkpoint: Checkpoint, name: str) -> None:
-    tensor = checkpoint.stored.get(name)
+    tensor = None if name in checkpoint.parts else checkpoint.stored.get(name)
     if tensor is not None and name.endswith((".weight", ".bias")) and tensor.dtype not in _WEIGHTS:
         raise RequestError(
             f"tensor {name} is stored as {DTYPE_NAMES[tensor.dtype]}, which holds no plain weights"

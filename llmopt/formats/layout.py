@@ -31,6 +31,13 @@ class LayerLayout:
         """Bits of a code."""
         return GRIDS[self.grid].bits
 
+    @property
+    def label(self) -> str:
+        """As tables show it, e.g. "int4 g128 sym"."""
+        group = "row" if self.group_size == -1 else f"g{self.group_size}"
+        label = f"{self.grid} {group} {'sym' if self.symmetric else 'asym'}"
+        return f"{label}, {self.activations} activations" if self.activations else label
+
 
 def layout_of(tensor: QuantizedTensor) -> LayerLayout:
     """What a config has to say about a tensor."""

@@ -24,7 +24,7 @@ def nearest(x: Tensor, levels: Tensor) -> Tensor:
 
 def index(x: Tensor, levels: Tensor) -> Tensor:
     """The int64 index of the level nearest to each x; levels [n] float32, ascending."""
-    return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)
+    return torch.bucketize(x.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
 
 def spacing(levels: Tensor) -> Tensor:

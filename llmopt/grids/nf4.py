@@ -28,7 +28,7 @@ scale_dtype = "float32"
 
 
 class _NormalFloat(LevelGrid):
-    """Rounds w * (1 / scale) as bitsandbytes does: w / scale may cross a threshold that it meets."""
+    """Rounds w * (1 / scale) as bitsandbytes does: w / scale may lie beyond a threshold."""
 
     def encode(self, w: Tensor, params: AffineParams) -> Tensor:
         """Nearest codes, uint8 [rows, cols]."""

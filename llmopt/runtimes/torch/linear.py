@@ -33,8 +33,9 @@ class KernelSwitch:
 class QuantizedLinear(nn.Module):
     """y = x W^T + bias, W [out, in] decoded from integers exactly, then rounded to `dtype`.
 
-    x is [..., in], and is first rounded token by token where the tensor says so. Stands for nn.Linear and for transformers' Conv1D alike. While `switch.fast`,
-    products of a few rows on the CPU use the packed kernel, which `prepare` makes ready.
+    x is [..., in], and is first rounded token by token where the tensor says so. Stands for
+    nn.Linear and for transformers' Conv1D alike. While `switch.fast`, products of a few rows on the
+    CPU use the packed kernel, which `prepare` makes ready.
     """
 
     codes: Tensor

@@ -1,0 +1,59 @@
+"""Which settings a linear may get."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmopt.allocate.options import byte_budget, candidates, with_options
+from llmopt.errors import RequestError
+from llmopt.fates import LinearSettings, TensorFate
+from llmopt.recipe import QuantizeStep
+
+INT4 = LinearSettings("int4", 4, 128, True)
+
+
+def labels(**settings: object) -> list[str]:
+    return [each.label for each in candidates(QuantizeStep(target_bpw=4.0, **settings))]
+
+
+def linear(name: str, rows: int, cols: int, why: str = "") -> TensorFate:
+    return TensorFate(f"{name}.weight", (rows, cols), rows * cols * 2, 0, INT4, why)
+
+
+def test_the_usual_candidates_are_those_of_the_format() -> None:
+    assert labels() == [
+        "int2 g128 sym", "int2 row sym", "int3 g128 sym", "int3 row sym", "int4 g32 sym",
+        "int4 g64 sym", "int4 g128 sym", "int4 row sym", "int8 row sym",
+    ]  # fmt: skip
+    assert labels(symmetric=False, group_size=256)[:3] == [
+        "int2 g128 asym", "int2 g256 asym", "int2 row asym"
+    ]  # fmt: skip
+    assert {label.split()[0] for label in labels(format="awq", symmetric=False)} == {"int4"}
+
+
+def test_candidates_are_read_as_their_labels() -> None:
+    asked = ["int4 g32", "int3", "int2 row asym"]
+    assert labels(candidates=asked) == ["int4 g32 sym", "int3 g128 sym", "int2 row asym"]
+    with pytest.raises(RequestError, match="cannot hold"):
+        labels(candidates=["int4 row"], format="awq", symmetric=False)
+
+
+def test_groups_that_do_not_fill_a_row_are_left_out() -> None:
+    settings = QuantizeStep(target_bpw=4.0, candidates=["int4 g64", "int4 g128", "int4 row"])
+    fates = [linear("a", 32, 128), linear("b", 32, 192)]
+    found = [[o.label for o in f.options] for f in with_options(fates, settings)]
+    # g128 of 128 inputs is a row; 128 does not divide 192
+    assert found == [["int4 g64 sym", "int4 row sym"], ["int4 g64 sym", "int4 row sym"]]
+    alone = QuantizeStep(target_bpw=4.0, candidates=["int4 g128"])
+    assert [len(f.options) for f in with_options(fates[:1], alone)] == [1]
+    with pytest.raises(RequestError, match="divides the 192 inputs of b"):
+        list(with_options(fates, alone))
+
+
+def test_a_budget_counts_bits_of_quantized_weights_or_all_bytes() -> None:
+    kept = TensorFate("norm.weight", (64,), 128, 128, None, "not a linear")
+    settings = QuantizeStep(target_bpw=4.0)
+    fates = [*with_options([linear("a", 32, 128), linear("b", 64, 64)], settings), kept]
+    assert byte_budget(fates, {"target_bpw": 4.5}) == int(2 * 4096 * 4.5 / 8)
+    whole = byte_budget(fates, {"target_bpw": None, "target_size": 100_000})
+    assert 90_000 < whole < 100_000 - 128
