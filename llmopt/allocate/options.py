@@ -42,7 +42,9 @@ def candidates(settings: QuantizeStep) -> list[LinearSettings]:
         return [_parse(text, settings) for text in settings.candidates]
     spec = FORMATS[settings.format]
     grids = [g for g in GRIDS.values() if g.module == "llmopt.grids.integer" and g.id in spec.grids]
-    sizes = {*_GROUP_SIZES, settings.group_size} & (spec.group_sizes or {*_GROUP_SIZES})
+    sizes = {*_GROUP_SIZES, settings.group_size}
+    if spec.group_sizes is not None:
+        sizes &= spec.group_sizes
     groups = sorted(sizes, key=lambda size: size if size > 0 else math.inf)
     coarse = [size for size in groups if size == -1 or size >= _COARSE] or groups[-1:]
     bits = {grid.bits for grid in grids}
