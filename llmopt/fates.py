@@ -31,9 +31,7 @@ class LinearSettings:
 
     @property
     def label(self) -> str:
-        group = "row" if self.group_size == -1 else f"g{self.group_size}"
-        label = f"{self.grid} {group} {'sym' if self.symmetric else 'asym'}"
-        return f"{label}, {self.activations} activations" if self.activations else label
+        return self.layout.label
 
     @property
     def layout(self) -> LayerLayout:

@@ -7,7 +7,9 @@ from collections import Counter
 from typing import Any
 
 from llmopt.artifact import read_manifest
+from llmopt.errors import RequestError
 from llmopt.formats.headers import Headers, read_headers
+from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
 from llmopt.sources import ModelSource
 from llmopt.specs.families import family_of
 
@@ -36,16 +38,26 @@ def _summary(headers: Headers, manifest: dict[str, Any], source: ModelSource) ->
         "tensors": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),
         "weights": f"{size / 1e6:,.2f} MB",
     }
-    quantization = headers.config.get("quantization_config")
-    if isinstance(quantization, dict):
-        summary["quantized"] = (
-            f"{quantization.get('quant_method')}, {quantization.get('bits')} bits, "
-            f"group {quantization.get('group_size')}, "
-            f"{'symmetric' if quantization.get('sym', True) else 'asymmetric'}"
-        )
+    summary |= _quantization(headers, source)
     if source.revision:
         summary["revision"] = source.revision
     return summary | _provenance(manifest)
+
+
+def _quantization(headers: Headers, source: ModelSource) -> dict[str, Any]:
+    """How the linears are stored, or why that cannot be read."""
+    try:
+        quantization = read_quantization(source.folder, headers.config)
+        layers = quantized_layers(headers.tensors, quantization)
+    except RequestError as error:
+        return {"quantized": error.message}
+    if quantization is None:
+        return {}
+    labels = Counter(layout.label for layout in layers.values()).most_common()
+    found = "; ".join(f"{count} {label}" for label, count in labels)
+    static = [name for name in headers.tensors if name.endswith(STATIC_ACTIVATIONS)]
+    unused = {"not used": f"{len(static)} scales of static activations"} if static else {}
+    return {"quantized": f"{quantization.format}: {found}", **unused}
 
 
 def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:

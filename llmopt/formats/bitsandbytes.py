@@ -10,7 +10,7 @@ For a linear of `in` inputs and `out` outputs, n = in * out weights in row-major
     weight.nested_absmax, weight.nested_quant_map   of quantized scales: read, not written
     int8:
     weight             int8 [out, in]      code - 128
-    SCB                float32 [out]       127 * scale
+    SCB                float32 [out]       the number near 127 * scale that gives scale
     weight_format      uint8, a 0          rows in order
 
 bitsandbytes decodes int8 as (weight * SCB) * float32(1 / 127) and we as weight * scale with
@@ -61,7 +61,7 @@ class Codec:
             return None if fits else f"bitsandbytes files have blocks of {BLOCK} weights"
         if params.scale.shape[1] != 1 or not bool((params.zero == 128).all()):
             return "bitsandbytes' int8 has one scale a row and no zero points"
-        if not torch.equal(params.scale * 127 * _PER_STEP, params.scale):
+        if not torch.equal(_row_constants(params.scale) * _PER_STEP, params.scale):
             return "a scale is not exact as a 127th of a float32"
         return None
 
@@ -71,7 +71,7 @@ class Codec:
         if self.version != FOUR_BIT:
             return {
                 "weight": (tensor.codes.to(torch.int16) - 128).to(torch.int8),
-                "SCB": (scale * 127).reshape(-1),
+                "SCB": _row_constants(scale).reshape(-1),
                 "weight_format": torch.tensor(0, dtype=torch.uint8),
             }
         codes = tensor.codes.reshape(-1, 2)
@@ -100,6 +100,16 @@ def _state(shape: tuple[int, ...]) -> Tensor:
     """The JSON text of a weight as bytes; `dtype` is what bitsandbytes decodes to."""
     state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": list(shape)}
     return torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+def _row_constants(scale: Tensor) -> Tensor:
+    """SCB: float32 numbers that give these scales where any do, else 127 times them."""
+    near = scale * 127
+    found = near
+    for end in (-torch.inf, torch.inf):
+        beside = torch.nextafter(near, torch.full_like(near, end))
+        found = torch.where(found * _PER_STEP == scale, found, beside)
+    return torch.where(found * _PER_STEP == scale, found, near)
 
 
 def _four_bits(stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ from llmopt.specs.families import FamilySpec, Naming, family_of
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
 QUANTIZE_CONFIG = "quantize_config.json"
+#: ends of the names of scales that other tools store for activations; no runtime here uses them
+STATIC_ACTIVATIONS = (".input_scale", ".activation_scale")
 #: quant_method -> the module whose `parse` reads such a config
 _READERS = {
     "gptq": "llmopt.formats.gptq_config",

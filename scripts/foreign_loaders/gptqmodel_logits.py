@@ -1,4 +1,4 @@
-"""Logits of a GPTQ checkpoint as GPTQModel computes them, on CPU.
+"""Logits of a GPTQ or AWQ checkpoint as GPTQModel computes them, on CPU.
 
 Runs inside the `peer-gptqmodel` environment (requirements/peer-gptqmodel.txt):
 
@@ -12,6 +12,7 @@ takes the same way: GPTQModel's automatic choice on CPU depends on the machine's
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # its own default fails on 2 cores
@@ -24,9 +25,10 @@ from gptqmodel import BACKEND, GPTQModel
 
 def load(request: Request) -> torch.nn.Module:
     """The model with GPTQModel's reference torch kernel."""
-    wrapper = GPTQModel.load(
-        str(request.model), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=request.dtype
-    )
+    settings = json.loads((request.model / "config.json").read_text(encoding="utf-8"))
+    awq = settings["quantization_config"]["quant_method"] == "awq"
+    backend = BACKEND.AWQ_TORCH if awq else BACKEND.GPTQ_TORCH
+    wrapper = GPTQModel.load(str(request.model), device="cpu", backend=backend, dtype=request.dtype)
     return wrapper.model
 
 

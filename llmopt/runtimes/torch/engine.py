@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.errors import RequestError
+from llmopt.runtimes.torch.int8 import Int8Linear
 from llmopt.runtimes.torch.linear import KernelSwitch, QuantizedLinear
 
 
@@ -43,10 +44,12 @@ class TorchEngine:
     def weight_bytes(self) -> int:
         tensors: list[Tensor] = list(self._model.parameters())
         for module in self._model.modules():
-            if isinstance(module, QuantizedLinear):
+            if isinstance(module, QuantizedLinear | Int8Linear):
                 tensors += module.tensors()
-        storages = [tensor.untyped_storage() for tensor in tensors]
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        opaque = sum(tensor.nbytes for tensor in tensors if tensor.is_mkldnn)
+        storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]
+        plain = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return opaque + sum(plain.values())
 
     def logits(self, tokens: Tensor) -> Tensor:
         self._check(tokens)

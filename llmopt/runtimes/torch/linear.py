@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmopt.grids.base import Grid, QuantizedTensor
+from llmopt.runtimes.torch.activations import round_tokens
 from llmopt.runtimes.torch.int4 import Int4Product, int4_product
 from llmopt.specs import GRIDS, lookup
 
@@ -118,22 +119,6 @@ class QuantizedLinear(nn.Module):
             part = self._slice(slice(start, start + step))
             weight[start : start + step] = self._grid.decode(part.codes, part.params)
         return weight
-
-
-def round_tokens(x: Tensor, grid: str) -> Tensor:
-    """Activations [..., cols] at the values that "int8" or "fp8" leave them, a scale to a token.
-
-    As compressed-tensors' dynamic per-token activations: the extreme gets the largest code.
-    """
-    largest = 127.0 if grid == "int8" else torch.finfo(torch.float8_e4m3fn).max
-    wide = x.float()
-    scale = (wide.abs().amax(-1, keepdim=True) / largest).clamp_(min=1e-12)
-    levels = wide / scale
-    if grid == "int8":
-        levels = levels.round_().clamp_(-128, 127)
-    else:
-        levels = levels.clamp_(-largest, largest).to(torch.float8_e4m3fn).float()
-    return levels.mul_(scale).to(x.dtype)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

@@ -14,6 +14,7 @@ from llmopt.formats.fit import check_fit, misfit
 from llmopt.formats.headers import read_json
 from llmopt.runtimes.device import pick_device
 from llmopt.runtimes.torch.engine import TorchEngine
+from llmopt.runtimes.torch.int8 import Int8Linear, fits_int8
 from llmopt.runtimes.torch.linear import Decode, KernelSwitch, QuantizedLinear
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -77,7 +78,11 @@ def _put_quantized(
             bias = checkpoint.read(f"{name}.bias")
             if tuple(bias.shape) != tensor.codes.shape[:1]:
                 raise misfit(f"{name}.bias", tuple(bias.shape), tuple(tensor.codes.shape[:1]))
-        layer = QuantizedLinear(tensor, bias, dtype=dtype, switch=switch, decode=decode)
+        layer: nn.Module
+        if device.type == "cpu" and fits_int8(tensor):
+            layer = Int8Linear(tensor, bias)
+        else:
+            layer = QuantizedLinear(tensor, bias, dtype=dtype, switch=switch, decode=decode)
         setattr(model.get_submodule(owner), leaf, layer.to(device))
 
 
