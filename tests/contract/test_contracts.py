@@ -71,7 +71,7 @@ def test_method_on_grid(method: str, grid: str, symmetric: bool) -> None:
     nearest = provider.decode(provider.encode(weight, params), params)
     values = provider.decode(first.codes, first.params)
     lost = objective(weight, values, statistics.hessian).sum()
-    assert lost <= objective(weight, nearest, statistics.hessian).sum() * 1.001
+    assert lost <= objective(weight, nearest, statistics.hessian).sum() * 1.02
 
 
 @pytest.mark.parametrize("method", METHODS)
