@@ -50,7 +50,7 @@ def test_random_errors_cost_what_is_predicted(tmp_path: Path) -> None:
         found = held_out.measure(lambda name: errors[name] if name in names else None)
         return statistics.fmean(found)
 
-    ratios = [measured(name) / predicted[name] for name in errors]
+    ratios = [measured(name) / predicted[name] for name in list(errors)[::3]]
     assert 0.8 < statistics.geometric_mean(ratios) < 1.25
     assert max(ratios) < 2.5
     assert min(ratios) > 0.4

@@ -204,11 +204,8 @@ def test_verify_names_what_changed(llmopt: Llmopt, tmp_path: Path) -> None:
 def test_looking_commands(llmopt: Llmopt) -> None:
     llmopt("quantize", "demo", "-o", "w4", *RTN)
     assert "llama" in llmopt("inspect", "demo").out
-    assert (
-        llmopt("inspect", "w4", "--json")
-        .document["summary"]["quantized"]
-        .startswith("gptq, 4 bits")
-    )
+    summary = llmopt("inspect", "w4", "--json").document["summary"]
+    assert summary["quantized"] == "gptq: 35 int4 g128 sym"
     assert "int4 g128 sym" in llmopt("inspect", "w4", "--tensors").out
     assert "demo" in llmopt("recipes", "list").out
     assert "group_size" in llmopt("recipes", "show", "demo", "--effective").out

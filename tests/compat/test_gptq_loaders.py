@@ -53,20 +53,24 @@ def quantized(scratch: Path, bits: int, version: str, order: str) -> Path:
     return out
 
 
-def run_loader(loader: str, model: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """Let the package compute in float16; its output, and where the logits are to be."""
-    python = ROOT / ".venvs" / LOADERS[loader] / "bin" / "python"
-    assert python.exists(), f"no environment {LOADERS[loader]}: run make compat"
-    tokens, out = model.parent / "tokens.npy", model.parent / f"{loader}.npy"
-    np.save(tokens, windows().numpy())
-    command = [
-        python, ROOT / "scripts" / "foreign_loaders" / f"{loader}_logits.py",
-        "--model", model, "--tokens", tokens, "--out", out, "--dtype", "float16",
-    ]  # fmt: skip
-    done = subprocess.run(
+def run_script(
+    script: str, environment: str, *options: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run one of scripts/foreign_loaders in one of the environments that stay apart."""
+    python = ROOT / ".venvs" / environment / "bin" / "python"
+    assert python.exists(), f"no environment {environment}: run make compat"
+    command = [python, ROOT / "scripts" / "foreign_loaders" / f"{script}.py", *options]
+    return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    return done, out
+
+
+def run_loader(loader: str, model: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Let the package compute in float16; its output, and where the logits are to be."""
+    tokens, out = model.parent / "tokens.npy", model.parent / f"{loader}.npy"
+    np.save(tokens, windows().numpy())
+    files = ("--model", model, "--tokens", tokens, "--out", out)
+    return run_script(f"{loader}_logits", LOADERS[loader], *files, "--dtype", "float16"), out
 
 
 @pytest.mark.parametrize("order", ["group", "full"])

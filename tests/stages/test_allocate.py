@@ -84,9 +84,9 @@ def test_nothing_is_done_twice_and_a_lost_part_is_made_again(make: Any, tmp_path
 
 
 def test_a_size_in_bytes_covers_the_whole_file(make: Any, tmp_path: Path) -> None:
-    done = run(planned(tmp_path, make("gpt2"), target_size="80kB"))[-1].artifact
+    done = run(planned(tmp_path, make("gpt2"), target_size="110kB"))[-1].artifact
     size = sum(path.stat().st_size for path in done.path.glob("*.safetensors"))
-    assert 55_000 < size <= 80_000
+    assert 90_000 < size <= 110_000
 
 
 def test_an_override_is_not_the_budgets_to_change(make: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def solve(weight: Tensor, statistics: InletStatistics | None, options: GridOptio
     zeros, grid = zero.repeat_interleave(size, 0), grid_of(options)
     signed &= grid.levels is None
     whole = Lattice(scale, zeros, zeros, True, signed, grid.scale_dtype, grid.levels)
-    codes, scale = whole.kept(nearest.codes.T.float() - zeros), scale.clone()
+    codes, scale = whole.kept(nearest.codes.T.contiguous().float() - zeros), scale.clone()
     residual = weight.T - codes * scale.repeat_interleave(size, 0)
     for _ in range(settings.refine):
         for group, low in enumerate(-zero):
