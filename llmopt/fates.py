@@ -88,7 +88,7 @@ def quantize_fates(
     nothing.
     """
     fates = list(_fates(contents, settings, source, place))
-    check_config(fates, contents.naming, settings, source, place)
+    check_config(fates, contents.naming, settings.format, source, (*place, "format"))
     yield from fates
 
 
@@ -102,7 +102,7 @@ def _fates(
     for name, tensor in contents.tensors.items():
         linear, size = name.removesuffix(".weight"), tensor.nbytes
         if not name.endswith(".weight") or linear not in linears:
-            yield TensorFate(name, tensor.shape, size, size, None, _kept_because(naming, name))
+            yield TensorFate(name, tensor.shape, size, size, None, kept_because(naming, name))
             continue
         shape = linear_shape(contents, tensor)
         chosen, why = _chosen(settings, linear)
@@ -167,7 +167,8 @@ def _untied_head(
     return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
 
 
-def _kept_because(naming: Naming, name: str) -> str:
+def kept_because(naming: Naming, name: str) -> str:
+    """Why a tensor that is no linear in a block stays as it is."""
     if naming.looks_ahead(name):
         return "multi-token prediction layer, not part of the model that runs"
     block = naming.block_of(name)
@@ -243,9 +244,9 @@ def _check_format(settings: QuantizeStep, source: Source, place: Key) -> None:
 
 
 def check_config(
-    fates: Iterable[TensorFate], naming: Naming, settings: QuantizeStep, source: Source, place: Key
+    fates: Iterable[TensorFate], naming: Naming, format_id: str, source: Source, key: Key
 ) -> None:
-    """RecipeError where the format's config cannot express these settings together."""
+    """RecipeError at `key` where a format's config cannot express these settings together."""
     layers, unquantized = {}, []
     linears = linear_names(naming, head=False)
     for fate in fates:
@@ -256,14 +257,14 @@ def check_config(
             unquantized.append(module)
     if not layers:
         return
-    spec = FORMATS[settings.format]
+    spec = FORMATS[format_id]
     write: Any = import_module(spec.config_module)
     try:
         write.quantization_config(
             layers, version=spec.version, unquantized=unquantized, head=naming.head
         )
     except RequestError as error:
-        raise source.error(error.message, (*place, "format"), error.hint) from None
+        raise source.error(error.message, key, error.hint) from None
 
 
 def _check_group(

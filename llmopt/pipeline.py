@@ -14,11 +14,13 @@ from llmopt import artifact
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
+from llmopt.recipe.models import PLAIN
 from llmopt.report import card, origin
 from llmopt.stages.base import Outcome, RunOptions, Stage, Work
 
 STAGES = {
     "quantize": "llmopt.stages.quantize",
+    "convert": "llmopt.stages.convert",
     "bench": "llmopt.stages.bench",
     "allocate": "llmopt.stages.allocate",
 }
@@ -206,16 +208,14 @@ def _manifest(
     }
     if step.verb in ("bench", "allocate"):
         return manifest
-    return manifest | _card(manifest, step, parents)
+    return manifest | _card(manifest, parents)
 
 
-def _card(
-    manifest: dict[str, Any], step: PlannedStep, parents: dict[str, Artifact]
-) -> dict[str, Any]:
+def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, Any]:
     """What a model's manifest keeps for its card, which is not among the files."""
     files = [file for file in manifest["files"] if file["path"] != artifact.CARD]
     entry = manifest["parents"][0]
-    kept = origin.describe(parents[entry["name"]], entry, quantized=step.verb == "quantize")
+    kept = origin.describe(parents[entry["name"]], entry, quantized=manifest["format"] != PLAIN)
     return {"files": files, "digest": artifact.digest_of(files), "card": kept}
 
 

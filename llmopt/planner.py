@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llmopt import artifact
+from llmopt import artifact, conversion
 from llmopt.allocate.options import byte_budget, parse_size, with_options
 from llmopt.corpora import source as corpora
 from llmopt.errors import RecipeError, RequestError
@@ -21,10 +21,12 @@ from llmopt.predict import (
     Footprint,
     allocate_footprint,
     bench_footprint,
+    convert_footprint,
     quantize_footprint,
 )
-from llmopt.recipe import BenchStep, QuantizeStep, Recipe, Source, Verb
+from llmopt.recipe import BenchStep, ConvertStep, QuantizeStep, Recipe, Source, Verb
 from llmopt.recipe.matrix import Expanded, expand
+from llmopt.recipe.models import PLAIN
 from llmopt.recipe.source import Key
 from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve
@@ -36,7 +38,7 @@ PlannedVerb = Verb | Literal["allocate"]
 MODEL = "model"
 GATE_WINDOWS = 16
 #: raised when a change to a stage makes its old results no longer what it would write
-VERB_VERSIONS: dict[PlannedVerb, int] = {"quantize": 2, "bench": 1, "allocate": 1}
+VERB_VERSIONS: dict[PlannedVerb, int] = {"quantize": 2, "convert": 1, "bench": 1, "allocate": 1}
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,9 @@ class _Planner:
         if isinstance(settings, BenchStep):
             yield self.bench(item, settings)
             return
+        if isinstance(settings, ConvertStep):
+            yield from self.converted(item, settings)
+            return
         if settings.has_budget:
             self._check_budget(settings, (*item.key, "quantize"))
         step = self.quantize(item, settings)
@@ -251,7 +256,7 @@ class _Planner:
         else:
             yield step
         if settings.gate:
-            yield self.gate(item, settings, step)
+            yield self.gate(item, settings.gate, step)
 
     def quantize(self, item: Expanded, settings: QuantizeStep) -> PlannedStep:
         place: Key = (*item.key, "quantize")
@@ -274,6 +279,56 @@ class _Planner:
         return PlannedStep(
             item.step.id, "quantize", effective, (parent,), place, None, texts, fates, footprint
         )
+
+    def converted(self, item: Expanded, settings: ConvertStep) -> Iterator[PlannedStep]:
+        """A conversion, and a gate where it rounds."""
+        place: Key = (*item.key, "convert")
+        parent, contents = self._parent(item, settings.from_)
+        self._check_target(settings, contents, place)
+        found = list(conversion.conversions(contents, settings))
+        fates = tuple(each.fate for each in found)
+        lost = next((each for each in found if each.loss), None)
+        if lost and settings.exact:
+            raise self.source.error(
+                f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
+                (*place, "exact"),
+                "exact: false rounds it, and reports the error",
+            )
+        check_config(fates, contents.naming, settings.to, self.source, (*place, "to"))
+        effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
+        self.written[item.step.id] = conversion.contents_after(contents, fates, settings)
+        footprint = convert_footprint(contents, fates)
+        step = PlannedStep(
+            item.step.id, "convert", effective, (parent,), place, None, {}, fates, footprint
+        )
+        yield step
+        rounds = lost is not None and settings.to != PLAIN
+        gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
+        if gates:
+            yield self.gate(item, gates, step)
+
+    def _check_target(self, settings: ConvertStep, contents: Contents, place: Key) -> None:
+        """RecipeError for settings that the target cannot have."""
+        if settings.to == PLAIN:
+            for name in ("grid", "group_size", "symmetric"):
+                if getattr(settings, name) is not None:
+                    raise self.source.error("plain tensors have no such setting", (*place, name))
+            if contents.format is None:
+                raise self.source.error("the model has plain tensors already", (*place, "to"))
+            return
+        spec = FORMATS[settings.to]
+        if settings.grid is not None and settings.grid not in spec.grids:
+            raise self.source.error(
+                f"format {spec.id} cannot hold grid {settings.grid}",
+                (*place, "grid"),
+                f"it holds {sorted(spec.grids)}",
+            )
+        if spec.group_sizes is not None and settings.group_size not in (None, *spec.group_sizes):
+            raise self.source.error(
+                f"format {spec.id} has no groups of {settings.group_size}",
+                (*place, "group_size"),
+                f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
+            )
 
     def allocated(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
         """A step with a budget: one that chooses settings, and one that quantizes with them."""
@@ -312,7 +367,7 @@ class _Planner:
             if fate.options:
                 fate = replace(fate, quantize=fate.options[next(count) % len(fate.options)])
             mixed.append(fate)
-        check_config(mixed, contents.naming, settings, self.source, place)
+        check_config(mixed, contents.naming, settings.format, self.source, (*place, "format"))
 
     def _check_budget(self, settings: QuantizeStep, place: Key) -> None:
         for refused, key, message, hint in (
@@ -444,12 +499,12 @@ class _Planner:
             item.step.id, "bench", effective, parents, place, None, self._texts(), (), footprint
         )
 
-    def gate(self, item: Expanded, settings: QuantizeStep, step: PlannedStep) -> PlannedStep:
+    def gate(self, item: Expanded, gates: list[str], step: PlannedStep) -> PlannedStep:
         """The bench step that decides whether a quantized model may be built upon."""
-        place: Key = (*item.key, "quantize", "gate")
-        check_gates([g for g in settings.gate if g != "default"], self.source, place)
+        place: Key = (*item.key, item.step.verb, "gate")
+        check_gates([g for g in gates if g != "default"], self.source, place)
         effective = BenchStep(from_=[step.id], speed=False).model_dump(by_alias=True) | {
-            "gates": settings.gate,
+            "gates": gates,
             "evaluation": self._evaluation(GATE_WINDOWS),
             "seed": self.recipe.seed,
         }

@@ -58,6 +58,16 @@ def quantize_footprint(
     return Footprint(memory, written * 2 + activations)
 
 
+def convert_footprint(contents: Contents, fates: Sequence[TensorFate]) -> Footprint:
+    """The largest linear in float32 with copies, or a block's results, whichever is more."""
+    blocks: dict[int | None, int] = defaultdict(int)
+    for fate in fates:
+        blocks[contents.naming.block_of(fate.name)] += fate.bytes
+    largest = max((math.prod(fate.shape) for fate in fates if fate.why), default=0)
+    memory = _LIBRARIES + 5 * 4 * largest + 2 * max(blocks.values(), default=0)
+    return Footprint(memory, 2 * sum(fate.bytes for fate in fates))
+
+
 def allocate_footprint(
     contents: Contents, fates: Sequence[TensorFate], settings: dict[str, Any]
 ) -> Footprint:

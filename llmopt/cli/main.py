@@ -14,6 +14,7 @@ import typer
 from llmopt import __version__
 from llmopt.cli import (
     bench,
+    convert,
     doctor,
     generate,
     inspect,
@@ -57,6 +58,7 @@ def _main(
 
 
 app.command("quantize", short_help="Quantize weights, and check the result.")(quantize.quantize)
+app.command("convert", short_help="Write the same weights in another layout.")(convert.convert)
 app.command("bench", short_help="Measure quality, size, speed and memory.")(bench.bench)
 app.command("run", short_help="Run a recipe; reuse and resume.")(run_.run)
 app.command("plan", short_help="Say what a recipe would do.")(plan.plan)

@@ -78,6 +78,8 @@ def _does(step: PlannedStep) -> str:
     if step.verb == "quantize":
         s = step.settings
         return f"{s['method']} {_grid(s)} -> {s['format']}"
+    if step.verb == "convert":
+        return f"convert to {step.settings['to']}"
     if step.verb == "allocate":
         return f"choose settings for {_grid(step.settings)}"
     if step.gates_of:

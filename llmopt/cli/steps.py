@@ -43,7 +43,7 @@ def run_single(
     output = Output(json, quiet)
     results = execute(planner.plan(*from_data(data), out), RunOptions(device, allow_pickle), output)
     for result in results:
-        if result.step.gates_of is None and result.step.verb == "quantize":
+        if result.step.gates_of is None and result.step.verb in ("quantize", "convert"):
             output.text(summary_line(result))
     output.result([document(result) for result in results])
     raise_if_failed(results)
@@ -98,7 +98,12 @@ def summary_line(result: StepResult) -> str:
     quantized = [entry for entry in ledger if entry["action"] == "quantized"]
     size = sum(file["bytes"] for file in manifest["files"]) / 1e6
     line = f"{result.artifact.path}: {manifest['format']}, {size:.2f} MB, "
-    line += f"{len(quantized)} tensors quantized, {len(ledger) - len(quantized)} kept"
+    if found := manifest["evidence"].get("certificate"):
+        line += f"{found['exact']} tensors exact"
+        if found["rounded"]:
+            line += f", {found['rounded']} rounded (by up to {found['largest_error']:.2%})"
+    else:
+        line += f"{len(quantized)} tensors quantized, {len(ledger) - len(quantized)} kept"
     cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
     if cold:
         line += f"; {len(cold)} cold experts (few tokens) on the statistics of their block's"

@@ -38,6 +38,9 @@ GridId = Annotated[str, _known(GRIDS, "grid")]
 MethodId = Annotated[str, _known(METHODS, "method")]
 _WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids}
 FormatId = Annotated[str, _known(_WRITTEN, "format")]
+#: a checkpoint of plain tensors, as a target of conversions
+PLAIN = "hf"
+TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None}, "target")]
 RuntimeId = Annotated[str, _known(RUNTIMES, "runtime")]
 GroupSize = Annotated[int, AfterValidator(_group_size)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]
@@ -134,6 +137,23 @@ class QuantizeStep(Strict):
         return self.target_bpw is not None or self.target_size is not None
 
 
+class ConvertStep(Strict):
+    """Another layout of the same values; what that cannot hold is rounded anew, and reported."""
+
+    from_: str = Field("model", alias="from", description="the model, or a step's id")
+    to: TargetId = Field(description="how the result lies on disk; hf: plain tensors")
+    exact: bool = Field(False, description="refuse, before work starts, whatever is not exact")
+    grid: GridId | None = Field(None, description="default: the source's, where the format has it")
+    group_size: GroupSize | None = Field(None, description="default: the source's, else 128")
+    symmetric: bool | None = Field(None, description="default: the source's, else true")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="of decoded weights; auto: the model's. float32 holds all of them"
+    )
+    gate: Annotated[list[Gate], BeforeValidator(_as_list)] | None = Field(
+        None, description='as in quantize; null: ["default"] where weights are rounded, else []'
+    )
+
+
 class BenchStep(Strict):
     from_: Names = Field(default_factory=list, alias="from", description="steps to measure")
     against: str | None = Field("model", description="the base of KL and agreement; null: none")
@@ -143,8 +163,8 @@ class BenchStep(Strict):
     gates: list[Gate] = Field(default_factory=list, description='e.g. "kl.mean < 0.05"')
 
 
-Verb = Literal["quantize", "bench"]
-VERBS: tuple[Verb, ...] = ("quantize", "bench")
+Verb = Literal["quantize", "convert", "bench"]
+VERBS: tuple[Verb, ...] = ("quantize", "convert", "bench")
 
 
 class Step(Strict):
@@ -153,6 +173,7 @@ class Step(Strict):
         default_factory=dict, description="a setting -> values: one step per combination"
     )
     quantize: QuantizeStep | None = None
+    convert: ConvertStep | None = None
     bench: BenchStep | None = None
 
     @model_validator(mode="after")
@@ -168,8 +189,8 @@ class Step(Strict):
         return next(verb for verb in VERBS if getattr(self, verb) is not None)
 
     @property
-    def settings(self) -> QuantizeStep | BenchStep:
-        settings: QuantizeStep | BenchStep = getattr(self, self.verb)
+    def settings(self) -> QuantizeStep | ConvertStep | BenchStep:
+        settings: QuantizeStep | ConvertStep | BenchStep = getattr(self, self.verb)
         return settings
 
 

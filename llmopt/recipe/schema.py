@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmopt.recipe.models import Recipe
+from llmopt.recipe.models import PLAIN, Recipe
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
 
+_WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids)
 _NAMES: dict[str, list[str]] = {
     "method": sorted(METHODS),
     "grid": sorted(GRIDS),
-    "format": sorted(id_ for id_, spec in FORMATS.items() if spec.grids),
+    "format": _WRITTEN,
+    "to": [*_WRITTEN, PLAIN],
     "runtime": sorted(RUNTIMES),
 }
 
@@ -36,5 +38,6 @@ def _offer(prop: dict[str, Any], names: list[str]) -> None:
 
 
 def _allow_single(prop: dict[str, Any]) -> None:
-    if prop.get("type") == "array":
-        prop["type"] = ["array", "string"]
+    for option in prop.get("anyOf", [prop]):
+        if option.get("type") == "array":
+            option["type"] = ["array", "string"]

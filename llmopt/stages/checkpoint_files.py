@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import QUANTIZE_CONFIG
@@ -30,14 +32,19 @@ def write_config(
     unquantized: Iterable[str] = (),
     damping: float | None = None,
     true_sequential: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """config.json, and what else the format's readers want to know; format_id None is plain.
 
-    `layers` are all quantized linears, `unquantized` the linears in blocks that are not.
+    `layers` are all quantized linears, `unquantized` the linears in blocks that are not. `dtype`
+    is that of the model, where it is not the source's.
     """
     config = {
         key: value for key, value in checkpoint.config.items() if key != "quantization_config"
     }
+    if dtype is not None:
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = str(dtype).removeprefix("torch.")
     if checkpoint.naming.head in layers:
         config["tie_word_embeddings"] = False
     if format_id is not None:

@@ -1,0 +1,181 @@
+"""What a conversion does with each tensor, decided from names, shapes and layouts. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from llmopt.fates import LinearSettings, TensorFate, kept_because, linear_names, linear_shape
+from llmopt.formats.layout import LayerLayout
+from llmopt.formats.quantization import Contents, LogicalTensor
+from llmopt.recipe import ConvertStep
+from llmopt.recipe.models import PLAIN
+from llmopt.specs import FORMATS, GRIDS
+from llmopt.specs.base import FormatSpec
+
+_USUAL_GROUP = 128
+_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A tensor's fate, and what is known to be lost on the way; None where nothing need be.
+
+    Whether the values allow what the layouts allow is seen when they are read.
+    """
+
+    fate: TensorFate
+    loss: str | None
+
+
+def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversion]:
+    """What becomes of every tensor, in the checkpoint's order."""
+    spec = None if settings.to == PLAIN else FORMATS[settings.to]
+    group_size = settings.group_size or _common_group_size(contents, spec)
+    linears = linear_names(contents.naming, head=False)
+    for name, tensor in contents.tensors.items():
+        module = name.removesuffix(".weight")
+        if tensor.layout is None and (spec is None or module not in linears):
+            yield Conversion(_kept(contents, tensor), None)
+            continue
+        shape = linear_shape(contents, tensor)
+        chosen, why = None, "plain tensors are asked for"
+        if spec is not None:
+            why = _cannot_hold(module, shape, contents, spec)
+            chosen = None if why else _chosen(tensor.layout, shape[1], group_size, settings, spec)
+            if chosen is None and not why:
+                why = f"no group size of {spec.id} divides its {shape[1]} inputs"
+        if chosen is None or spec is None:
+            yield _plain(contents, tensor, shape, settings, why)
+            continue
+        loss = _loss(tensor.layout, chosen, spec)
+        size = chosen.bytes(shape, spec)
+        came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
+        fate = TensorFate(name, shape, tensor.nbytes, size, chosen, came)
+        yield Conversion(fate, loss)
+
+
+def contents_after(
+    contents: Contents, fates: Iterable[TensorFate], settings: ConvertStep
+) -> Contents:
+    """What a model will hold once it is converted."""
+    tensors = {}
+    for fate in fates:
+        layout = fate.quantize.layout if fate.quantize else None
+        shape = fate.shape
+        if layout is None and contents.tensors[fate.name].layout is None:
+            shape = contents.tensors[fate.name].shape
+        elif layout is None and contents.family.conv1d:
+            shape = shape[::-1]
+        tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
+    format_id = None if settings.to == PLAIN else settings.to
+    return replace(contents, tensors=tensors, format=format_id)
+
+
+def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
+    size = tensor.nbytes
+    why = kept_because(contents.naming, tensor.name)
+    if tensor.name.removesuffix(".weight") in linear_names(contents.naming, head=True):
+        why = "plain already"
+    return TensorFate(tensor.name, tensor.shape, size, size, None, why)
+
+
+def _plain(
+    contents: Contents, tensor: LogicalTensor, shape: tuple[int, int], settings: ConvertStep,
+    why: str,
+) -> Conversion:  # fmt: skip
+    """A linear that is plain afterwards."""
+    if tensor.layout is None:
+        fate = TensorFate(tensor.name, shape, tensor.nbytes, tensor.nbytes, None, why)
+        return Conversion(fate, None)
+    dtype = settings.dtype if settings.dtype != "auto" else _dtype(contents)
+    size = shape[0] * shape[1] * _DTYPE_BYTES.get(dtype, 2)
+    fate = TensorFate(tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}")
+    lossless = dtype == "float32"
+    return Conversion(fate, None if lossless else f"decoded values are rounded to {dtype}")
+
+
+def _dtype(contents: Contents) -> str:
+    config = contents.config
+    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def _cannot_hold(module: str, shape: tuple[int, int], contents: Contents, spec: FormatSpec) -> str:
+    """Why a format cannot hold a linear whatever its values; empty where it can."""
+    if module == contents.naming.head and not spec.quantizes_head:
+        return f"format {spec.id} cannot hold a quantized head"
+    rows, cols = shape
+    for width, multiple, side in (
+        (cols, spec.in_multiple, "inputs"),
+        (rows, spec.out_multiple, "outputs"),
+    ):
+        if width % multiple:
+            return f"format {spec.id} packs in {multiple}s, and it has {width} {side}"
+    return ""
+
+
+def _common_group_size(contents: Contents, spec: FormatSpec | None) -> int | None:
+    """The group size that all linears get, where a format knows few; None: each keeps its own.
+
+    The largest that every group of the source is made of, else the largest that divides inputs.
+    """
+    if spec is None or spec.group_sizes is None:
+        return None
+    present = []
+    for tensor in contents.tensors.values():
+        if tensor.layout is not None:
+            cols = tensor.shape[1]
+            present.append(cols if tensor.layout.group_size == -1 else tensor.layout.group_size)
+    allowed = sorted(spec.group_sizes, reverse=True)
+    common = (size for size in allowed if size > 0 and all(p % size == 0 for p in present))
+    return next(common, allowed[0]) if present else allowed[0]
+
+
+def _chosen(
+    layout: LayerLayout | None, cols: int, group_size: int | None, settings: ConvertStep,
+    spec: FormatSpec,
+) -> LinearSettings | None:  # fmt: skip
+    """What a linear becomes; None where no group size fits."""
+    grid = settings.grid or _grid(layout, spec)
+    size = group_size or (layout.group_size if layout else _USUAL_GROUP)
+    if grid == "fp8" and settings.group_size is None:
+        size = -1  # checkpoints of FP8 weights that engines run have a scale a row
+    if size != -1 and cols % size and not (layout and size == layout.group_size):
+        return None
+    activations = layout.activations if layout and layout.grid == grid else None
+    if activations not in spec.activations:
+        activations = None
+    symmetric = settings.symmetric
+    if symmetric is None:
+        symmetric = layout.symmetric if layout and GRIDS[grid].asymmetric else True
+    return LinearSettings(grid, GRIDS[grid].bits, size, symmetric, activations)
+
+
+def _grid(layout: LayerLayout | None, spec: FormatSpec) -> str:
+    """The source's own grid, or the smallest that has its values, or the largest there is."""
+    held = sorted(spec.grids, key=lambda grid: (GRIDS[grid].bits, grid == "fp8"))
+    if layout is None:
+        return "int4" if "int4" in held else held[0]
+    if layout.grid in held:
+        return layout.grid
+    integers = [grid for grid in held if grid.startswith("int")] or held
+    larger = [grid for grid in integers if GRIDS[grid].bits >= layout.bits]
+    return larger[0] if larger else integers[-1]
+
+
+def _loss(layout: LayerLayout | None, chosen: LinearSettings, spec: FormatSpec) -> str | None:
+    """What the layouts alone say will be lost."""
+    if layout is None:
+        return "plain weights are rounded"
+    if layout.grid != chosen.grid and not (
+        layout.grid.startswith("int") and chosen.grid.startswith("int")
+    ):
+        return f"{layout.grid} values are not {chosen.grid} values"
+    if layout.bits > chosen.bits:
+        return f"codes of {layout.bits} bits do not fit {chosen.bits}"
+    if layout.activations != chosen.activations:
+        return f"format {spec.id} cannot say that activations are {layout.activations}"
+    wanted, present = chosen.group_size, layout.group_size
+    if wanted != present and present != -1 and (wanted == -1 or present % wanted):
+        return f"groups of {present} are not made of groups of {wanted}"
+    return None

@@ -1,0 +1,247 @@
+"""The convert step: the same values in another layout, linear by linear."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmopt.blockwalk.sink import Results, Sink
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.fates import LinearSettings, TensorFate, linear_names
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import codec_of, decode
+from llmopt.formats.empty_model import empty_model
+from llmopt.formats.fit import check_finite, check_fit
+from llmopt.formats.layout import layout_of
+from llmopt.formats.safetensors import ShardWriter
+from llmopt.grids.base import QuantizedTensor
+from llmopt.grids.recode import recode
+from llmopt.recipe.models import PLAIN
+from llmopt.specs import FORMATS
+from llmopt.stages.base import Outcome, Work
+from llmopt.stages.checkpoint_files import copy_side_files, write_config
+from llmopt.stages.solving import Solver
+
+#: what is rounded anew goes to the nearest values, at the scales with the least squared error
+_NEAREST = {"method": "rtn", "scale_search": "mse", "signed_scales": True}
+
+
+def run(work: Work) -> Outcome:
+    """Convert the parent model into `work.folder`."""
+    parent = next(iter(work.parents.values()))
+    checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
+    check_finite(checkpoint)
+    check_fit(checkpoint, empty_model(checkpoint, torch.float32))
+    conversion = _Conversion(checkpoint, work)
+    conversion.survey()
+    records = conversion.write()
+    copy_side_files(checkpoint, work.folder)
+    conversion.write_config(records)
+    ledger = [_entry(fate, records.get(_module(fate))) for fate in work.fates]
+    return Outcome(
+        format=work.settings["to"], ledger=ledger, evidence={"certificate": certificate(ledger)}
+    )
+
+
+def certificate(ledger: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many tensors hold the very values that the source decodes to, and how far others are."""
+    exact = [entry.get("exact", True) for entry in ledger]
+    errors = [entry["error"] for entry in ledger if not entry.get("exact", True)]
+    return {
+        "exact": sum(exact),
+        "rounded": len(errors),
+        "largest_error": max(errors, default=0.0),
+    }
+
+
+class _Conversion:
+    def __init__(self, checkpoint: Checkpoint, work: Work) -> None:
+        self._checkpoint, self._work, self._target = checkpoint, work, work.settings["to"]
+        self._fates = {
+            _module(fate): fate
+            for fate in work.fates
+            if fate.quantize is not None or _module(fate) in checkpoint.layers
+        }
+        self._codec = None if self._target == PLAIN else codec_of(self._target)
+        self._solver = Solver({**_NEAREST, "format": self._target}) if self._codec else None
+        chosen = work.settings["dtype"]
+        self._dtype = checkpoint.dense_dtype if chosen == "auto" else getattr(torch, chosen)
+        self._symmetric = False
+
+    def survey(self) -> None:
+        """Look at all quantized values before anything is written.
+
+        With `exact`, RequestError naming a linear that cannot be moved as it is. Where a source
+        that knows no symmetry has its zero points in the middle throughout, they stay implied.
+        """
+        settings, codec = self._work.settings, self._codec
+        undecided = settings["symmetric"] is None and codec is not None
+        asymmetric = [f for f in self._fates.values() if f.quantize and not f.quantize.symmetric]
+        undecided &= bool(asymmetric) and len(asymmetric) == sum(
+            fate.quantize is not None for fate in self._fates.values()
+        )
+        if not undecided and not settings["exact"]:
+            return
+        refused: list[str] = []
+        centred = undecided
+        for done, module in enumerate(self._fates):
+            if module in self._checkpoint.layers:
+                source = self._checkpoint.read_layer(module)
+                centred &= bool((source.params.zero == 2 ** (source.params.bits - 1)).all())
+                if settings["exact"] and (reason := self._obstacle(module, source)):
+                    refused.append(f"{module}: {reason}")
+            self._work.progress("looked at", done + 1, len(self._fates))
+        self._symmetric = centred
+        if refused:
+            more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+            raise RequestError(
+                f"not exact in format {self._target}: {refused[0]}{more}",
+                hint="without --exact they are rounded, and the error is reported",
+            )
+
+    def write(self) -> dict[str, dict[str, Any]]:
+        """Convert what a killed run has not; returns what the ledger keeps, by module."""
+        parts: dict[str, list[str]] = defaultdict(list)
+        for module in self._fates:
+            block = self._checkpoint.naming.block_of(module)
+            parts["outside" if block is None else f"block-{block:05d}"].append(module)
+        writer = ShardWriter(self._work.state / "parts")
+        sink, done = Sink(writer, self._codec), set(writer.parts())
+        records: dict[str, dict[str, Any]] = {}
+        for count, (part, modules) in enumerate(parts.items()):
+            if part not in done:
+                results = Results()
+                for module in modules:
+                    self._convert(module, results)
+                sink.write(part, results)
+            records |= sink.summary(part)[1]
+            self._work.progress("parts", count + 1, len(parts))
+        for name, tensor in self._checkpoint.stored.items():
+            replaced = name.removesuffix(".weight") in self._fates and name.endswith(".weight")
+            if name not in self._checkpoint.parts and not replaced:
+                sink.keep(name, tensor)
+        writer.finalize(self._work.folder)
+        return records
+
+    def write_config(self, records: dict[str, dict[str, Any]]) -> None:
+        """config.json of the result."""
+        layers, unquantized = {}, []
+        naming = self._checkpoint.naming
+        linears = linear_names(naming, head=False)
+        linears |= {r for block in range(naming.block_count) for r in naming.routers(block)}
+        for fate in self._work.fates:
+            module, chosen = _module(fate), self._wanted(fate)
+            if chosen is not None:
+                layers[module] = replace(chosen.layout, desc_act=records[module]["desc_act"])
+            elif module in linears:
+                unquantized.append(module)
+        decoded = any(self._wanted(fate) is None for fate in self._fates.values())
+        write_config(
+            self._checkpoint,
+            self._work.folder,
+            format_id=None if self._codec is None else self._target,
+            layers=layers,
+            unquantized=unquantized,
+            dtype=self._dtype if decoded else None,
+        )
+
+    def _wanted(self, fate: TensorFate) -> LinearSettings | None:
+        chosen = fate.quantize
+        return replace(chosen, symmetric=True) if chosen and self._symmetric else chosen
+
+    def _convert(self, module: str, results: Results) -> None:
+        chosen = self._wanted(self._fates[module])
+        if module not in self._checkpoint.layers:
+            assert chosen is not None
+            weight = self._checkpoint.weight(module)
+            results.quantized[module] = rounded = self._rounded(weight, chosen)
+            results.records[module] = _record(decode(rounded), weight, rounded, "rounded")
+            return
+        source = self._checkpoint.read_layer(module)
+        values = decode(source)
+        if chosen is None:
+            self._decode(module, values, results)
+            return
+        moved = self._moved(source, chosen)
+        how = "moved"
+        if isinstance(moved, str):
+            how, moved = f"rounded: {moved}", self._rounded(values, chosen)
+        elif not torch.equal(moved.codes, source.codes) or moved.grid != source.grid:
+            how = "recoded"
+        results.quantized[module] = moved
+        # what is written is what counts: it is unpacked again before anything is claimed of it
+        assert self._codec is not None
+        back = self._codec.unpack(self._codec.pack(moved), layout_of(moved))
+        record = _record(decode(back), values, moved, how)
+        if source.activations != chosen.activations:
+            record |= {"exact": False, "why": f"{source.activations} activations are not kept"}
+        results.records[module] = record
+
+    def _decode(self, module: str, values: Tensor, results: Results) -> None:
+        plain = values.to(self._dtype)
+        if not bool(plain.isfinite().all()):
+            raise LlmoptError(f"{module} has values outside {self._dtype}", hint="--dtype float32")
+        transposed = self._checkpoint.family.conv1d and module != self._checkpoint.naming.head
+        results.dense[f"{module}.weight"] = (plain.T if transposed else plain).contiguous()
+        results.records[module] = _record(plain.float(), values, None, "decoded")
+
+    def _obstacle(self, module: str, source: QuantizedTensor) -> str | None:
+        """What stands in the way of an exact copy of a quantized linear."""
+        chosen = self._wanted(self._fates[module])
+        if chosen is None:
+            values = decode(source)
+            lost = not torch.equal(values.to(self._dtype).float(), values)
+            return f"its values are not exact in {self._dtype}" if lost else None
+        if source.activations != chosen.activations:
+            return f"{source.activations} activations are not kept"
+        moved = self._moved(source, chosen)
+        return moved if isinstance(moved, str) else None
+
+    def _moved(self, source: QuantizedTensor, chosen: LinearSettings) -> QuantizedTensor | str:
+        """The same values as the target's codec holds them, or why it cannot."""
+        assert self._codec is not None
+        assert self._solver is not None
+        source = replace(source, activations=chosen.activations)
+        if source.params.group_index is not None and not FORMATS[self._target].group_index:
+            return f"format {self._target} cannot say which group an input is in"
+        moved = recode(source, self._solver.options(chosen))
+        if isinstance(moved, str):
+            return moved
+        return self._codec.accepts(moved) or moved
+
+    def _rounded(self, weight: Tensor, chosen: LinearSettings) -> QuantizedTensor:
+        assert self._solver is not None
+        solved = self._solver.solve(weight, None, chosen)
+        return replace(solved, activations=chosen.activations)
+
+
+def _module(fate: TensorFate) -> str:
+    return fate.name.removesuffix(".weight")
+
+
+def _record(
+    found: Tensor, values: Tensor, tensor: QuantizedTensor | None, how: str
+) -> dict[str, Any]:
+    """Whether the values are equal, and sqrt(sum of squared differences / sum of squares)."""
+    exact = torch.equal(found, values)
+    lost, whole = (found - values).double().square().sum(), values.double().square().sum()
+    error = math.sqrt(float(lost) / float(whole)) if not exact and float(whole) > 0 else 0.0
+    desc_act = tensor is not None and tensor.params.group_index is not None
+    return {"exact": exact, "error": float(f"{error:.6g}"), "how": how, "desc_act": desc_act}
+
+
+def _entry(fate: TensorFate, record: dict[str, Any] | None) -> dict[str, Any]:
+    """What the ledger says of a tensor."""
+    entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
+    if record is None:
+        return entry | {"action": "kept", "to": None}
+    if fate.quantize is None:
+        return entry | {"action": "decoded", "to": None} | record
+    bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
+    to = {"action": "quantized", "to": fate.quantize.label, "bits_per_weight": bits}
+    return entry | to | record
