@@ -2,11 +2,12 @@
 
     python benchmarks/budget.py [--model demo] [--targets 3.5 4.5] [--results FOLDER/budget]
 
-For every target `llmopt quantize --target-bpw` chooses settings per linear. Against it stand the
-uniform setting ({bits} x {group sizes}) whose stored size is the nearest at or above the target,
-and, where that is another one, the nearest with groups of 128. All are measured on the same
-held-out windows that neither calibration nor the allocation saw. Ratios and their 95% intervals
-come from one bootstrap over windows (paired). Stored bits count scales, zeros and group index.
+For every target `llmopt quantize --target-bpw` chooses settings per linear. Against it stand two
+uniform settings of {bits} x {group sizes}: the one whose stored size is the nearest at or above
+what was chosen, and the nearest below. All get the same method, calibration windows and options,
+and are measured on the same held-out windows that neither calibration nor the allocation saw.
+Ratios and their 95% intervals come from one bootstrap over windows (paired). Stored bits are read
+off the written files: codes, scales, zeros and group index of the quantized linears.
 
 --symmetric and --asymmetric say which grids both sides may use; the default is both in turn.
 """
@@ -32,6 +33,8 @@ from llmopt.corpora.windows import evaluation_windows
 from llmopt.evaluate.bootstrap import bootstrap_sums, interval
 from llmopt.evaluate.comparison import kl_divergence
 from llmopt.fates import LinearSettings, linear_names, linear_shape
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.headers import read_file_headers
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
@@ -39,8 +42,9 @@ from llmopt.specs import FORMATS
 
 GROUP_SIZES = (-1, 128, 64, 32)
 HEADER = (
-    "| target | settings | stored bits | KL mean [95%] | budget / this [95%] "
-    "| predicted | predicted / measured [95%] |\n|---|---|---|---|---|---|---|"
+    "| target | settings | stored bits | weight files, bytes | KL mean [95%] "
+    "| budget / this [95%] | predicted | predicted / measured [95%] |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -75,12 +79,21 @@ def uniform_sizes(folder: Path, symmetric: bool) -> dict[LinearSettings, float]:
     return sizes
 
 
-def rivals(sizes: dict[LinearSettings, float], target: float) -> list[LinearSettings]:
-    """The nearest uniform settings of at least the target's size: of all, and in groups of 128."""
-    large = [setting for setting, size in sizes.items() if size >= target]
-    nearest = [min(large, key=sizes.__getitem__)]
-    of_128 = [setting for setting in large if setting.group_size == 128]
-    return list(dict.fromkeys([*nearest, min(of_128, key=sizes.__getitem__)]))
+def rivals(sizes: dict[LinearSettings, float], bits: float) -> list[LinearSettings]:
+    """The uniform settings nearest in size: at least as large, then smaller."""
+    large = [setting for setting, size in sizes.items() if size >= bits]
+    small = [setting for setting, size in sizes.items() if size < bits]
+    return [min(large, key=sizes.__getitem__), max(small, key=sizes.__getitem__)]
+
+
+def stored(folder: Path) -> dict[str, float]:
+    """Bits a quantized weight and bytes of all weight files, as they lie there."""
+    checkpoint = Checkpoint.open(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    headers = {name: h for file in files for name, h in read_file_headers(file).items()}
+    size = sum(h.nbytes for n, h in headers.items() if n.rpartition(".")[0] in checkpoint.layers)
+    weights = sum(checkpoint.read_layer(name).codes.numel() for name in checkpoint.layers)
+    return {"bits": size * 8 / weights, "bytes": sum(file.stat().st_size for file in files)}
 
 
 def quantize(arguments: argparse.Namespace, out: Path, *options: str) -> dict[str, Any]:
@@ -128,18 +141,17 @@ def measure(arguments: argparse.Namespace, scratch: Path, symmetric: bool) -> li
         allocation = found["evidence"]["allocation"]
         chosen = len(rows)
         rows.append({"target": target, "settings": f"chosen, {mode}", "budget": chosen,
-                     "bits": allocation["bits_per_weight"],
                      "predicted": allocation["predicted_kl"]})  # fmt: skip
         folders.append(out)
-        for rival in rivals(sizes, target):
+        for rival in rivals(sizes, allocation["bits_per_weight"]):
             out = scratch / f"{rival.grid}-{rival.group_size}-{mode}".replace("--1", "-row")
             group = ["--bits", str(rival.bits), "--group-size", str(rival.group_size)]
             quantize(arguments, out, *group, *flags)
-            rows.append({"target": target, "settings": rival.label, "bits": sizes[rival],
-                         "budget": chosen})  # fmt: skip
+            rows.append({"target": target, "settings": rival.label, "budget": chosen})
             folders.append(out)
     found = divergences(arguments, model, folders)
     for index, row in enumerate(rows):
+        row |= stored(folders[index])
         row["kl"] = ratio(found[:, index], np.ones(len(found)))
         row["ratio"] = ratio(found[:, row["budget"]], found[:, index])
         if "predicted" in row:
@@ -154,8 +166,8 @@ def line(row: dict[str, Any]) -> str:
     share = _shown(row["predicted_ratio"], 3) if is_budget else ""
     against = "" if is_budget else _shown(row["ratio"], 3)
     return (
-        f"| {row['target']:g} | {row['settings']} | {row['bits']:.3f} | {_shown(row['kl'], 5)} "
-        f"| {against} | {predicted} | {share} |"
+        f"| {row['target']:g} | {row['settings']} | {row['bits']:.3f} | {row['bytes']} "
+        f"| {_shown(row['kl'], 5)} | {against} | {predicted} | {share} |"
     )
 
 

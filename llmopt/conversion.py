@@ -35,7 +35,8 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
     linears = linear_names(contents.naming, head=False)
     for name, tensor in contents.tensors.items():
         module = name.removesuffix(".weight")
-        if tensor.layout is None and (spec is None or module not in linears):
+        # what a quantized source leaves plain stays so
+        if tensor.layout is None and (contents.format or spec is None or module not in linears):
             yield Conversion(_kept(contents, tensor), None)
             continue
         shape = linear_shape(contents, tensor)
@@ -76,7 +77,7 @@ def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
     size = tensor.nbytes
     why = kept_because(contents.naming, tensor.name)
     if tensor.name.removesuffix(".weight") in linear_names(contents.naming, head=True):
-        why = "plain already"
+        why = "plain in the source"
     return TensorFate(tensor.name, tensor.shape, size, size, None, why)
 
 

@@ -37,6 +37,8 @@ def findings() -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     import torch
 
+    from llmopt.runtimes.torch.int8 import kernel_is_exact
+
     memory = psutil.virtual_memory()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -48,6 +50,7 @@ def _machine() -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "cpu features": ", ".join(cpu_features()) or "unknown",
+        "int8 linears": "integer products" if kernel_is_exact() else "emulated: int8 sums saturate",
         "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
         "gpus": ", ".join(gpus) or "none",
     }

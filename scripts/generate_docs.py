@@ -21,6 +21,7 @@ SECTIONS = {
     "Step": ("A step", models.Step),
     "QuantizeStep": ("quantize", models.QuantizeStep),
     "Override": ("quantize.overrides", models.Override),
+    "ConvertStep": ("convert", models.ConvertStep),
     "BenchStep": ("bench", models.BenchStep),
 }
 

@@ -3,12 +3,14 @@
 A multiple-choice knapsack. On each group's lower convex hull of (bytes, cost), the Lagrangian
 min cost + price * bytes is solved group by group, and a falling price buys hull steps in the order
 of what they save per byte: the cheapest total for every budget that the path meets. Between two
-such budgets what is left is filled greedily, and exchanges of two steps mend the rest.
+such budgets what is left is filled greedily, and dynamic programming looks for anything better.
+The Lagrangian bounds how far an optimal choice may be from it, which leaves little to look at
+(D. Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", 1995).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
@@ -28,6 +30,11 @@ class Option(Generic[Setting]):
 
 
 Hull = Sequence[Option[Setting]]
+#: indices chosen for the first groups, the last one first: (index, (index, (..., None)))
+Trail = tuple[int, "Trail"] | None
+
+#: partial choices that are looked at together; where there are more, the closest in size are one
+_MOST_PARTIAL = 2000
 
 
 def lower_hull(options: Sequence[Option[Setting]]) -> list[Option[Setting]]:
@@ -57,14 +64,8 @@ def allocate(hulls: Sequence[Hull[Setting]], budget: int) -> list[int]:
         )
     price = _price(hulls, budget)
     chosen = [_cheapest(hull, price) for hull in hulls]
-    left = budget - size(hulls, chosen)
-    left = _fill(hulls, chosen, left)
-    while exchange := next(improvements(hulls, chosen, left), None):
-        left += size(hulls, chosen)
-        for group, index in exchange:
-            chosen[group] = index
-        left -= size(hulls, chosen)
-    return chosen
+    _fill(hulls, chosen, budget - size(hulls, chosen))
+    return _better(hulls, chosen, price, budget)
 
 
 def size(hulls: Sequence[Hull[Setting]], chosen: Sequence[int]) -> int:
@@ -104,14 +105,6 @@ def exchanges(
     return sorted(moves)
 
 
-def improvements(
-    hulls: Sequence[Hull[Setting]], chosen: Sequence[int], left: int
-) -> Iterator[list[tuple[int, int]]]:
-    """The moves that lower the cost by more than rounding, the best first."""
-    floor = -1e-9 * cost(hulls, chosen)
-    return (move for change, move in exchanges(hulls, chosen, left) if change < floor)
-
-
 def _saving(smaller: Option[Setting], larger: Option[Setting]) -> float:
     """Cost saved per byte by going from one option to a larger one."""
     extra = larger.bytes - smaller.bytes
@@ -137,8 +130,8 @@ def _cheapest(hull: Hull[Setting], price: float) -> int:
     return len(hull) - 1
 
 
-def _fill(hulls: Sequence[Hull[Setting]], chosen: list[int], left: int) -> int:
-    """Take the steps that save most per byte as long as one fits; returns what is left."""
+def _fill(hulls: Sequence[Hull[Setting]], chosen: list[int], left: int) -> None:
+    """Take the steps that save most per byte as long as one fits into the bytes left."""
     while True:
         steps = [
             (_saving(hull[index], hull[index + 1]), -group)
@@ -146,7 +139,74 @@ def _fill(hulls: Sequence[Hull[Setting]], chosen: list[int], left: int) -> int:
             if index + 1 < len(hull) and hull[index + 1].bytes - hull[index].bytes <= left
         ]
         if not steps:
-            return left
+            return
         group = -max(steps)[1]
         left -= hulls[group][chosen[group] + 1].bytes - hulls[group][chosen[group]].bytes
         chosen[group] += 1
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """Options of the first groups. `regret`: what they cost, bytes at their price, above the least.
+
+    The regrets of all groups are how far a choice that leaves no byte is above the Lagrangian's
+    lower bound on any choice, so they bound what can still come of these options.
+    """
+
+    bytes: int
+    cost: float
+    regret: float
+    trail: Trail
+
+
+def _better(
+    hulls: Sequence[Hull[Setting]], known: list[int], price: float, budget: int
+) -> list[int]:
+    """The cheapest choice within the budget, or `known` where none is found that is cheaper.
+
+    Group by group, of partial choices those are kept that no other beats in both bytes and cost.
+    """
+    floors = [min(each.cost + price * each.bytes for each in hull) for hull in hulls]
+    gap = cost(hulls, known) + price * budget - sum(floors)
+    least = sum(hull[0].bytes for hull in hulls)  # of the groups to come
+    partial = [_Partial(0, 0.0, 0.0, None)]
+    for hull, floor in zip(hulls, floors, strict=True):
+        least -= hull[0].bytes
+        longer = (
+            _Partial(
+                before.bytes + option.bytes,
+                before.cost + option.cost,
+                before.regret + option.cost + price * option.bytes - floor,
+                (index, before.trail),
+            )
+            for before in partial
+            for index, option in enumerate(hull)
+        )
+        room = budget - least
+        partial = _undominated(p for p in longer if p.regret < gap and p.bytes <= room)
+    if not partial or partial[-1].cost >= cost(hulls, known):
+        return known
+    return [*_indices(partial[-1].trail)][::-1]
+
+
+def _undominated(partial: Iterable[_Partial]) -> list[_Partial]:
+    """Those that no other beats in both bytes and cost, the smallest first; see _MOST_PARTIAL."""
+    front: list[_Partial] = []
+    for each in sorted(partial, key=lambda p: (p.bytes, p.cost)):
+        if not front or each.cost < front[-1].cost:
+            front.append(each)
+    if len(front) <= _MOST_PARTIAL:
+        return front
+    width = (front[-1].bytes - front[0].bytes) / _MOST_PARTIAL
+    closest: dict[int, _Partial] = {}
+    for each in front:
+        place = int((each.bytes - front[0].bytes) / width)
+        if place not in closest or each.regret < closest[place].regret:
+            closest[place] = each
+    return list(closest.values())
+
+
+def _indices(trail: Trail) -> Iterator[int]:
+    while trail is not None:
+        index, trail = trail
+        yield index

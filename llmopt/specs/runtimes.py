@@ -8,7 +8,8 @@ RUNTIMES: dict[str, RuntimeSpec] = {
     "torch": RuntimeSpec(
         id="torch",
         module="llmopt.runtimes.torch",
-        summary="PyTorch on CPU or GPU: plain and quantized Hugging Face checkpoints",
+        summary="PyTorch on CPU or GPU: plain and quantized Hugging Face checkpoints; on the CPU "
+        "int8 weights with int8 activations in integers",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -38,8 +39,9 @@ def test_of_equal_sizes_the_cheaper_is_on_the_hull() -> None:
     assert [each.setting for each in hull] == ["b", "c"]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_close_to_brute_force_and_never_over_budget(seed: int) -> None:
+# with seeds 83 and 169 greed alone, even with exchanges of two steps, ends 40% above the best
+@pytest.mark.parametrize("seed", [*range(12), 83, 169])
+def test_as_good_as_brute_force_and_never_over_budget(seed: int) -> None:
     hulls = [lower_hull(options(100 * seed + group)) for group in range(6)]
     draw = random.Random(seed)
     least, most = sum(h[0].bytes for h in hulls), sum(h[-1].bytes for h in hulls)
@@ -52,8 +54,7 @@ def test_close_to_brute_force_and_never_over_budget(seed: int) -> None:
             for each in itertools.product(*(range(len(h)) for h in hulls))
             if size(hulls, each) <= budget
         )
-        # six groups are few: what is left over after the last step that fits weighs most
-        assert cost(hulls, chosen) <= 1.1 * best
+        assert cost(hulls, chosen) == pytest.approx(best)
 
 
 def test_exact_where_the_budget_is_a_point_of_the_lagrangian() -> None:
@@ -75,7 +76,24 @@ def test_all_that_fits_is_taken_and_what_cannot_fit_is_refused() -> None:
         allocate(hulls, least - 1)
 
 
-def test_an_exchange_mends_what_greed_leaves() -> None:
+def test_many_groups_keep_to_the_budget_and_close_to_the_lagrangian() -> None:
+    # more partial choices than are looked at together; thousands of bytes, so little is left over
+    hulls = [
+        lower_hull([replace(o, bytes=o.bytes * 997 + seed) for o in options(seed)])
+        for seed in range(120)
+    ]
+    least, most = sum(h[0].bytes for h in hulls), sum(h[-1].bytes for h in hulls)
+    budget = (2 * least + most) // 3
+    chosen = allocate(hulls, budget)
+    assert size(hulls, chosen) <= budget
+    bound = max(
+        sum(min(o.cost + price * o.bytes for o in h) for h in hulls) - price * budget
+        for price in (10 ** (exponent / 50) for exponent in range(-500, -100))
+    )
+    assert bound <= cost(hulls, chosen) <= 1.001 * bound
+
+
+def test_programming_mends_what_greed_leaves() -> None:
     # a's step saves most per byte, but b's, which then no longer fits, saves more
     a = lower_hull([Option("a0", 0, 10.0), Option("a1", 60, 3.0)])
     b = lower_hull([Option("b0", 0, 8.0), Option("b1", 90, 0.5)])

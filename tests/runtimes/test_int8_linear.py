@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +12,18 @@ from torch.nn import functional as F
 
 from llmopt.grids import integer
 from llmopt.grids.base import AffineParams, QuantizedTensor
-from llmopt.runtimes.torch import int8
+from llmopt.runtimes.torch import int8, load, loading
 from llmopt.runtimes.torch.activations import round_tokens, token_levels
 from llmopt.runtimes.torch.int8 import Int8Linear, fits_int8
 from llmopt.runtimes.torch.linear import KernelSwitch, QuantizedLinear
+from tests import models
+from tests.stages.conftest import make as make_model
+from tests.stages.conftest import quantized
+
+__all__ = ["make_model"]
 
 needs_kernel = pytest.mark.skipif(
-    not int8._kernel_is_exact(), reason="this CPU has no exact integer product"
+    not int8.kernel_is_exact(), reason="this CPU has no exact integer product"
 )
 
 
@@ -24,7 +31,7 @@ def make(rows: int = 40, cols: int = 96) -> QuantizedTensor:
     """Any codes, and scales of both signs."""
     draw = torch.Generator().manual_seed(0)
     codes = torch.randint(0, 256, (rows, cols), generator=draw).to(torch.uint8)
-    scale = torch.randn(rows, 1, generator=draw) * 1e-3
+    scale = (torch.randn(rows, 1, generator=draw) * 1e-3).half().float()
     zero = torch.full((rows, 1), 128, dtype=torch.int32)
     params = AffineParams(bits=8, group_size=-1, symmetric=True, scale=scale, zero=zero)
     return QuantizedTensor(grid="int8", codes=codes, params=params, activations="int8")
@@ -105,10 +112,40 @@ def test_other_tensors_do_not_fit(tensor: QuantizedTensor) -> None:
 
 
 def test_a_cpu_whose_sums_saturate_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def saturating(levels: torch.Tensor, *_: object) -> torch.Tensor:
-        return (levels @ torch.ones(64, 16)).clamp(max=32767)
+    def saturating(levels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        pairs = ((levels + 128).unsqueeze(1) * weight).unflatten(-1, (-1, 2)).sum(-1)
+        return (pairs.clamp(-(2**15), 2**15 - 1).sum(-1) - 128 * weight.sum(-1)).int()
 
-    int8._kernel_is_exact.cache_clear()
+    int8.kernel_is_exact.cache_clear()
     monkeypatch.setattr(int8, "_product", saturating)
     assert not fits_int8(make())
-    int8._kernel_is_exact.cache_clear()
+    int8.kernel_is_exact.cache_clear()
+
+
+@needs_kernel
+def test_sums_that_an_int32_may_not_hold_are_not_used() -> None:
+    assert fits_int8(make(1, 2**17))
+    assert not fits_int8(make(1, 2**17 + 2**11))
+
+
+@needs_kernel
+def test_an_artifact_runs_in_integers_and_gives_what_its_emulation_gives(
+    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = quantized(
+        tmp_path, make_model("llama"), method="rtn", grid="int8", group_size=-1,
+        format="compressed-tensors", activations="int8",
+    )  # fmt: skip
+    engine = load(artifact.path, dtype="float32")
+    kinds = [type(module).__name__ for module in engine._model.modules()]
+    assert kinds.count("Int8Linear") == 14
+    assert "QuantizedLinear" not in kinds
+    tokens = models.tokens(2, 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "fits_int8", lambda _: False)
+        emulated = load(artifact.path, dtype="float32")
+    found, expected = engine.logits(tokens), emulated.logits(tokens)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    first = next(iter(engine.generate(tokens[0].tolist(), 1, ignore_end=True)))
+    assert first == int(engine.logits(tokens[:1])[0, -1].argmax())
+    assert engine.weight_bytes < 1.1 * emulated.weight_bytes

@@ -46,10 +46,8 @@ class TorchEngine:
         for module in self._model.modules():
             if isinstance(module, QuantizedLinear | Int8Linear):
                 tensors += module.tensors()
-        opaque = sum(tensor.nbytes for tensor in tensors if tensor.is_mkldnn)
-        storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]
-        plain = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        return opaque + sum(plain.values())
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def logits(self, tokens: Tensor) -> Tensor:
         self._check(tokens)

@@ -1,0 +1,260 @@
+"""Conversions between all formats: the table of what is exact, and reported errors elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmopt import pipeline, planner
+from llmopt.artifact import Artifact
+from llmopt.errors import RecipeError, RequestError
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.recipe import from_data
+from llmopt.runtimes.torch import load
+from llmopt.stages.base import RunOptions
+from tests import models
+from tests.stages.conftest import HELD_OUT, TEXT
+from tests.test_pipeline import Log
+
+RTN = {"method": "rtn"}
+CT = {**RTN, "format": "compressed-tensors"}
+#: source -> the quantize settings that make it
+SOURCES: dict[str, dict[str, Any]] = {
+    "gptq int2 g32": {**RTN, "format": "gptq", "grid": "int2", "group_size": 32},
+    "gptq int3 asym": {**RTN, "format": "gptq", "grid": "int3", "symmetric": False},
+    "gptq int4": {**RTN, "format": "gptq"},
+    "gptq int4 row": {**RTN, "format": "gptq", "group_size": -1},
+    "gptq int8 g64": {**RTN, "format": "gptq", "grid": "int8", "group_size": 64},
+    "gptq act-order": {"format": "gptq", "act_order": "full", "group_size": 32},
+    "gptq mixed": {
+        **RTN, "format": "gptq", "overrides": [
+            {"match": "*.down_proj", "grid": "int8", "group_size": 32},
+            {"match": "*.o_proj", "skip": True},
+        ],
+    },
+    "gptq head": {**RTN, "format": "gptq", "head": True},
+    "gptq_v2 zero 0": {**RTN, "format": "gptq_v2", "symmetric": False, "group_size": 64},
+    "awq": {**RTN, "format": "awq"},
+    "awq asym g32": {**RTN, "format": "awq", "symmetric": False, "group_size": 32},
+    "ct int4 asym g16": {**CT, "symmetric": False, "group_size": 16},
+    "ct int8 row": {**CT, "grid": "int8", "group_size": -1},
+    "ct w8a8": {**CT, "grid": "int8", "group_size": -1, "activations": "int8"},
+    "ct fp8": {**CT, "grid": "fp8", "group_size": -1, "activations": "fp8"},
+    "nf4": {**RTN, "format": "bitsandbytes-nf4", "grid": "nf4", "group_size": 64},
+}  # fmt: skip
+TARGETS = ("gptq", "gptq_v2", "awq", "compressed-tensors", "hf")
+#: (source, target) -> the linears that the target cannot hold as they are; "": none of them
+INEXACT = {
+    ("gptq int8 g64", "awq"): "*",
+    ("gptq act-order", "awq"): "*",
+    ("gptq mixed", "awq"): "down_proj",
+    ("ct int4 asym g16", "awq"): "*",
+    ("ct int8 row", "awq"): "*",
+    **{("ct w8a8", target): "*" for target in ("gptq", "gptq_v2", "awq")},
+    **{(name, t): "*" for name in ("ct fp8", "nf4") for t in ("gptq", "gptq_v2", "awq")},
+    ("nf4", "compressed-tensors"): "*",
+}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("convert")
+    models.save_with_tokenizer(
+        folder / "model", "llama", hidden_size=128, intermediate_size=256, num_hidden_layers=1,
+        head_dim=32, max_position_embeddings=64,
+    )  # fmt: skip
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    # where no weight is negative an asymmetric zero point is 0
+    up = "model.layers.0.mlp.up_proj.weight"
+    tensors[up] = tensors[up].abs()
+    save_file(tensors, path, metadata={"format": "pt"})
+    (folder / "text.txt").write_text(TEXT * 40)
+    (folder / "held-out.txt").write_text(HELD_OUT * 20)
+    return folder
+
+
+def step(scratch: Path, model: Path, out: Path, verb: str, **settings: Any) -> Artifact:
+    data = {
+        "version": 1,
+        "model": str(model),
+        "data": {
+            "calibration": {"source": str(scratch / "text.txt"), "sequences": 4, "length": 48},
+            "evaluation": {"source": str(scratch / "held-out.txt"), "windows": 4, "length": 48},
+        },
+        "steps": [{"id": "step", verb: {"gate": [], **settings}}],
+    }
+    plan = planner.plan(*from_data(data), out)
+    return pipeline.run(plan, RunOptions("cpu"), Log())[-1].artifact
+
+
+def source(scratch: Path, name: str) -> Path:
+    out = scratch / name.replace(" ", "-")
+    if not out.exists():
+        step(scratch, scratch / "model", out, "quantize", **SOURCES[name])
+    return out
+
+
+def convert(scratch: Path, model: Path, out: Path, **settings: Any) -> Artifact:
+    return step(scratch, model, out, "convert", **settings)
+
+
+def inexact(name: str, target: str, module: str) -> bool:
+    wanted = INEXACT.get((name, target), "")
+    return wanted == "*" or bool(wanted and wanted in module)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_pair(name: str, target: str, scratch: Path, tmp_path: Path) -> None:
+    before = Checkpoint.open(model := source(scratch, name))
+    exact = not any(inexact(name, target, module) for module in before.layers)
+    if not exact:
+        with pytest.raises((RecipeError, RequestError), match="exact"):
+            convert(scratch, model, tmp_path / "out", to=target, exact=True)
+        assert not list(tmp_path.iterdir())
+    done = convert(scratch, model, tmp_path / "out", to=target, exact=exact)
+    after = Checkpoint.open(done.path)
+    ledger = {entry["name"].removesuffix(".weight"): entry for entry in done.manifest["ledger"]}
+    assert set(ledger) == {name.removesuffix(".weight") for name in before.names}
+    for module in before.layers:
+        entry, was, now = ledger[module], before.weight(module), after.weight(module)
+        assert entry["exact"] is not inexact(name, target, module), (module, entry)
+        error = float((now - was).norm() / was.norm())
+        assert entry["error"] == pytest.approx(error, rel=1e-3, abs=1e-9)
+        assert error < 0.15
+        if entry["exact"]:
+            assert torch.equal(now, was)
+    for other in set(before.stored) - set(before.parts):
+        assert torch.equal(after.read(other), before.read(other))
+    found = done.manifest["evidence"]["certificate"]
+    lost = [entry for entry in ledger.values() if not entry.get("exact", True)]
+    assert (found["exact"], found["rounded"]) == (len(ledger) - len(lost), len(lost))
+    assert found["largest_error"] == max((entry["error"] for entry in lost), default=0)
+
+
+def weights_file(path: Path) -> bytes:
+    return (path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("way", ["gptq_v2", "awq", "compressed-tensors"])
+def test_there_and_back_is_the_same_file(way: str, scratch: Path, tmp_path: Path) -> None:
+    model = source(scratch, "gptq int4")
+    there = convert(scratch, model, tmp_path / "there", to=way, exact=True)
+    back = convert(scratch, there.path, tmp_path / "back", to="gptq", exact=True)
+    assert weights_file(back.path) == weights_file(model)
+    assert (back.path / "config.json").read_text() == (model / "config.json").read_text()
+
+
+def test_a_row_is_split_and_merged(scratch: Path, tmp_path: Path) -> None:
+    model = source(scratch, "gptq int4 row")
+    split = convert(scratch, model, tmp_path / "split", to="awq", exact=True)
+    assert {layout.group_size for layout in Checkpoint.open(split.path).layers.values()} == {128}
+    merged = convert(scratch, split.path, tmp_path / "merged", to="gptq", group_size=-1)
+    assert merged.manifest["evidence"]["certificate"]["rounded"] == 0
+    assert weights_file(merged.path) == weights_file(model)
+
+
+def test_plain_weights_are_rounded_to_nearest(scratch: Path, tmp_path: Path) -> None:
+    done = convert(scratch, scratch / "model", tmp_path / "out", to="awq", symmetric=False)
+    same = step(scratch, scratch / "model", tmp_path / "same", "quantize", method="rtn",
+                format="awq", symmetric=False, scale_search="mse")  # fmt: skip
+    assert weights_file(done.path) == weights_file(same.path)
+    assert done.manifest["evidence"]["certificate"]["rounded"] == 7
+
+
+def test_decoded_weights_take_the_dtype_that_is_asked_for(scratch: Path, tmp_path: Path) -> None:
+    model = source(scratch, "gptq int4")
+    done = convert(scratch, model, tmp_path / "out", to="hf", dtype="bfloat16")
+    tensors = load_file(done.path / "model.safetensors")
+    assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    config = json.loads((done.path / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert "quantization_config" not in config
+    assert not (done.path / "quantize_config.json").exists()
+    assert 0 < done.manifest["evidence"]["certificate"]["largest_error"] < 2**-8
+    with pytest.raises(RecipeError, match="rounded to bfloat16"):
+        convert(scratch, model, tmp_path / "exact", to="hf", dtype="bfloat16", exact=True)
+
+
+def test_what_was_converted_computes_the_same(scratch: Path, tmp_path: Path) -> None:
+    model, tokens = source(scratch, "gptq_v2 zero 0"), models.tokens()
+    logits = load(model, dtype="float32").logits(tokens)
+    for target in ("gptq", "compressed-tensors", "hf"):
+        done = convert(scratch, model, tmp_path / target, to=target, exact=True)
+        found = load(done.path, dtype="float32").logits(tokens)
+        assert float((found - logits).norm() / logits.norm()) < 1e-5
+
+
+def test_a_gate_follows_where_weights_are_rounded(scratch: Path, tmp_path: Path) -> None:
+    def gates(model: Path, to: str) -> list[Any]:
+        recipe = {
+            "version": 1, "model": str(model), "steps": [{"id": "c", "convert": {"to": to}}],
+            "data": {"evaluation": {"source": str(scratch / "held-out.txt")}},
+        }  # fmt: skip
+        plan = planner.plan(*from_data(recipe), tmp_path / "out")
+        return [step.settings["gates"] for step in plan.steps if step.gates_of]
+
+    assert gates(scratch / "model", "gptq") == [["default"]]
+    assert gates(source(scratch, "gptq int4"), "awq") == []
+    assert gates(source(scratch, "gptq int8 g64"), "awq") == [["default"]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"to": "gguff"}, "unknown target"),
+        ({"to": "hf", "grid": "int4"}, "no such setting"),
+        ({"to": "hf"}, "plain tensors already"),
+        ({"to": "awq", "grid": "int8"}, "cannot hold grid int8"),
+        ({"to": "awq", "group_size": 16}, "no groups of 16"),
+        ({"to": "gptq", "exact": True}, "plain weights are rounded"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    settings: dict[str, Any], message: str, scratch: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        convert(scratch, scratch / "model", tmp_path / "out", **settings)
+
+
+def test_a_step_builds_on_a_conversion(scratch: Path, tmp_path: Path) -> None:
+    recipe = {
+        "version": 1,
+        "model": str(source(scratch, "gptq int4")),
+        "steps": [
+            {"id": "plain", "convert": {"to": "hf"}},
+            {"id": "awq", "convert": {"from": "plain", "to": "awq", "group_size": 64, "gate": []}},
+        ],
+    }
+    plan = planner.plan(*from_data(recipe), tmp_path / "out")
+    plain, awq = (result.artifact for result in pipeline.run(plan, RunOptions("cpu"), Log()))
+    assert not Checkpoint.open(plain.path).layers
+    assert len(Checkpoint.open(awq.path).layers) == 7
+
+
+def test_a_killed_conversion_goes_on(
+    scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmopt.stages import convert as stage
+
+    model = source(scratch, "gptq head")
+    whole = convert(scratch, model, tmp_path / "whole", to="compressed-tensors")
+    written = stage.Sink.write
+
+    def killed(self: Any, part: str, results: Any) -> None:
+        written(self, part, results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage.Sink, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(scratch, model, tmp_path / "again", to="compressed-tensors")
+    monkeypatch.undo()
+    again = convert(scratch, model, tmp_path / "again", to="compressed-tensors")
+    assert again.digest == whole.digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
