@@ -10,6 +10,8 @@ Ratios and their 95% intervals come from one bootstrap over windows (paired). St
 off the written files: codes, scales, zeros and group index of the quantized linears.
 
 --symmetric and --asymmetric say which grids both sides may use; the default is both in turn.
+The format matters to sizes: GPTQ's zeros and group index are a quarter of a bit a weight and more
+on so small a model, and compressed-tensors has neither for symmetric grids.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ from llmopt.specs import FORMATS
 
 GROUP_SIZES = (-1, 128, 64, 32)
 HEADER = (
-    "| target | settings | stored bits | weight files, bytes | KL mean [95%] "
+    "| format | target | settings | stored bits | weight files, bytes | KL mean [95%] "
     "| budget / this [95%] | predicted | predicted / measured [95%] |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -54,6 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--targets", type=float, nargs="+", default=[3.5, 4.5])
     parser.add_argument("--symmetric", action="store_true", help="symmetric grids only")
     parser.add_argument("--asymmetric", action="store_true", help="asymmetric grids only")
+    parser.add_argument("--formats", nargs="+", default=["gptq", "compressed-tensors"])
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--sequences", type=int, default=128)
@@ -64,7 +67,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def uniform_sizes(folder: Path, symmetric: bool) -> dict[LinearSettings, float]:
+def uniform_sizes(folder: Path, form: str, symmetric: bool) -> dict[LinearSettings, float]:
     """Stored bits a weight of every uniform setting, from the shapes alone."""
     contents = read_contents(folder)
     names = linear_names(contents.naming, head=False)
@@ -74,7 +77,7 @@ def uniform_sizes(folder: Path, symmetric: bool) -> dict[LinearSettings, float]:
     sizes = {}
     for bits, group in itertools.product((2, 3, 4, 8), GROUP_SIZES):
         setting = LinearSettings(f"int{bits}", bits, group, symmetric)
-        size = sum(setting.bytes(shape, FORMATS["gptq"]) for shape in shapes)
+        size = sum(setting.bytes(shape, FORMATS[form]) for shape in shapes)
         sizes[setting] = size * 8 / weights
     return sizes
 
@@ -100,7 +103,7 @@ def quantize(arguments: argparse.Namespace, out: Path, *options: str) -> dict[st
     """Run the command line, unless it did before; returns the manifest."""
     command = [
         sys.executable, "-m", "llmopt", "quantize", arguments.model, "-o", str(out),
-        "--method", "gptq", "--format", "gptq", "--calibration", arguments.calibration,
+        "--method", "gptq", "--calibration", arguments.calibration,
         "--sequences", str(arguments.sequences), "--gate", "none", "--quiet", *options,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -128,26 +131,30 @@ def ratio(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def measure(arguments: argparse.Namespace, scratch: Path, symmetric: bool) -> list[dict[str, Any]]:
+def measure(
+    arguments: argparse.Namespace, scratch: Path, form: str, symmetric: bool
+) -> list[dict[str, Any]]:
     """One row a model, each target's budget first."""
     model = resolve(arguments.model).folder
-    sizes = uniform_sizes(model, symmetric)
-    mode = "sym" if symmetric else "asym"
-    flags = [] if symmetric else ["--asymmetric"]
+    sizes = uniform_sizes(model, form, symmetric)
+    mode = f"{'sym' if symmetric else 'asym'}-{form}"
+    flags = ["--format", form, *([] if symmetric else ["--asymmetric"])]
     rows, folders = [], []
     for target in arguments.targets:
         out = scratch / f"budget-{target:g}-{mode}"
         found = quantize(arguments, out, "--target-bpw", f"{target:g}", *flags)
         allocation = found["evidence"]["allocation"]
         chosen = len(rows)
-        rows.append({"target": target, "settings": f"chosen, {mode}", "budget": chosen,
+        rows.append({"format": form, "target": target, "budget": chosen,
+                     "settings": f"chosen, {'sym' if symmetric else 'asym'}",
                      "predicted": allocation["predicted_kl"]})  # fmt: skip
         folders.append(out)
         for rival in rivals(sizes, allocation["bits_per_weight"]):
             out = scratch / f"{rival.grid}-{rival.group_size}-{mode}".replace("--1", "-row")
             group = ["--bits", str(rival.bits), "--group-size", str(rival.group_size)]
             quantize(arguments, out, *group, *flags)
-            rows.append({"target": target, "settings": rival.label, "budget": chosen})
+            rows.append({"format": form, "target": target, "settings": rival.label,
+                         "budget": chosen})  # fmt: skip
             folders.append(out)
     found = divergences(arguments, model, folders)
     for index, row in enumerate(rows):
@@ -166,8 +173,8 @@ def line(row: dict[str, Any]) -> str:
     share = _shown(row["predicted_ratio"], 3) if is_budget else ""
     against = "" if is_budget else _shown(row["ratio"], 3)
     return (
-        f"| {row['target']:g} | {row['settings']} | {row['bits']:.3f} | {row['bytes']} "
-        f"| {_shown(row['kl'], 5)} | {against} | {predicted} | {share} |"
+        f"| {row['format']} | {row['target']:g} | {row['settings']} | {row['bits']:.3f} "
+        f"| {row['bytes']} | {_shown(row['kl'], 5)} | {against} | {predicted} | {share} |"
     )
 
 
@@ -181,8 +188,8 @@ def main() -> None:
     print(HEADER, flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for symmetric in modes:
-            found = measure(arguments, arguments.keep or Path(folder), symmetric)
+        for form, symmetric in itertools.product(arguments.formats, modes):
+            found = measure(arguments, arguments.keep or Path(folder), form, symmetric)
             print("\n".join(map(line, found)), flush=True)
             rows += found
     if arguments.results:

@@ -31,7 +31,7 @@ from llmopt.stages.solving import Solver
 #: calibration windows that sensitivities are read from, and that choices are measured on
 _MOST_SEEN, _MOST_HELD_OUT = 64, 16
 #: exchanges tried on real divergence
-_TRIES = 12
+_TRIES = 24
 
 
 def run(work: Work) -> Outcome:

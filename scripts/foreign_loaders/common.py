@@ -56,6 +56,15 @@ def main(load: Callable[[Request], torch.nn.Module], description: str | None) ->
 Decode = Callable[[dict[str, torch.Tensor], str, dict[str, Any]], torch.Tensor | None]
 
 
+def _parts(name: str) -> tuple[str, str]:
+    """The linear and the suffix in a tensor's name; bitsandbytes' go on after `.weight.`."""
+    module, packed, rest = name.rpartition(".weight.")
+    if packed:
+        return module, f"weight.{rest}"
+    module, _, suffix = name.rpartition(".")
+    return module, suffix
+
+
 def decode_all(decode: Decode, marker: str, description: str | None) -> None:
     """Save what a package makes of each linear that has a tensor `marker`, by module name."""
     parser = argparse.ArgumentParser(
@@ -71,7 +80,7 @@ def decode_all(decode: Decode, marker: str, description: str | None) -> None:
     stored: dict[str, dict[str, torch.Tensor]] = {}
     for file in sorted(arguments.model.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
-            module, _, suffix = name.rpartition(".")
+            module, suffix = _parts(name)
             wide = arguments.wide and "scale" in suffix
             stored.setdefault(module, {})[suffix] = tensor.float() if wide else tensor
     found = {
