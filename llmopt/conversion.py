@@ -9,9 +9,9 @@ from llmopt.fates import LinearSettings, TensorFate, kept_because, linear_names,
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import ConvertStep
-from llmopt.recipe.models import PLAIN
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
+from llmopt.specs.formats import PLAIN
 
 _USUAL_GROUP = 128
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -14,8 +14,8 @@ from llmopt import artifact
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
-from llmopt.recipe.models import PLAIN
 from llmopt.report import card, origin
+from llmopt.specs.formats import PLAIN
 from llmopt.stages.base import Outcome, RunOptions, Stage, Work
 
 STAGES = {

@@ -26,12 +26,12 @@ from llmopt.predict import (
 )
 from llmopt.recipe import BenchStep, ConvertStep, QuantizeStep, Recipe, Source, Verb
 from llmopt.recipe.matrix import Expanded, expand
-from llmopt.recipe.models import PLAIN
 from llmopt.recipe.source import Key
 from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve
 from llmopt.specs import FORMATS, METHODS, METRICS, lookup, suggestion
 from llmopt.specs.base import FormatSpec
+from llmopt.specs.formats import PLAIN
 
 #: what a step does; some verbs no recipe names, the planner makes their steps
 PlannedVerb = Verb | Literal["allocate"]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from llmopt.errors import RequestError
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
+from llmopt.specs.formats import PLAIN
 
 StepId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 RESERVED_IDS = frozenset({"model", "report"})
@@ -38,8 +39,6 @@ GridId = Annotated[str, _known(GRIDS, "grid")]
 MethodId = Annotated[str, _known(METHODS, "method")]
 _WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids}
 FormatId = Annotated[str, _known(_WRITTEN, "format")]
-#: a checkpoint of plain tensors, as a target of conversions
-PLAIN = "hf"
 TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None}, "target")]
 RuntimeId = Annotated[str, _known(RUNTIMES, "runtime")]
 GroupSize = Annotated[int, AfterValidator(_group_size)]
@@ -175,6 +174,17 @@ class Step(Strict):
     quantize: QuantizeStep | None = None
     convert: ConvertStep | None = None
     bench: BenchStep | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _vary_required(cls, data: Any) -> Any:
+        """A setting that has no default may come from the matrix alone: its first value stands."""
+        matrix = data.get("matrix") if isinstance(data, dict) else None
+        settings = data.get("convert") if isinstance(matrix, dict) else None
+        varied = matrix.get("to") if isinstance(matrix, dict) else None
+        if isinstance(settings, dict) and "to" not in settings and isinstance(varied, list):
+            return data | {"convert": settings | {"to": next(iter(varied), PLAIN)}}
+        return data
 
     @model_validator(mode="after")
     def _one_verb(self) -> Step:

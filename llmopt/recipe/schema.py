@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmopt.recipe.models import PLAIN, Recipe
+from llmopt.recipe.models import Recipe
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
+from llmopt.specs.formats import PLAIN
 
 _WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids)
 _NAMES: dict[str, list[str]] = {

@@ -17,6 +17,7 @@ from llmopt.report.origin import CARRIED, licence_files
 from llmopt.report.recorded import flatten
 from llmopt.report.results import Divergence, Entry
 from llmopt.specs import FORMATS, LOADERS
+from llmopt.specs.formats import PLAIN_LOADERS
 
 #: members of the front matter, in this order whatever the manifest's
 _ORDER = (*CARRIED, "base_model", "base_model_relation")
@@ -110,6 +111,8 @@ def _quality(manifest: dict[str, Any]) -> str:
         note = "Quality was not measured: the gate was off. `llmopt bench` measures it."
     else:
         note = f"{_corpus('Measured against the original on', gate.get('corpus'))}{_ABOUT_KL}"
+    if certificate := manifest["evidence"].get("certificate"):
+        note = f"{_certified(certificate, manifest['parents'][0])}\n\n{note}"
     verdicts = [
         f"- gate `{v['gate']}`: {'passed' if v['passed'] else 'FAILED'} "
         f"(found {numbers.short(v['value'])})"
@@ -117,6 +120,16 @@ def _quality(manifest: dict[str, Any]) -> str:
     ]
     table = _table(("measure", "value"), rows)
     return "\n".join(["## Quality", "", note, "", *table, "", *verdicts])
+
+
+def _certified(certificate: dict[str, Any], parent: dict[str, Any]) -> str:
+    """What a conversion says of its values."""
+    name = escape(parent.get("source") or parent["name"])
+    text = f"{certificate['exact']} tensors hold exactly the values that {name} has"
+    if not certificate["rounded"]:
+        return f"All {text}."
+    largest = numbers.percent(certificate["largest_error"])
+    return f"{text}; {certificate['rounded']} were rounded, by at most {largest} of their norm."
 
 
 def _measured(entry: Entry | None) -> Iterable[tuple[str, str]]:
@@ -183,7 +196,7 @@ def _table(heading: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[st
 def _usage(format_: str) -> str:
     """How each program that reads the format loads it."""
     lines = ["## Use", "", "`PATH` is this folder, or the repository's id on the hub.", ""]
-    packages = FORMATS[format_].loaders if format_ in FORMATS else {}
+    packages = FORMATS[format_].loaders if format_ in FORMATS else PLAIN_LOADERS
     for name, needed in packages.items():
         spec = LOADERS[name]
         lines += [f"**{spec.title}** (`pip install {needed}`)", ""]

@@ -6,6 +6,10 @@ from llmopt.specs.base import FormatSpec
 
 _INTS = frozenset({"int2", "int3", "int4", "int8"})
 
+#: a checkpoint of plain tensors, as conversions and manifests call it, and what loads it
+PLAIN = "hf"
+PLAIN_LOADERS = {"transformers": "transformers", "vllm": "vllm"}
+
 FORMATS: dict[str, FormatSpec] = {
     "gptq": FormatSpec(
         id="gptq",

@@ -21,8 +21,8 @@ from llmopt.formats.layout import layout_of
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import QuantizedTensor
 from llmopt.grids.recode import recode
-from llmopt.recipe.models import PLAIN
 from llmopt.specs import FORMATS
+from llmopt.specs.formats import PLAIN
 from llmopt.stages.base import Outcome, Work
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
 from llmopt.stages.solving import Solver

@@ -222,3 +222,28 @@ def test_generate_streams_and_repeats(llmopt: Llmopt) -> None:
     assert first.code == 0, first.err
     assert first.out.startswith("import os")
     assert llmopt(*arguments).out == first.out
+
+
+def test_convert_moves_integers_and_says_so(llmopt: Llmopt, tmp_path: Path) -> None:
+    llmopt("quantize", "demo", "-o", "w4", *RTN)
+    done = llmopt("convert", "w4", "-o", "a4", "--to", "awq", "--exact")
+    assert done.code == 0, done.err
+    assert "awq, 3.91 MB, 47 tensors exact" in done.out
+    assert llmopt("verify", "a4").code == 0
+    assert "All 47 tensors hold exactly the values that w4 has." in (
+        tmp_path / "a4" / "README.md"
+    ).read_text("utf-8")
+    back = llmopt("convert", "a4", "-o", "b4", "--to", "gptq", "--json")
+    assert back.document[0]["manifest"]["digest"] == read_manifest(tmp_path / "w4")["digest"]
+
+
+def test_convert_refuses_at_once_and_leaves_nothing(llmopt: Llmopt, tmp_path: Path) -> None:
+    done = llmopt("convert", "demo", "-o", "a4", "--to", "awq", "--exact")
+    assert done.code == 2
+    assert "cannot be converted exactly: plain weights are rounded" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_prints_the_recipe_that_does_the_same(llmopt: Llmopt) -> None:
+    done = llmopt("convert", "demo", "-o", "a4", "--to", "awq", "--bits", 4, "--print-recipe")
+    assert "convert:\n    to: awq\n    grid: int4\n" in done.out
