@@ -77,7 +77,7 @@ MUTANTS = [
     ("broken YAML", "[int4, int3]}", "[int4, int3}", 19, "", "not valid YAML"),
     ("undefined variable", "name: mutant", "name: ${LLMOPT_NOT_SET}", 2, "name", "LLMOPT_NOT_SET"),
     ("embeddings", "group_size: 128", "embeddings: true", 14, "steps[0].quantize.embeddings", "cannot hold"),
-    ("conversion to nothing", BENCH, "    convert: {from: a}\n", 22, "steps[2]", "to is required"),
+    ("conversion to nothing", BENCH, "    convert: {from: a}\n", 22, "steps[2].convert", "to is required"),
     ("unknown target", BENCH, "    convert: {from: a, to: awk}\n", 22, "steps[2].convert.to", "'awq'"),
     ("not exact", BENCH, "    convert: {to: awq, exact: true}\n", 22, "steps[2].convert.exact", "plain weights"),
     ("bad target in a matrix", BENCH, "    convert: {from: a}\n    matrix: {to: [awq, q4]}\n", 23, "steps[2].matrix.to", "target"),
