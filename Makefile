@@ -39,6 +39,7 @@ fix: $(READY)
 bench: $(READY)  ## figures against peers; each script says what it needs
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gptq_kernel.py
+	$(BIN)/python benchmarks/int8_linear.py
 	$(BIN)/python benchmarks/memory/peak_memory.py
 
 clean:

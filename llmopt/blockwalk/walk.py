@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmopt.blockwalk import memory
 from llmopt.blockwalk.block import Transform
 from llmopt.blockwalk.calibrated import CalibratedWalk
 from llmopt.blockwalk.inlet import Inlet, Operation, Weights
@@ -57,6 +58,7 @@ def walk(
     Returns what operations recorded, by module name. RequestError where the checkpoint's tensors
     are not those of its model, or hold what is no number.
     """
+    memory.steady()
     check_finite(checkpoint)
     plan = Plan(
         checkpoint=checkpoint,

@@ -37,7 +37,7 @@ steps:
 """
 
 #: name, text replaced, replacement, line of the error, dotted key, a word of message or hint
-BENCH = "    bench:\n      from: [a, b]\n      gates: [\"kl.mean < 0.5\"]\n"
+BENCH = '    bench:\n      from: [a, b]\n      gates: ["kl.mean < 0.5"]\n'
 MUTANTS = [
     ("unknown version", "version: 1", "version: 2", 1, "version", "should be 1"),
     ("missing model", "model: demo\n", "", 1, "", "model is required"),
