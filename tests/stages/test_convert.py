@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,39 @@ def test_a_killed_conversion_goes_on(
     again = convert(scratch, model, tmp_path / "again", to="compressed-tensors")
     assert again.digest == whole.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
+
+
+def foreign_fp8(scratch: Path, folder: Path) -> Path:
+    """The model as DeepSeek's tools store it: float8 values, a float32 scale for 64 x 64 blocks."""
+    shutil.copytree(scratch / "model", folder)
+    path, tensors = folder / "model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = tensor
+            continue
+        blocks = tensor.unflatten(0, (-1, 64)).unflatten(2, (-1, 64))
+        scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+        tensors[name] = (blocks / scale).flatten(2).flatten(0, 1).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale[:, 0, :, 0].contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    config["quantization_config"] = quantization | {"weight_block_size": [64, 64]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_block_scaled_fp8_of_other_tools(scratch: Path, tmp_path: Path) -> None:
+    model = foreign_fp8(scratch, tmp_path / "fp8")
+    plain = convert(scratch, model, tmp_path / "plain", to="hf", dtype="float32", exact=True)
+    up = Checkpoint.open(plain.path).weight("model.layers.0.mlp.up_proj")
+    original = Checkpoint.open(scratch / "model").weight("model.layers.0.mlp.up_proj")
+    assert 0 < float((up - original).norm() / original.norm()) < 0.04
+    found = {}
+    for target, label in (("compressed-tensors", "fp8 row sym"), ("gptq", "int8 g64 sym")):
+        done = convert(scratch, model, tmp_path / target, to=target)
+        layers = Checkpoint.open(done.path).layers.values()
+        assert {layout.label for layout in layers} == {label}
+        found[target] = done.manifest["evidence"]["certificate"]
+    assert found["compressed-tensors"]["rounded"] == found["gptq"]["rounded"] == 7
+    assert found["gptq"]["largest_error"] < found["compressed-tensors"]["largest_error"] < 0.04
