@@ -33,7 +33,7 @@ def test_end_to_end(make: Any, tmp_path: Path, family: str, kind: str, method: s
         weight, before = checkpoint.weight(module), original.weight(module)
         assert contents.tensors[f"{module}.weight"].shape == tuple(weight.shape)
         lost = float((weight - before).norm() / before.norm())
-        assert 0 < lost < (0.15 if kind == "nf4" else 0.015)
+        assert 0 < lost < (0.2 if kind == "nf4" else 0.02)
     assert 0 < difference(model, artifact.path) < (0.7 if kind == "nf4" else 0.07)
 
 
@@ -42,7 +42,7 @@ def test_end_to_end(make: Any, tmp_path: Path, family: str, kind: str, method: s
     [
         (KINDS["nf4"] | {"group_size": 128}, "no groups of 128"),
         (KINDS["nf4"] | {"grid": "int4"}, "nf4"),
-        (KINDS["nf4"], r"_proj.*96"),
+        (KINDS["nf4"], "group size 64 does not divide the 96 inputs"),
         (KINDS["int8"] | {"group_size": 32}, "no groups of 32"),
         (KINDS["int8"] | {"symmetric": False}, "symmetric"),
         (KINDS["int8"] | {"activations": "int8"}, "activations"),

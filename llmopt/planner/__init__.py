@@ -1,0 +1,83 @@
+"""plan(recipe): order, check, desugar, predict, from specs and file headers alone. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmopt import artifact
+from llmopt.errors import RequestError
+from llmopt.formats.quantization import read_contents
+from llmopt.planner.desugar import Desugar
+from llmopt.planner.graph import ordered, outside
+from llmopt.planner.located import located
+from llmopt.planner.steps import MODEL, Plan, PlannedStep
+from llmopt.recipe import Recipe, Source
+from llmopt.recipe.matrix import expand
+from llmopt.report import origin
+from llmopt.sources import resolve
+
+__all__ = ["MODEL", "Plan", "PlannedStep", "plan", "states"]
+
+
+def plan(recipe: Recipe, source: Source, out: Path, *, fetch: bool = True) -> Plan:
+    """Check everything that can be checked before work, and say what would be done.
+
+    `out` is the folder of a recipe's results, or, for a recipe of one written step that the
+    command line made, of that step's. Raises RecipeError naming line, key and layer.
+    """
+    expanded, ids = expand(recipe, source)
+    externals = outside(expanded, ids)
+    ids |= {typed: [name] for typed, name in externals.items()}
+    in_order = ordered(expanded, ids, source, set(externals.values()))
+    model = located(source, ("model",), lambda: resolve(recipe.model, recipe.revision, fetch=fetch))
+    contents = located(source, ("model",), lambda: read_contents(model.folder))
+    if any(item.step.verb != "bench" for item in expanded):
+        located(source, ("model",), lambda: origin.declared(model.folder))
+    desugar = Desugar(recipe, source, ids, contents, set(externals.values()))
+    steps = [planned for item in in_order for planned in desugar.steps(item)]
+    single = source.file == "<command line>" and len(expanded) == 1
+    outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
+    for path in outputs.values():
+        artifact.check_destination(path)
+        if path.resolve() == model.folder.resolve():
+            raise RequestError(f"{path} is the input model", hint="choose another -o")
+    folders = {name: Path(typed) for typed, name in externals.items()}
+    return Plan(recipe, model, tuple(steps), outputs, folders)
+
+
+def states(plan: Plan) -> dict[str, str]:
+    """What a run would do with each step now: reuse it, run it, or find out later.
+
+    A foreign model that was never hashed here has no digest yet, and no weights are read to
+    make one: then what stands on disk is checked when the plan runs.
+    """
+    digests: dict[str, str | None] = {}
+    found: dict[str, str] = {}
+    for step in plan.steps:
+        for name in step.parents:
+            if name not in digests:  # not a step: the model, or an artifact from outside
+                digests[name] = artifact.known_digest(plan.folder_of(name))
+        known = {name: digest for name in step.parents if (digest := digests[name])}
+        target = step.gates_of or step.id
+        folder = plan.outputs[target]
+        manifest = artifact.read_manifest(folder) if folder.is_dir() else {}
+        if len(known) < len(step.parents):
+            unhashed = any(found.get(name) in (None, "unknown") for name in step.parents)
+            found[step.id] = "unknown" if manifest and unhashed else "to run"
+            digests.setdefault(step.id, None)
+            continue
+        key = step.digest_key(known)
+        if step.gates_of:
+            done = manifest.get("gate", {}).get("key") == key
+        else:
+            done = artifact.complete(folder, key)
+            digests[step.id] = manifest["digest"] if done else None
+        found[step.id] = "done" if done else "to run"
+    return found
+
+
+def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
+    """A step's folder. What a lone step is prepared by stands hidden beside it."""
+    if not single:
+        return out / step.id
+    return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out

@@ -1,0 +1,276 @@
+"""Written steps as planned ones: what they ask for besides, made visible."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from llmopt import conversion
+from llmopt.allocate.options import byte_budget, parse_size, with_options
+from llmopt.evaluate.gates import parse
+from llmopt.fates import TensorFate, check_config, contents_after, quantize_fates
+from llmopt.formats.quantization import Contents
+from llmopt.planner.graph import members
+from llmopt.planner.located import located
+from llmopt.planner.steps import MODEL, PlannedStep
+from llmopt.planner.texts import Texts
+from llmopt.predict import (
+    allocate_footprint,
+    bench_footprint,
+    convert_footprint,
+    quantize_footprint,
+)
+from llmopt.recipe import BenchStep, ConvertStep, QuantizeStep, Recipe, Source
+from llmopt.recipe.matrix import Expanded
+from llmopt.recipe.source import Key
+from llmopt.specs import FORMATS, METHODS, METRICS, lookup
+from llmopt.specs.base import FormatSpec
+from llmopt.specs.formats import PLAIN
+
+GATE_WINDOWS = 16
+_METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
+
+
+class Desugar:
+    """Turns written steps into planned ones against one model's headers."""
+
+    def __init__(
+        self, recipe: Recipe, source: Source, ids: dict[str, list[str]], contents: Contents,
+        outside: set[str],
+    ) -> None:  # fmt: skip
+        self._recipe, self._source, self._ids, self._model = recipe, source, ids, contents
+        self._outside, self._texts = outside, Texts(recipe, source, contents.config)
+        #: what steps planned so far will have written, those that write a model
+        self._written: dict[str, Contents] = {}
+
+    def steps(self, item: Expanded) -> Iterator[PlannedStep]:
+        """A written step, with the allocation before it and the gate after it that it asks for."""
+        settings = item.step.settings
+        if isinstance(settings, BenchStep):
+            yield self.bench(item, settings)
+            return
+        if isinstance(settings, ConvertStep):
+            yield from self.converted(item, settings)
+            return
+        if settings.has_budget:
+            self._check_budget(settings, (*item.key, "quantize"))
+        step = self.quantize(item, settings)
+        if settings.has_budget:
+            yield from (steps := self.allocated(step, settings))
+            step = steps[-1]
+        else:
+            yield step
+        if settings.gate:
+            yield self.gate(item, settings.gate, step)
+
+    def quantize(self, item: Expanded, settings: QuantizeStep) -> PlannedStep:
+        """The step alone; a budget's linears have settings that stand for their candidates."""
+        place: Key = (*item.key, "quantize")
+        parent, contents = self._parent(item, settings.from_)
+        method = METHODS[settings.method]
+        self._refuse_idle_settings(settings, method.settings, place)
+        transform = method.transform if settings.transform == "auto" else settings.transform
+        needed = method.needs_calibration or settings.has_budget or transform != "none"
+        calibration = self._texts.calibration(settings, needed, place)
+        effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
+        for name in _METHOD_SETTINGS - method.settings:
+            del effective[name]
+        if effective.get("scale_search") == "auto":
+            effective["scale_search"] = "importance" if calibration else "mse"
+        effective |= {"transform": transform, "calibration": calibration, "seed": self._recipe.seed}
+        fates = tuple(quantize_fates(contents, settings, self._source, place))
+        self._written[item.step.id] = contents_after(contents, fates, settings.format)
+        footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
+        texts = self._texts.places() if calibration else {}
+        return PlannedStep(
+            item.step.id, "quantize", effective, (parent,), place, None, texts, fates, footprint
+        )
+
+    def converted(self, item: Expanded, settings: ConvertStep) -> Iterator[PlannedStep]:
+        """A conversion, and a gate where it rounds."""
+        place: Key = (*item.key, "convert")
+        parent, contents = self._parent(item, settings.from_)
+        self._check_target(settings, contents, place)
+        found = list(conversion.conversions(contents, settings))
+        fates = tuple(each.fate for each in found)
+        lost = next((each for each in found if each.loss), None)
+        if lost and settings.exact:
+            raise self._source.error(
+                f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
+                (*place, "exact"),
+                "exact: false rounds it, and reports the error",
+            )
+        check_config(fates, contents.naming, settings.to, self._source, (*place, "to"))
+        effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
+        self._written[item.step.id] = conversion.contents_after(contents, fates, settings)
+        footprint = convert_footprint(contents, fates)
+        step = PlannedStep(
+            item.step.id, "convert", effective, (parent,), place, None, {}, fates, footprint
+        )
+        yield step
+        rounds = lost is not None and settings.to != PLAIN
+        gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
+        if gates:
+            yield self.gate(item, gates, step)
+
+    def allocated(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
+        """A step with a budget: one that chooses settings, and one that quantizes with them."""
+        contents = self._model if step.parents[0] == MODEL else self._written[step.parents[0]]
+        fates = tuple(
+            located(self._source, (*step.key, "candidates"),
+                     lambda: list(with_options(step.fates, settings)))
+        )  # fmt: skip
+        self._check_mix(fates, contents, settings, step.key)
+        place = (*step.key, "target_bpw" if settings.target_bpw else "target_size")
+        size = settings.target_size
+        if size is not None:
+            size = located(self._source, place, lambda: parse_size(size))
+        effective = step.settings | {"target_size": size}
+        least = sum(_smallest(fate, FORMATS[settings.format]) for fate in fates)
+        if (budget := byte_budget(fates, effective)) < least:
+            raise self._source.error(
+                f"the budget leaves {max(budget, 0):,} bytes for the quantized linears, "
+                f"and the smallest candidates take {least:,}",
+                place,
+                "raise the target, or allow smaller candidates",
+            )
+        self._written[step.id] = contents_after(contents, fates, settings.format)
+        footprint = allocate_footprint(contents, fates, step.settings)
+        name = f"{step.id}.allocation"
+        step = replace(step, settings=effective, fates=fates)
+        choosing = replace(step, id=name, verb="allocate", footprint=footprint)
+        return [choosing, replace(step, parents=(*step.parents, name))]
+
+    def bench(self, item: Expanded, settings: BenchStep) -> PlannedStep:
+        """A measurement of what is named, or of all that was written so far."""
+        place: Key = (*item.key, "bench")
+        measured = [
+            p for name in settings.from_ for p in members(name, self._ids, item, self._source)
+        ]
+        for parent in measured:
+            if parent not in {MODEL, *self._written, *self._outside}:
+                raise self._source.error(f"{parent!r} is no model", (*place, "from"))
+        if not measured:
+            measured = [MODEL, *self._written]
+        against = settings.against
+        if against not in (None, MODEL) and against not in self._written:
+            raise self._source.error(f"{against!r} is not one step's model", (*place, "against"))
+        check_gates(settings.gates, self._source, (*place, "gates"))
+        parents = tuple(dict.fromkeys([*([against] if against else []), *measured]))
+        effective = settings.model_dump(by_alias=True) | {
+            "from": list(dict.fromkeys(measured)),
+            "evaluation": self._texts.evaluation(),
+            "seed": self._recipe.seed,
+        }
+        footprint = bench_footprint(self._model, len(parents), effective["evaluation"])
+        return PlannedStep(
+            item.step.id,
+            "bench",
+            effective,
+            parents,
+            place,
+            None,
+            self._texts.places(),
+            (),
+            footprint,
+        )
+
+    def gate(self, item: Expanded, gates: list[str], step: PlannedStep) -> PlannedStep:
+        """The bench step that decides whether a quantized model may be built upon."""
+        place: Key = (*item.key, item.step.verb, "gate")
+        check_gates([g for g in gates if g != "default"], self._source, place)
+        effective = BenchStep(from_=[step.id], speed=False).model_dump(by_alias=True) | {
+            "gates": gates,
+            "evaluation": self._texts.evaluation(GATE_WINDOWS),
+            "seed": self._recipe.seed,
+        }
+        footprint = replace(bench_footprint(self._model, 2, effective["evaluation"]), disk_bytes=0)
+        parents = (MODEL, step.id)
+        name = f"{step.id}.gate"
+        return PlannedStep(
+            name, "bench", effective, parents, place, step.id, self._texts.places(), (), footprint
+        )
+
+    def _check_target(self, settings: ConvertStep, contents: Contents, place: Key) -> None:
+        """RecipeError for settings that the target cannot have."""
+        if settings.to == PLAIN:
+            for name in ("grid", "group_size", "symmetric"):
+                if getattr(settings, name) is not None:
+                    raise self._source.error("plain tensors have no such setting", (*place, name))
+            if contents.format is None:
+                raise self._source.error("the model has plain tensors already", (*place, "to"))
+            return
+        spec = FORMATS[settings.to]
+        if settings.grid is not None and settings.grid not in spec.grids:
+            raise self._source.error(
+                f"format {spec.id} cannot hold grid {settings.grid}",
+                (*place, "grid"),
+                f"it holds {sorted(spec.grids)}",
+            )
+        if spec.group_sizes is not None and settings.group_size not in (None, *spec.group_sizes):
+            raise self._source.error(
+                f"format {spec.id} has no groups of {settings.group_size}",
+                (*place, "group_size"),
+                f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
+            )
+
+    def _check_mix(
+        self, fates: tuple[TensorFate, ...], contents: Contents, settings: QuantizeStep, place: Key
+    ) -> None:
+        """Give neighbours different options: a config that cannot say that is found out now."""
+        count, mixed = itertools.count(), []
+        for fate in fates:
+            if fate.options:
+                fate = replace(fate, quantize=fate.options[next(count) % len(fate.options)])
+            mixed.append(fate)
+        check_config(mixed, contents.naming, settings.format, self._source, (*place, "format"))
+
+    def _check_budget(self, settings: QuantizeStep, place: Key) -> None:
+        for refused, key, message, hint in (
+            (settings.target_bpw and settings.target_size, "target_size",
+             "a step has one budget: target_bpw or target_size", None),
+            (settings.head, "head", "a budget covers the linears in blocks, and not the head",
+             "head: false"),
+            (self._recipe.data.calibration.sequences < 2, "target_bpw",
+             "a budget takes calibration text to measure on, too",
+             "data.calibration.sequences: at least 2"),
+        ):  # fmt: skip
+            if refused:
+                raise self._source.error(message, (*place, key), hint)
+
+    def _parent(self, item: Expanded, name: str) -> tuple[str, Contents]:
+        """The one model that a step is made from: its id, and what it holds."""
+        place: Key = (*item.key, item.step.verb, "from")
+        found = members(name, self._ids, item, self._source)
+        if len(found) > 1:
+            raise self._source.error(
+                f"{name!r} is {len(found)} models", place, f"take one: {', '.join(found)}"
+            )
+        if found[0] != MODEL and found[0] not in self._written:
+            raise self._source.error(f"{name!r} is no model", place, "from: model")
+        return found[0], self._model if found[0] == MODEL else self._written[found[0]]
+
+    def _refuse_idle_settings(
+        self, settings: QuantizeStep, used: frozenset[str], place: Key
+    ) -> None:
+        """A setting that the method does not read is a mistake, not a decoration."""
+        for name in sorted((_METHOD_SETTINGS & settings.model_fields_set) - used):
+            raise self._source.error(
+                f"method {settings.method} has no such setting",
+                (*place, name),
+                f"{settings.method} reads: {', '.join(sorted(used))}",
+            )
+
+
+def _smallest(fate: TensorFate, spec: FormatSpec) -> int:
+    """The fewest bytes that a linear's options take; 0 for other tensors."""
+    rows, cols = (*fate.shape, 0, 0)[:2]
+    return min((option.bytes((rows, cols), spec) for option in fate.options), default=0)
+
+
+def check_gates(gates: list[str], source: Source, key: Key) -> None:
+    """Refuse a gate that cannot be read or names an unknown metric."""
+    for index, text in enumerate(gates):
+        gate = located(source, (*key, index), lambda text=text: parse(text))
+        located(source, (*key, index), lambda gate=gate: lookup(METRICS, "metric", gate.metric))

@@ -1,0 +1,73 @@
+"""How the steps of a recipe hang together."""
+
+from __future__ import annotations
+
+import graphlib
+from pathlib import Path
+
+from llmopt.planner.steps import MODEL
+from llmopt.recipe import BenchStep, Source
+from llmopt.recipe.matrix import Expanded
+from llmopt.specs import suggestion
+
+
+def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, str]:
+    """Folders that bench steps name instead of steps: as typed -> a short name of its own."""
+    found: dict[str, str] = {}
+    taken = {MODEL, *(item.step.id for item in expanded)}
+    for item in expanded:
+        for typed in item.step.settings.from_ if item.step.verb == "bench" else ():
+            if typed in ids or typed in taken or typed in found or not Path(typed).is_dir():
+                continue
+            stem = Path(typed).resolve().name
+            name, number = stem, 2
+            while name in taken:
+                name, number = f"{stem}-{number}", number + 1
+            taken.add(name)
+            found[typed] = name
+    return found
+
+
+def ordered(
+    expanded: list[Expanded], ids: dict[str, list[str]], source: Source, outside: set[str]
+) -> list[Expanded]:
+    """Steps sorted so that parents come first, otherwise as written."""
+    by_id = {item.step.id: item for item in expanded}
+    graph = {}
+    for item in expanded:
+        parents = [p for name in _named_parents(item) for p in members(name, ids, item, source)]
+        graph[item.step.id] = [p for p in parents if p != MODEL and p not in outside]
+    try:
+        order = list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        cycle = error.args[1]
+        raise source.error(
+            f"steps wait for each other: {' -> '.join(reversed(cycle))}",
+            (*by_id[cycle[0]].key, by_id[cycle[0]].step.verb, "from"),
+        ) from None
+    return [by_id[name] for name in order]
+
+
+def members(name: str, ids: dict[str, list[str]], item: Expanded, source: Source) -> list[str]:
+    """The steps that `name` stands for: itself, a matrix's members, or the model."""
+    if name == MODEL:
+        return [MODEL]
+    if name in ids:
+        return ids[name]
+    known = {member for members in ids.values() for member in members}
+    if name in known:
+        return [name]
+    settings = item.step.settings
+    against = isinstance(settings, BenchStep) and name == settings.against
+    raise source.error(
+        f"no step is called {name!r}",
+        (*item.key, item.step.verb, "against" if against else "from"),
+        suggestion(name, {MODEL, *ids, *known}),
+    )
+
+
+def _named_parents(item: Expanded) -> list[str]:
+    settings = item.step.settings
+    if not isinstance(settings, BenchStep):
+        return [settings.from_]
+    return [*settings.from_, *([settings.against] if settings.against else [])]

@@ -1,0 +1,108 @@
+"""Calibration and evaluation text in plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmopt import artifact
+from llmopt.corpora import source as corpora
+from llmopt.planner.located import located
+from llmopt.recipe import QuantizeStep, Recipe, Source
+from llmopt.recipe.source import Key
+
+
+class Texts:
+    """The recipe's texts as steps name them: by name and digest, cut to the model's context."""
+
+    def __init__(self, recipe: Recipe, source: Source, config: Mapping[str, Any]) -> None:
+        self._recipe, self._source, self._config = recipe, source, config
+        self._digests: dict[tuple[str, str, str], str] = {}
+
+    def calibration(
+        self, settings: QuantizeStep, needed: bool, place: Key
+    ) -> dict[str, Any] | None:
+        """What a step is calibrated on; None where it needs no text, and none is given."""
+        data = self._recipe.data.calibration
+        source = data.source or ("demo" if self._recipe.model == "demo" and needed else "")
+        if not source:
+            if needed or settings.scale_search == "importance":
+                what = f"method {settings.method}" if needed else "scale_search: importance"
+                what = "a budget" if settings.has_budget else what
+                raise self._source.error(
+                    f"{what} needs calibration text",
+                    (*place, "method" if needed else "scale_search"),
+                    "give data.calibration.source (--calibration FILE, or demo for Python text)",
+                )
+            return None
+        if not needed and settings.scale_search not in ("auto", "importance"):
+            return None
+        length = min(data.length, self._context)
+        key: Key = ("data", "calibration", "source")
+        digest = located(self._source, key, lambda: self._digest(source, data.field, "calibration"))
+        return data.model_dump() | {
+            "source": text_name(source), "length": length, "digest": digest
+        }  # fmt: skip
+
+    def evaluation(self, windows: int | None = None) -> dict[str, Any]:
+        """What a step is measured on: `windows` of it, where that is less than the recipe's."""
+        data = self._recipe.data.evaluation
+        length = min(data.length, self._context)
+        key: Key = ("data", "evaluation", "source")
+        digest = located(
+            self._source, key, lambda: self._digest(data.source, data.field, "evaluation")
+        )
+        if data.source == self._recipe.data.calibration.source and data.source != "demo":
+            raise self._source.error(
+                "calibration and evaluation are the same text: that measures memory, not quality",
+                key,
+                "hold some text out, or evaluate on demo",
+            )
+        count = data.windows if windows is None else min(windows, data.windows)
+        return data.model_dump() | {
+            "source": text_name(data.source), "windows": count, "length": length, "digest": digest
+        }  # fmt: skip
+
+    def places(self) -> dict[str, dict[str, Any]]:
+        """Where the recipe's texts lie, and as much of them as the model's context allows."""
+        found = {}
+        for name, data in (
+            ("calibration", self._recipe.data.calibration),
+            ("evaluation", self._recipe.data.evaluation),
+        ):
+            length = min(data.length, self._context)
+            source = data.source or "demo"
+            found[name] = data.model_dump() | {"source": source, "length": length}
+        return found
+
+    def _digest(self, source: str, field: str, split: corpora.Split) -> str:
+        asked = (source, field, split)
+        if asked not in self._digests:  # many steps share their text
+            self._digests[asked] = corpus_digest(source, field, split)
+        return self._digests[asked]
+
+    @property
+    def _context(self) -> int:
+        """The longest sequence the model was made for, in tokens."""
+        for name in ("max_position_embeddings", "n_positions", "n_ctx"):
+            value = self._config.get(name)
+            if isinstance(value, int) and value > 0:
+                return value
+        return 1 << 30
+
+
+def text_name(source: str) -> str:
+    """What manifests call a text: its file's name, not where it lies."""
+    return source if source == "demo" else Path(source).resolve().name
+
+
+def corpus_digest(source: str, field: str, split: corpora.Split) -> str:
+    """What identifies the text behind `source`, without tokenizing it."""
+    corpora.check(source, split=split, field=field)
+    if source == "demo":
+        return corpora.load(source, split=split).sha256
+    path = Path(source)
+    if path.is_dir():
+        return artifact.digest_of(artifact.describe_files(path))
+    return artifact.file_digest(path)
