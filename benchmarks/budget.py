@@ -160,7 +160,7 @@ def measure(
     for index, row in enumerate(rows):
         row |= stored(folders[index])
         row["kl"] = ratio(found[:, index], np.ones(len(found)))
-        row["ratio"] = ratio(found[:, row["budget"]], found[:, index])
+        row["ratio"] = ratio(found[:, row.pop("budget")], found[:, index])
         if "predicted" in row:
             predicted = np.full(len(found), row["predicted"])
             row["predicted_ratio"] = ratio(predicted, found[:, index])

@@ -23,6 +23,7 @@ def json_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "llmopt recipe"
+    schema["$defs"]["ConvertStep"]["required"].remove("to")  # it may stand in the step's matrix
     for definition in schema["$defs"].values():
         for name, prop in definition.get("properties", {}).items():
             if name in _NAMES:

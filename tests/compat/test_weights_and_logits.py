@@ -10,7 +10,8 @@ compressed-tensors 0.14.0.1, `peer-gptqmodel` transformers 5 with 0.20.0. What d
 
 - autoawq and transformers 4 load AWQ models on CPU only with Intel's extension for PyTorch;
 - compressed-tensors 0.20 dropped act-order with stored groups; 0.14 packs 3-bit codes otherwise
-  than 0.20, and its model loader knows one sub-format a model.
+  than 0.20, and its model loader knows one sub-format a model, takes no int8 parameters, and
+  computes with weights in float16, which puts many activations on other float8 levels.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ ARTIFACTS = {
         **CT,
         "overrides": [
             {"match": "*.mlp.down_proj", "grid": "int8", "group_size": -1},
-            {"match": "model.layers.1.mlp.up_proj", "symmetric": False, "group_size": 64},
+            {"match": "model.layers.1.mlp.up_proj", "group_size": 64},
             {"match": "model.layers.2.self_attn.*", "skip": True},
         ],
     },
@@ -67,7 +68,10 @@ ARTIFACTS = {
 }
 #: environment -> the artifacts that its compressed-tensors cannot read
 NOT_READ = {"compat": {"int3-asym-g32"}, "peer-gptqmodel": {"act-order"}}
-NOT_LOADED = {"compat": NOT_READ["compat"] | {"mixed-formats"}, "peer-gptqmodel": {"act-order"}}
+NOT_LOADED = {
+    "compat": NOT_READ["compat"] | {"mixed-formats", "w8a8", "fp8"},
+    "peer-gptqmodel": {"act-order"},
+}
 COMPRESSED = [name for name in ARTIFACTS if not name.startswith("awq")]
 
 
@@ -143,7 +147,9 @@ def same_logits(model: Path, script: str, environment: str, dtype: str) -> None:
     theirs = np.load(out)
     ours = load(model, dtype="float32").logits(windows()).numpy()
     assert np.linalg.norm(theirs - ours) / np.linalg.norm(ours) < 1e-2
-    assert (theirs.argmax(-1) == ours.argmax(-1)).mean() >= 0.99
+    # an activation on the border between two levels goes either way
+    activations = any(layout.activations for layout in Checkpoint.open(model).layers.values())
+    assert (theirs.argmax(-1) == ours.argmax(-1)).mean() >= (0.98 if activations else 0.99)
 
 
 @pytest.mark.parametrize("name", ["awq", "awq-asym-g32"])

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from llmopt.grids.base import QuantizedTensor
 from llmopt.runtimes.torch.activations import token_levels
 
-#: inputs whose products, of up to 127 * 128 each, an int32 surely holds the sum of
-_MOST_INPUTS = (2**31 - 1) // (127 * 128)
+#: inputs whose products, of up to 128 * 128 each, an int32 surely holds the sum of
+_MOST_INPUTS = (2**31 - 1) // 128**2
 
 
 class Int8Linear(nn.Module):
@@ -75,7 +75,7 @@ def kernel_is_exact() -> bool:
     CPUs without VNNI move activations to 0 to 255 and add pairs of products in 16 bits, too few.
     """
     levels = torch.full((2, 64), 127.0)
-    levels[1] = -127.0
+    levels[1] = -128.0
     weight = torch.full((16, 64), -128, dtype=torch.int8)
     weight[1] = 127
     return torch.equal(_product(levels, weight), (levels @ weight.float().T).int())
