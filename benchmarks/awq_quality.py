@@ -47,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--calibration", default="demo")
     parser.add_argument("--evaluation", default="demo")
+    parser.add_argument("--keep", type=Path, help="where artifacts go, and are found again")
     parser.add_argument("--results", type=Path, help="write NAME.json and NAME.md")
     return parser.parse_args()
 
@@ -65,7 +66,7 @@ def with_outliers(model: Path, folder: Path) -> Path:
             gain[channels] *= FACTOR
             for name in pair.readers:
                 tensors[f"{name}.weight"][:, channels] /= FACTOR
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     for name in checkpoint.side_files:
         shutil.copyfile(model / name, folder / name)
     config = {key: v for key, v in checkpoint.config.items() if key not in ("dtype", "torch_dtype")}
@@ -118,14 +119,14 @@ def main() -> None:
     print(HEADER, flush=True)
     rows, lines = {}, []
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+        scratch = arguments.keep or Path(name)
         copy = with_outliers(resolve(arguments.model).folder, scratch / "copy")
         for title, model, bits in (
             ("as it is", arguments.model, arguments.bits),
             (f"{OUTLIERS} outlier channels", str(copy), [4]),
         ):
             folder = scratch / title.replace(" ", "-")
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             rows[title] = measure(arguments, model, bits, folder)
             lines += [line(title, key, entry) for key, entry in rows[title].items()]
             print("\n".join(lines[-len(rows[title]) :]), flush=True)

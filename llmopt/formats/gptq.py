@@ -83,7 +83,7 @@ def pack(tensor: QuantizedTensor, version: str) -> dict[str, Tensor]:
 def unpack(stored: Mapping[str, Tensor], layout: LayerLayout, version: str) -> QuantizedTensor:
     """A stored linear as codes and parameters; raises RequestError where the parts do not fit.
 
-    A group index that only says i // group_size is dropped. Version 1's zero - 1 wraps around in
+    A group index that only says i // group_size is dropped where all groups are full. Version 1's zero - 1 wraps around in
     its bits as AutoGPTQ reads it.
     """
     bits, scales = layout.bits, stored["scales"]
@@ -113,12 +113,13 @@ def _consecutive(cols: int, size: int) -> Tensor:
 
 
 def _group_index(g_idx: Tensor | None, cols: int, groups: int, size: int) -> Tensor | None:
-    """None where columns are grouped in order; RequestError where an index makes no sense."""
+    """None where whole groups are in order; RequestError where an index makes no sense."""
     size = cols if size == -1 else size
-    if g_idx is None or torch.equal(g_idx.to(torch.int32), _consecutive(cols, size)):
+    in_order = _consecutive(cols, size)
+    if g_idx is None or torch.equal(g_idx.to(torch.int32), in_order):
         if groups != -(-cols // size):
             raise RequestError(f"{cols} inputs in groups of {size} do not need {groups} scales")
-        return None
+        return in_order if cols % size else None  # the last group has what is left
     if g_idx.shape != (cols,) or int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
         raise RequestError(f"g_idx does not give each of {cols} inputs one of {groups} groups")
     return g_idx.to(torch.int32)

@@ -19,7 +19,7 @@ def recode(tensor: QuantizedTensor, wanted: GridOptions) -> QuantizedTensor | st
     Groups are split, and merged where their parameters are equal. An integer v = code - zero
     keeps its code where it can; else zero points move, as far as all integers of their group
     still fit, and where no zero point serves, the group is mirrored: scale * v = -scale * -v.
-    Inputs whose groups are not in order stay in their groups.
+    Inputs whose groups are not in order stay in their groups, unless whole groups lie inside them.
     """
     integers = tensor.grid.startswith(_INTEGERS) and wanted.grid.startswith(_INTEGERS)
     if tensor.grid != wanted.grid and not integers:
@@ -36,7 +36,11 @@ def _regrouped(params: AffineParams, cols: int, group_size: int) -> AffineParams
     if params.group_index is not None:
         if params.group_size == group_size:
             return params
-        return f"inputs out of order are in groups of {params.group_size}, not {group_size}"
+        owners = params.group_index.to(torch.int64).reshape(-1, group_length(cols, group_size))
+        if not torch.equal(owners, owners[:, :1].expand_as(owners)):
+            return f"inputs out of order are in groups of {params.group_size}, not {group_size}"
+        scale, zero = (x[:, owners[:, 0]] for x in (params.scale, params.zero))
+        return replace(params, scale=scale, zero=zero, group_size=group_size, group_index=None)
     present, groups = params.scale.shape[1], cols // group_length(cols, group_size)
     scale, zero = params.scale, params.zero
     if groups % present == 0:

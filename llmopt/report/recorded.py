@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmopt.report import numbers
-from llmopt.report.results import LedgerEntry, Results
+from llmopt.report.results import Action, LedgerEntry, Results
 from llmopt.report.sheet import Column, Row, Sheet
 
 WORST_TENSORS = 10
@@ -20,16 +20,12 @@ def ledger(results: Results) -> Sheet:
         actions = Counter(entry.action for entry in manifest.ledger)
         formats = Counter(e.to for e in manifest.ledger if e.action == "quantized" and e.to)
         spread = ", ".join(f"{count} to {to}" for to, count in sorted(formats.items()))
-        counts = [str(actions[a]) for a in ("quantized", "kept", "tied", "merged", "dropped")]
+        counts = [str(actions[action]) for action in get_args(Action)]
         if manifest.ledger:
             rows.append(Row((name, *counts, spread or numbers.MISSING)))
     columns = (
         Column("Model"),
-        Column("Quantized", "number"),
-        Column("Kept", "number"),
-        Column("Tied", "number"),
-        Column("Merged", "number"),
-        Column("Dropped", "number"),
+        *(Column(action.capitalize(), "number") for action in get_args(Action)),
         Column("Formats"),
     )
     return Sheet("What happened to the tensors", "", columns, tuple(rows))

@@ -79,11 +79,15 @@ class Parent(Document):
     digest: str | None = None
 
 
+#: what may happen to a tensor, in the order of tables
+Action = Literal["quantized", "decoded", "folded", "kept", "tied", "merged", "dropped"]
+
+
 class LedgerEntry(Document):
     """What happened to one tensor; `error` is the relative error of its values."""
 
     name: str
-    action: Literal["kept", "quantized", "tied", "dropped", "merged"]
+    action: Action
     to: str | None = None
     error: float | None = None
     why: str | None = None

@@ -247,3 +247,32 @@ def test_convert_refuses_at_once_and_leaves_nothing(llmopt: Llmopt, tmp_path: Pa
 def test_convert_prints_the_recipe_that_does_the_same(llmopt: Llmopt) -> None:
     done = llmopt("convert", "demo", "-o", "a4", "--to", "awq", "--bits", 4, "--print-recipe")
     assert "convert:\n    to: awq\n    grid: int4\n" in done.out
+
+
+def test_whatever_happens_to_a_tensor_is_reported(llmopt: Llmopt, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        """
+version: 1
+model: demo
+data:
+  calibration: {source: demo, sequences: 4, length: 64}
+  evaluation: {source: demo, windows: 2, length: 64}
+steps:
+  - id: scaled
+    quantize: {method: awq, head: true, gate: []}
+  - id: plain
+    convert: {from: scaled, to: hf}
+  - id: score
+    bench: {speed: false}
+"""
+    )
+    done = llmopt("run", "r.yaml", "-o", "out")
+    assert done.code == 0, done.err
+    assert llmopt("report", "out", "-o", "page.md").code == 0
+    page = (tmp_path / "page.md").read_text("utf-8")
+    ledgers = [read_manifest(tmp_path / "out" / name)["ledger"] for name in ("scaled", "plain")]
+    for ledger in ledgers:
+        for action in {entry["action"] for entry in ledger}:
+            assert action.capitalize() in page
+    actions = {entry["action"] for ledger in ledgers for entry in ledger}
+    assert actions == {"quantized", "folded", "kept", "decoded"}
