@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -21,11 +22,13 @@ _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class Conversion:
     """A tensor's fate, and what is known to be lost on the way; None where nothing need be.
 
-    Whether the values allow what the layouts allow is seen when they are read.
+    Whether the values allow what the layouts allow is seen when they are read. `doubtful`: they
+    are likely not to, because inputs are out of order.
     """
 
     fate: TensorFate
     loss: str | None
+    doubtful: bool = False
 
 
 def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversion]:
@@ -40,33 +43,34 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
             yield Conversion(_kept(contents, tensor), None)
             continue
         shape = linear_shape(contents, tensor)
-        chosen, why = None, "plain tensors are asked for"
-        if spec is not None:
-            why = _cannot_hold(module, shape, contents, spec)
-            chosen = None if why else _chosen(tensor.layout, shape[1], group_size, settings, spec)
-            if chosen is None and not why:
-                why = f"no group size of {spec.id} divides its {shape[1]} inputs"
-        if chosen is None or spec is None:
-            yield _plain(contents, tensor, shape, settings, why)
+        if spec is None:
+            yield _plain(contents, tensor, shape, settings, "plain tensors are asked for")
             continue
-        loss = _loss(tensor.layout, chosen, spec)
-        size = chosen.bytes(shape, spec)
+        chosen = _cannot_hold(module, shape, contents, spec) or _chosen(
+            tensor.layout, shape[1], group_size, settings, spec
+        )
+        if isinstance(chosen, str):
+            yield _plain(contents, tensor, shape, settings, chosen)
+            continue
+        index = tensor.layout is not None and tensor.layout.desc_act
+        kept = index and spec.group_index and chosen.group_size == tensor.layout.group_size
+        size = chosen.bytes(shape, spec) + 4 * shape[1] * (kept and not spec.stores_index)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
         fate = TensorFate(name, shape, tensor.nbytes, size, chosen, came)
-        yield Conversion(fate, loss)
+        yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful=index and not kept)
 
 
 def contents_after(
     contents: Contents, fates: Iterable[TensorFate], settings: ConvertStep
 ) -> Contents:
     """What a model will hold once it is converted."""
-    tensors = {}
+    tensors, head = {}, f"{contents.naming.head}.weight"
     for fate in fates:
         layout = fate.quantize.layout if fate.quantize else None
         shape = fate.shape
         if layout is None and contents.tensors[fate.name].layout is None:
             shape = contents.tensors[fate.name].shape
-        elif layout is None and contents.family.conv1d:
+        elif layout is None and contents.family.conv1d and fate.name != head:
             shape = shape[::-1]
         tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
     format_id = None if settings.to == PLAIN else settings.to
@@ -89,16 +93,13 @@ def _plain(
     if tensor.layout is None:
         fate = TensorFate(tensor.name, shape, tensor.nbytes, tensor.nbytes, None, why)
         return Conversion(fate, None)
-    dtype = settings.dtype if settings.dtype != "auto" else _dtype(contents)
-    size = shape[0] * shape[1] * _DTYPE_BYTES.get(dtype, 2)
+    width, dtype = _DTYPE_BYTES.get(settings.dtype), settings.dtype
+    if width is None:  # the embedding's, whatever the config says
+        embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
+        width, dtype = embedding.nbytes // math.prod(embedding.shape), "the model's dtype"
+    size = shape[0] * shape[1] * width
     fate = TensorFate(tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}")
-    lossless = dtype == "float32"
-    return Conversion(fate, None if lossless else f"decoded values are rounded to {dtype}")
-
-
-def _dtype(contents: Contents) -> str:
-    config = contents.config
-    return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")
 
 
 def _cannot_hold(module: str, shape: tuple[int, int], contents: Contents, spec: FormatSpec) -> str:
@@ -118,37 +119,48 @@ def _cannot_hold(module: str, shape: tuple[int, int], contents: Contents, spec: 
 def _common_group_size(contents: Contents, spec: FormatSpec | None) -> int | None:
     """The group size that all linears get, where a format knows few; None: each keeps its own.
 
-    The largest that every group of the source is made of, else the largest that divides inputs.
+    The largest that every group of the source is made of; of a plain one, that divides all inputs.
     """
     if spec is None or spec.group_sizes is None:
         return None
-    present = []
-    for tensor in contents.tensors.values():
-        if tensor.layout is not None:
-            cols = tensor.shape[1]
-            present.append(cols if tensor.layout.group_size == -1 else tensor.layout.group_size)
+    linears = linear_names(contents.naming, head=False) if contents.format is None else set()
+    present = [
+        _own_group(tensor.layout, linear_shape(contents, tensor)[1])
+        for name, tensor in contents.tensors.items()
+        if tensor.layout is not None or name.removesuffix(".weight") in linears
+    ]
     allowed = sorted(spec.group_sizes, reverse=True)
     common = (size for size in allowed if size > 0 and all(p % size == 0 for p in present))
-    return next(common, allowed[0]) if present else allowed[0]
+    return next(common, allowed[0])
+
+
+def _own_group(layout: LayerLayout | None, cols: int) -> int:
+    """Inputs that surely share a scale: fewer than a group's where its last is not full."""
+    return cols if layout is None or layout.group_size == -1 else math.gcd(layout.group_size, cols)
 
 
 def _chosen(
     layout: LayerLayout | None, cols: int, group_size: int | None, settings: ConvertStep,
     spec: FormatSpec,
-) -> LinearSettings | None:  # fmt: skip
-    """What a linear becomes; None where no group size fits."""
+) -> LinearSettings | str:  # fmt: skip
+    """What a linear becomes, or why no group size fits."""
     grid = settings.grid or _grid(layout, spec)
     size = group_size or (layout.group_size if layout else _USUAL_GROUP)
+    # an index that the target keeps needs no full groups
+    indexed = layout is not None and layout.desc_act and spec.group_index
+    if layout and size == layout.group_size != -1 and not group_size and not indexed:
+        size = _own_group(layout, cols)
     if grid == "fp8" and settings.group_size is None:
         size = -1  # checkpoints of FP8 weights that engines run have a scale a row
-    if size != -1 and cols % size and not (layout and size == layout.group_size):
-        return None
+    if size != -1 and cols % size and not (indexed and layout and size == layout.group_size):
+        return f"groups of {size} do not divide its {cols} inputs"
     activations = layout.activations if layout and layout.grid == grid else None
     if activations not in spec.activations:
         activations = None
     symmetric = settings.symmetric
     if symmetric is None:
-        symmetric = layout.symmetric if layout and GRIDS[grid].asymmetric else True
+        symmetric = layout.symmetric if layout else True
+    symmetric |= not (GRIDS[grid].asymmetric and spec.asymmetric)
     return LinearSettings(grid, GRIDS[grid].bits, size, symmetric, activations)
 
 

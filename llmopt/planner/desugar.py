@@ -9,7 +9,13 @@ from dataclasses import replace
 from llmopt import conversion
 from llmopt.allocate.options import byte_budget, parse_size, with_options
 from llmopt.evaluate.gates import parse
-from llmopt.fates import TensorFate, check_config, contents_after, quantize_fates
+from llmopt.fates import (
+    TensorFate,
+    check_config,
+    contents_after,
+    linear_names,
+    quantize_fates,
+)
 from llmopt.formats.quantization import Contents
 from llmopt.planner.graph import members
 from llmopt.planner.located import located
@@ -24,7 +30,7 @@ from llmopt.predict import (
 from llmopt.recipe import BenchStep, ConvertStep, QuantizeStep, Recipe, Source
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS, METHODS, METRICS, lookup
+from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 
@@ -101,6 +107,7 @@ class Desugar:
                 (*place, "exact"),
                 "exact: false rounds it, and reports the error",
             )
+        self._check_held(fates, contents, settings, place)
         check_config(fates, contents.naming, settings.to, self._source, (*place, "to"))
         effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
         self._written[item.step.id] = conversion.contents_after(contents, fates, settings)
@@ -109,7 +116,7 @@ class Desugar:
             item.step.id, "convert", effective, (parent,), place, None, {}, fates, footprint
         )
         yield step
-        rounds = lost is not None and settings.to != PLAIN
+        rounds = settings.to != PLAIN and any(each.loss or each.doubtful for each in found)
         gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
         if gates:
             yield self.gate(item, gates, step)
@@ -214,6 +221,26 @@ class Desugar:
                 (*place, "group_size"),
                 f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
             )
+
+        if settings.symmetric is False and not spec.asymmetric:
+            message = f"format {spec.id} has no zero points"
+            raise self._source.error(message, (*place, "symmetric"), "symmetric: true")
+        if settings.symmetric is False and settings.grid and not GRIDS[settings.grid].asymmetric:
+            message = f"grid {settings.grid} has no zero points"
+            raise self._source.error(message, (*place, "symmetric"), "symmetric: true")
+
+    def _check_held(
+        self, fates: tuple[TensorFate, ...], contents: Contents, settings: ConvertStep, place: Key
+    ) -> None:
+        """RecipeError where a format would hold not one of the linears."""
+        if settings.to == PLAIN or any(fate.quantize for fate in fates):
+            return
+        linears = linear_names(contents.naming, head=False)
+        first = next(f for f in fates if f.name.removesuffix(".weight") in linears)
+        raise self._source.error(
+            f"no linear can be in format {settings.to}: {first.name}: {first.why}",
+            (*place, "group_size" if "groups of" in first.why else "to"),
+        )
 
     def _check_mix(
         self, fates: tuple[TensorFate, ...], contents: Contents, settings: QuantizeStep, place: Key

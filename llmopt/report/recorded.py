@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import get_args
 from collections.abc import Mapping
 from typing import Any
 

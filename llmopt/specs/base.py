@@ -67,6 +67,8 @@ class FormatSpec:
     #: input and output widths must be multiples of these for the codes to pack
     in_multiple: int = 1
     out_multiple: int = 1
+    #: whether it can hold zero points
+    asymmetric: bool = True
     #: smallest zero point that an asymmetric tensor may have
     min_zero: int = 0
     #: quantize_config value, for layouts that come in versions

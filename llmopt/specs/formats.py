@@ -86,6 +86,7 @@ FORMATS: dict[str, FormatSpec] = {
         grids=frozenset({"nf4"}),
         group_sizes=frozenset({64}),
         group_index=False,
+        asymmetric=False,
         shape_bytes=64 + 84,  # the table of levels, and JSON
         loaders={"transformers": "transformers bitsandbytes", "vllm": "vllm bitsandbytes"},
     ),
@@ -98,6 +99,7 @@ FORMATS: dict[str, FormatSpec] = {
         grids=frozenset({"int8"}),
         group_sizes=frozenset({-1}),
         group_index=False,
+        asymmetric=False,
         loaders={"transformers": "transformers bitsandbytes", "vllm": "vllm bitsandbytes"},
     ),
     "fp8": FormatSpec(

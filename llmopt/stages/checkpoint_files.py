@@ -42,11 +42,15 @@ def write_config(
     config = {
         key: value for key, value in checkpoint.config.items() if key != "quantization_config"
     }
+    changes: dict[str, Any] = {}
     if dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        config[key] = str(dtype).removeprefix("torch.")
-    if checkpoint.naming.head in layers:
-        config["tie_word_embeddings"] = False
+        changes[key] = str(dtype).removeprefix("torch.")
+    if checkpoint.naming.head in {*layers, *checkpoint.layers}:  # it has weights of its own
+        changes["tie_word_embeddings"] = False
+    config |= changes
+    if (inner := checkpoint.family.text_config) is not None:
+        config[inner] = config[inner] | changes
     if format_id is not None:
         spec = FORMATS[format_id]
         module: Any = importlib.import_module(spec.config_module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk.sink import Results, Sink
+from llmopt.conversion import conversions
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.fates import LinearSettings, TensorFate, linear_names
 from llmopt.formats.checkpoint import Checkpoint
@@ -18,9 +20,11 @@ from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_finite, check_fit
 from llmopt.formats.layout import layout_of
+from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import QuantizedTensor
 from llmopt.grids.recode import recode
+from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.stages.base import Outcome, Work
@@ -35,6 +39,9 @@ def run(work: Work) -> Outcome:
     """Convert the parent model into `work.folder`."""
     parent = next(iter(work.parents.values()))
     checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
+    # no plan knows what a budget chose: what counts is what the parent holds now
+    found = conversions(read_contents(parent.path), ConvertStep(**work.settings))
+    work = replace(work, fates=tuple(each.fate for each in found))
     check_finite(checkpoint)
     check_fit(checkpoint, empty_model(checkpoint, torch.float32))
     conversion = _Conversion(checkpoint, work)
@@ -42,7 +49,7 @@ def run(work: Work) -> Outcome:
     records = conversion.write()
     copy_side_files(checkpoint, work.folder)
     conversion.write_config(records)
-    ledger = [_entry(fate, records.get(_module(fate))) for fate in work.fates]
+    ledger = [_entry(fate, records.get(_module(fate))) for fate in conversion.fates()]
     return Outcome(
         format=work.settings["to"], ledger=ledger, evidence={"certificate": certificate(ledger)}
     )
@@ -104,6 +111,17 @@ class _Conversion:
                 hint="without --exact they are rounded, and the error is reported",
             )
 
+    def fates(self) -> Iterator[TensorFate]:
+        """What was planned, as the survey left it."""
+        for fate in self._work.fates:
+            chosen = self._wanted(fate)
+            if chosen == fate.quantize or chosen is None:
+                yield fate
+                continue
+            rows, cols = fate.shape
+            size = chosen.bytes((rows, cols), FORMATS[self._target])
+            yield replace(fate, quantize=chosen, bytes=size)
+
     def write(self) -> dict[str, dict[str, Any]]:
         """Convert what a killed run has not; returns what the ledger keeps, by module."""
         parts: dict[str, list[str]] = defaultdict(list)
@@ -159,18 +177,18 @@ class _Conversion:
         if module not in self._checkpoint.layers:
             assert chosen is not None
             weight = self._checkpoint.weight(module)
-            results.quantized[module] = rounded = self._rounded(weight, chosen)
+            results.quantized[module] = rounded = self._rounded(module, weight, chosen)
             results.records[module] = _record(decode(rounded), weight, rounded, "rounded")
             return
         source = self._checkpoint.read_layer(module)
-        values = decode(source)
+        values = _finite(module, decode(source))
         if chosen is None:
             self._decode(module, values, results)
             return
         moved = self._moved(source, chosen)
         how = "moved"
         if isinstance(moved, str):
-            how, moved = f"rounded: {moved}", self._rounded(values, chosen)
+            how, moved = f"rounded: {moved}", self._rounded(module, values, chosen)
         elif not torch.equal(moved.codes, source.codes) or moved.grid != source.grid:
             how = "recoded"
         results.quantized[module] = moved
@@ -194,7 +212,7 @@ class _Conversion:
         """What stands in the way of an exact copy of a quantized linear."""
         chosen = self._wanted(self._fates[module])
         if chosen is None:
-            values = decode(source)
+            values = _finite(module, decode(source))
             lost = not torch.equal(values.to(self._dtype).float(), values)
             return f"its values are not exact in {self._dtype}" if lost else None
         if source.activations != chosen.activations:
@@ -214,14 +232,23 @@ class _Conversion:
             return moved
         return self._codec.accepts(moved) or moved
 
-    def _rounded(self, weight: Tensor, chosen: LinearSettings) -> QuantizedTensor:
+    def _rounded(self, module: str, weight: Tensor, chosen: LinearSettings) -> QuantizedTensor:
         assert self._solver is not None
-        solved = self._solver.solve(weight, None, chosen)
+        try:
+            solved = self._solver.solve(weight, None, chosen)
+        except LlmoptError as error:
+            raise type(error)(f"{module}: {error.message}", hint=error.hint) from error
         return replace(solved, activations=chosen.activations)
 
 
 def _module(fate: TensorFate) -> str:
     return fate.name.removesuffix(".weight")
+
+
+def _finite(module: str, values: Tensor) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise RequestError(f"{module} holds NaN or infinite values")
+    return values
 
 
 def _record(
