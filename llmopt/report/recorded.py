@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import get_args
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from llmopt.report import numbers
 from llmopt.report.results import Action, LedgerEntry, Results
