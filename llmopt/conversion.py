@@ -52,12 +52,16 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
         if isinstance(chosen, str):
             yield _plain(contents, tensor, shape, settings, chosen)
             continue
-        index = tensor.layout is not None and tensor.layout.desc_act
-        kept = index and spec.group_index and chosen.group_size == tensor.layout.group_size
+        indexed = tensor.layout is not None and tensor.layout.desc_act
+        kept = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
         size = chosen.bytes(shape, spec) + 4 * shape[1] * (kept and not spec.stores_index)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
         fate = TensorFate(name, shape, tensor.nbytes, size, chosen, came)
-        yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful=index and not kept)
+        yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful=indexed and not kept)
+
+
+def _same_groups(layout: LayerLayout | None, chosen: LinearSettings) -> bool:
+    return layout is not None and layout.group_size == chosen.group_size
 
 
 def contents_after(
@@ -93,10 +97,11 @@ def _plain(
     if tensor.layout is None:
         fate = TensorFate(tensor.name, shape, tensor.nbytes, tensor.nbytes, None, why)
         return Conversion(fate, None)
-    width, dtype = _DTYPE_BYTES.get(settings.dtype), settings.dtype
-    if width is None:  # the embedding's, whatever the config says
+    if settings.dtype != "auto":
+        width, dtype = _DTYPE_BYTES[settings.dtype], str(settings.dtype)
+    else:  # the embedding's, whatever the config says
         embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
-        width, dtype = embedding.nbytes // math.prod(embedding.shape), "the model's dtype"
+        width, dtype = embedding.nbytes // math.prod(embedding.shape), "the model's own dtype"
     size = shape[0] * shape[1] * width
     fate = TensorFate(tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}")
     return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")

@@ -83,8 +83,8 @@ def pack(tensor: QuantizedTensor, version: str) -> dict[str, Tensor]:
 def unpack(stored: Mapping[str, Tensor], layout: LayerLayout, version: str) -> QuantizedTensor:
     """A stored linear as codes and parameters; raises RequestError where the parts do not fit.
 
-    A group index that only says i // group_size is dropped where all groups are full. Version 1's zero - 1 wraps around in
-    its bits as AutoGPTQ reads it.
+    A group index that only says i // group_size is dropped where all groups are full. Version
+    1's zero - 1 wraps around in its bits as AutoGPTQ reads it.
     """
     bits, scales = layout.bits, stored["scales"]
     words, rows = stored["qweight"].shape

@@ -225,8 +225,6 @@ class _Conversion:
         assert self._codec is not None
         assert self._solver is not None
         source = replace(source, activations=chosen.activations)
-        if source.params.group_index is not None and not FORMATS[self._target].group_index:
-            return f"format {self._target} cannot say which group an input is in"
         moved = recode(source, self._solver.options(chosen))
         if isinstance(moved, str):
             return moved

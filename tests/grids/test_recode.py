@@ -111,3 +111,13 @@ def test_levels_are_their_own_grid_alone() -> None:
     assert isinstance(found, QuantizedTensor)
     assert torch.equal(found.codes, source.codes)
     assert recode(source, wanted(8)) == "fp8 values are not int8 values"
+
+
+def test_groups_inside_those_of_an_index_are_found() -> None:
+    source = tensor(4)
+    index = torch.arange(COLS, dtype=torch.int32) // 48  # the last group has 16 inputs
+    ragged = replace(source, params=replace(source.params, group_size=48, group_index=index))
+    found = same_values(recode(ragged, wanted(4, 16)), ragged)
+    assert found.params.group_index is None
+    assert found.params.scale.shape == (ROWS, 4)
+    assert isinstance(recode(ragged, wanted(4, 32)), str)

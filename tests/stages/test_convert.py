@@ -15,6 +15,7 @@ from llmopt import pipeline, planner
 from llmopt.artifact import Artifact
 from llmopt.errors import RecipeError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.quantization import read_contents
 from llmopt.recipe import from_data
 from llmopt.runtimes.torch import load
 from llmopt.stages.base import RunOptions
@@ -295,3 +296,161 @@ def test_block_scaled_fp8_of_other_tools(scratch: Path, tmp_path: Path) -> None:
         found[target] = done.manifest["evidence"]["certificate"]
     assert found["compressed-tensors"]["rounded"] == found["gptq"]["rounded"] == 7
     assert found["gptq"]["largest_error"] < found["compressed-tensors"]["largest_error"] < 0.04
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    """The folder as another tool's, its config changed."""
+    (folder / "llmopt.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def labels(path: Path) -> set[str]:
+    return {layout.label for layout in Checkpoint.open(path).layers.values()}
+
+
+def test_the_last_group_of_a_row_may_have_fewer_inputs(tmp_path: Path) -> None:
+    models.save(tmp_path / "model", hidden_size=128, intermediate_size=160, num_hidden_layers=1,
+                head_dim=32)  # fmt: skip
+    made = step(tmp_path, tmp_path / "model", tmp_path / "g32", "quantize", method="rtn",
+                format="gptq", group_size=32, scale_search="mse")  # fmt: skip
+    tensors = load_file(made.path / "model.safetensors")
+    down = Checkpoint.open(made.path).read_layer("model.layers.0.mlp.down_proj")
+    for name in [name for name in tensors if name.endswith(".g_idx")]:
+        tensors[name] = torch.arange(len(tensors[name]), dtype=torch.int32) // 64
+        for part in ("qzeros", "scales"):
+            whole = name.replace("g_idx", part)
+            tensors[whole] = tensors[whole][::2].contiguous()
+    save_file(tensors, made.path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((made.path / "config.json").read_text())["quantization_config"]
+    ragged = edited(made.path, quantization_config=config | {"group_size": 64})
+    scale = down.params.scale[:, ::2].repeat_interleave(64, 1)[:, :160]
+    wanted = (down.codes.float() - 8) * scale
+    for target in ("hf", "gptq_v2", "awq", "compressed-tensors"):
+        done = convert(tmp_path, ragged, tmp_path / target, to=target, dtype="float32", exact=True)
+        found = Checkpoint.open(done.path).weight("model.layers.0.mlp.down_proj")
+        assert torch.equal(found, wanted), target
+
+
+def test_what_a_budget_chose_is_what_is_converted(scratch: Path, tmp_path: Path) -> None:
+    recipe = {
+        "version": 1,
+        "model": str(scratch / "model"),
+        "data": {
+            "calibration": {"source": str(scratch / "text.txt"), "sequences": 4, "length": 48},
+            "evaluation": {"source": str(scratch / "held-out.txt"), "windows": 4, "length": 48},
+        },
+        "steps": [
+            {"id": "mixed", "quantize": {"format": "compressed-tensors", **RTN, "target_bpw": 5.5,
+                                         "candidates": ["int4", "int8"], "gate": []}},
+            {"id": "moved", "convert": {"from": "mixed", "to": "gptq", "exact": True}},
+        ],
+    }  # fmt: skip
+    plan = planner.plan(*from_data(recipe), tmp_path / "out")
+    pipeline.run(plan, RunOptions("cpu"), Log())
+    layouts = [Checkpoint.open(tmp_path / "out" / name).layers for name in ("mixed", "moved")]
+    assert {layout.grid for layout in layouts[0].values()} == {"int4", "int8"}
+    assert layouts[0] == layouts[1]
+
+
+def test_the_ledger_says_what_was_written(scratch: Path, tmp_path: Path) -> None:
+    done = convert(scratch, source(scratch, "awq"), tmp_path / "out", to="compressed-tensors")
+    ledger = [entry for entry in done.manifest["ledger"] if entry["action"] == "quantized"]
+    assert {entry["to"] for entry in ledger} == labels(done.path) == {"int4 g128 sym"}
+    # scales, and 16 bytes for the shape
+    assert ledger[0]["bits_per_weight"] == pytest.approx(4 + 16 / 128 + 128 / (128 * 256), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["awq asym g32", "gptq int3 asym", "nf4"])
+def test_zero_points_are_rounded_away_where_there_are_none(
+    name: str, scratch: Path, tmp_path: Path
+) -> None:
+    done = convert(scratch, source(scratch, name), tmp_path / "out", to="bitsandbytes-int8")
+    assert labels(done.path) == {"int8 row sym"}
+    assert 0 < done.manifest["evidence"]["certificate"]["largest_error"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"to": "compressed-tensors", "grid": "fp8", "symmetric": False}, "fp8 has no zero points"),
+        ({"to": "bitsandbytes-int8", "symmetric": False}, "int8 has no zero points"),
+        ({"to": "gptq", "group_size": 48}, r"no linear .* groups of 48 do not divide its 64 inp"),
+    ],
+)
+def test_a_target_without_any_linear_is_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    models.save(tmp_path / "model", hidden_size=64, intermediate_size=64)
+    with pytest.raises(RecipeError, match=message):
+        convert(tmp_path, tmp_path / "model", tmp_path / "out", **settings)
+
+
+def test_one_group_size_divides_all_inputs(tmp_path: Path) -> None:
+    models.save(tmp_path / "model", hidden_size=64, intermediate_size=96)
+    recipe = {"version": 1, "model": str(tmp_path / "model"),
+              "steps": [{"id": "c", "convert": {"to": "awq", "gate": []}}]}  # fmt: skip
+    fates = planner.plan(*from_data(recipe), tmp_path / "out").steps[0].fates
+    assert {fate.quantize.label for fate in fates if fate.quantize} == {"int4 g32 sym"}
+    assert sum(fate.quantize is not None for fate in fates) == 14
+
+
+def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:
+    models.save(tmp_path / "model", "gemma3_text", tie_word_embeddings=True)
+    path = tmp_path / "model" / "model.safetensors"
+    moved = {name.replace("model.", "model.language_model.", 1): tensor
+             for name, tensor in load_file(path).items()}  # fmt: skip
+    save_file(moved, path, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "dtype": "float32", "text_config": config})
+    )
+    made = step(tmp_path, tmp_path / "model", tmp_path / "head", "quantize", method="rtn",
+                format="gptq", group_size=32, head=True, scale_search="mse")  # fmt: skip
+    foreign = edited(made.path, text_config=config, tie_word_embeddings=True)
+    for target in ("hf", "awq", "gptq_v2"):
+        done = convert(tmp_path, foreign, tmp_path / target, to=target, exact=True)
+        written = json.loads((done.path / "config.json").read_text())
+        assert written["tie_word_embeddings"] is False
+        assert written["text_config"]["tie_word_embeddings"] is False
+    again = convert(tmp_path, tmp_path / "hf", tmp_path / "again", to="gptq", group_size=32)
+    assert len(Checkpoint.open(again.path).layers) == 14
+
+
+def test_the_model_s_own_dtype_is_that_of_its_weights(scratch: Path, tmp_path: Path) -> None:
+    shutil.copytree(source(scratch, "gptq int4"), tmp_path / "model")
+    model = edited(tmp_path / "model", dtype="bfloat16")  # and has float32 tensors
+    done = convert(scratch, model, tmp_path / "out", to="hf", exact=True)
+    assert json.loads((done.path / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("target", ["hf", "gptq", "compressed-tensors"])
+def test_what_is_not_finite_is_named(target: str, scratch: Path, tmp_path: Path) -> None:
+    shutil.copytree(source(scratch, "awq"), tmp_path / "model")
+    path = edited(tmp_path / "model") / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(RequestError, match="up_proj holds NaN or infinite values"):
+        convert(scratch, tmp_path / "model", tmp_path / "out", to=target)
+
+
+def test_plans_count_a_group_index(scratch: Path, tmp_path: Path) -> None:
+    model = source(scratch, "gptq act-order")
+
+    def steps(to: str) -> Any:
+        recipe = {
+            "version": 1, "model": str(model), "steps": [{"id": "c", "convert": {"to": to}}],
+            "data": {"evaluation": {"source": str(scratch / "held-out.txt")}},
+        }  # fmt: skip
+        return planner.plan(*from_data(recipe), tmp_path / "out").steps
+
+    only = steps("compressed-tensors")
+    assert len(only) == 1  # nothing is rounded
+    done = convert(scratch, model, tmp_path / "ct", to="compressed-tensors", exact=True)
+    contents = read_contents(done.path)
+    assert {fate.name: fate.bytes for fate in only[0].fates} == {
+        name: tensor.nbytes for name, tensor in contents.tensors.items()
+    }
+    assert [step.verb for step in steps("awq")] == ["convert", "bench"]
