@@ -76,11 +76,11 @@ def with_outliers(model: Path, folder: Path) -> Path:
 
 
 def measure(
-    arguments: argparse.Namespace, model: str, bits: list[int], scratch: Path
+    arguments: argparse.Namespace, model: str, bits: list[int], methods: list[str], scratch: Path
 ) -> dict[str, Any]:
     """Quantize and bench through one recipe; the entries of its bench.json by name."""
     common = {"group_size": arguments.group_size, "symmetric": False, "format": "gptq_v2"}
-    ids = {f"{name.replace('+', '-')}-{b}": (name, b) for b in bits for name in METHODS}
+    ids = {f"{name.replace('+', '-')}-{b}": (name, b) for b in bits for name in methods}
     steps: list[dict[str, Any]] = [
         {"id": id_, "quantize": {**common, **METHODS[name], "grid": f"int{b}", "gate": []}}
         for id_, (name, b) in ids.items()
@@ -121,13 +121,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = arguments.keep or Path(name)
         copy = with_outliers(resolve(arguments.model).folder, scratch / "copy")
-        for title, model, bits in (
-            ("as it is", arguments.model, arguments.bits),
-            (f"{OUTLIERS} outlier channels", str(copy), [4]),
+        for title, model, bits, methods in (
+            (f"{OUTLIERS} outlier channels", str(copy), [4], ["rtn", "awq"]),
+            ("as it is", arguments.model, arguments.bits, list(METHODS)),
         ):
             folder = scratch / title.replace(" ", "-")
             folder.mkdir(exist_ok=True)
-            rows[title] = measure(arguments, model, bits, folder)
+            rows[title] = measure(arguments, model, bits, methods, folder)
             lines += [line(title, key, entry) for key, entry in rows[title].items()]
             print("\n".join(lines[-len(rows[title]) :]), flush=True)
     if arguments.results:
