@@ -155,9 +155,13 @@ def open_artifact(name: str, folder: Path) -> Artifact:
     return Artifact(name, folder, digest, read_manifest(folder))
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmopt"
+
+
 def _cache_file() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "llmopt" / "digests.json"
+    return cache_folder() / "digests.json"
 
 
 def _digest_cache() -> dict[str, str]:

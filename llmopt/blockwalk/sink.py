@@ -71,10 +71,7 @@ class Sink:
 
     def keep(self, name: str, tensor: StoredTensor) -> None:
         """Pass a tensor of the checkpoint on as it is."""
-        if tensor.header is not None:
-            self.writer.keep(name, tensor.header)
-        else:
-            self.writer.write(f"kept-{name}", {name: tensor.read()})
+        self.writer.keep(name, tensor.header)
 
     def _note(self, part: str) -> dict[str, Any]:
         note: dict[str, Any] = json.loads(self.writer.read_note(part))

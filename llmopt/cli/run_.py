@@ -31,9 +31,8 @@ def run(
     output = Output(json, quiet)
     loaded, source = load(recipe, set_ or ())
     folder = out or default_folder(loaded.name)
-    results = execute(
-        planner.plan(loaded, source, folder), RunOptions(device, allow_pickle), output
-    )
+    plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
+    results = execute(plan, RunOptions(device), output)
     written = [r for r in results if r.step.gates_of is None and r.step.verb != "allocate"]
     for result in written:
         if result.step.verb == "bench":

@@ -41,7 +41,8 @@ def run_single(
         print_as_recipe(data)
         return []
     output = Output(json, quiet)
-    results = execute(planner.plan(*from_data(data), out), RunOptions(device, allow_pickle), output)
+    plan = planner.plan(*from_data(data), out, allow_pickle=allow_pickle)
+    results = execute(plan, RunOptions(device), output)
     for result in results:
         if result.step.gates_of is None and result.step.verb in ("quantize", "convert"):
             output.text(summary_line(result))

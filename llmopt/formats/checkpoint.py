@@ -6,7 +6,6 @@ put back. A quantized linear appears as one tensor `<module>.weight`, whatever i
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,30 +18,25 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.headers import (
-    PICKLES,
     TensorHeader,
-    read_config,
     read_headers,
-    shard_names,
     side_files,
 )
 from llmopt.formats.layout import LayerLayout, Quantization
 from llmopt.formats.quantization import parts_of, quantized_layers, read_quantization
-from llmopt.formats.safetensors import DTYPE_NAMES, TORCH_DTYPES, read_tensor
+from llmopt.formats.safetensors import TORCH_DTYPES, read_tensor
 from llmopt.grids.base import QuantizedTensor
 from llmopt.specs.families import FamilySpec, Naming, family_of
-
-_PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a checkpoint; `header` is where its bytes lie, None if they are pickled."""
+    """One tensor of a checkpoint; `header` is where its bytes lie."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
-    header: TensorHeader | None = None
+    header: TensorHeader
 
 
 @dataclass(frozen=True)
@@ -62,18 +56,11 @@ class Checkpoint:
     layers: Mapping[str, LayerLayout] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, *, allow_pickle: bool = False) -> Checkpoint:
-        """Read what the directory says about itself; RequestError where it is not usable.
-
-        With `allow_pickle`, a directory without safetensors is read from its .bin or .pt files,
-        whose pickles may then build plain tensors and nothing else.
-        """
-        if allow_pickle and not any(folder.glob("*.safetensors")):
-            config, found = read_config(folder), _open_pickles(folder)
-        else:
-            headers = read_headers(folder)
-            config = headers.config
-            found = {name: _from_header(header) for name, header in headers.tensors.items()}
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read what the directory says about itself; RequestError where it is not usable."""
+        headers = read_headers(folder)
+        config = headers.config
+        found = {name: _from_header(header) for name, header in headers.tensors.items()}
         family = family_of(config)
         naming = family.naming(found)
         stored = {naming.rename(name): tensor for name, tensor in found.items()}
@@ -152,36 +139,3 @@ def _from_header(header: TensorHeader) -> StoredTensor:
     return StoredTensor(
         TORCH_DTYPES[header.dtype], header.shape, lambda: read_tensor(header), header
     )
-
-
-def _open_pickles(folder: Path) -> dict[str, StoredTensor]:
-    if (folder / _PICKLE_INDEX).is_file():
-        _, names = shard_names(folder / _PICKLE_INDEX)
-        files = [folder / name for name in names]
-    else:
-        files = sorted(path for path in folder.iterdir() if path.name.endswith(PICKLES))
-        files = [path for path in files if path.name != "training_args.bin"]
-    stored: dict[str, StoredTensor] = {}
-    for path in files:
-        for name, tensor in _load_pickle(path).items():
-            if name in stored:
-                raise RequestError(f"tensor {name} is in more than one of the .bin files")
-            stored[name] = StoredTensor(tensor.dtype, tuple(tensor.shape), tensor.clone)
-    if not stored:
-        raise RequestError(f"{folder} has a config.json but no weights")
-    return stored
-
-
-def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .bin file, mapped; whatever else its pickle asks for is refused."""
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RequestError(f"{path.name} is not a file of plain tensors") from error
-    if not isinstance(loaded, dict):
-        raise RequestError(f"{path.name} does not hold a dictionary of tensors")
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPE_NAMES:
-            raise RequestError(f"tensor {name} of {path.name} has the dtype {tensor.dtype}")
-    return tensors

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from llmopt import artifact
 from llmopt.errors import RequestError
@@ -14,22 +17,27 @@ from llmopt.planner.steps import MODEL, Plan, PlannedStep
 from llmopt.recipe import Recipe, Source
 from llmopt.recipe.matrix import expand
 from llmopt.report import origin
-from llmopt.sources import resolve
+from llmopt.sources import ModelSource, resolve
 
 __all__ = ["MODEL", "Plan", "PlannedStep", "plan", "states"]
 
 
-def plan(recipe: Recipe, source: Source, out: Path, *, fetch: bool = True) -> Plan:
+def plan(
+    recipe: Recipe, source: Source, out: Path, *, fetch: bool = True, allow_pickle: bool = False
+) -> Plan:
     """Check everything that can be checked before work, and say what would be done.
 
     `out` is the folder of a recipe's results, or, for a recipe of one written step that the
-    command line made, of that step's. Raises RecipeError naming line, key and layer.
+    command line made, of that step's. With `allow_pickle`, weights that are only pickled are first
+    copied as safetensors into the cache. Raises RecipeError naming line, key and layer.
     """
     expanded, ids = expand(recipe, source)
     externals = outside(expanded, ids)
     ids |= {typed: [name] for typed, name in externals.items()}
     in_order = ordered(expanded, ids, source, set(externals.values()))
     model = located(source, ("model",), lambda: resolve(recipe.model, recipe.revision, fetch=fetch))
+    if allow_pickle:
+        model = located(source, ("model",), lambda: _unpickled(model))
     contents = located(source, ("model",), lambda: read_contents(model.folder))
     if any(item.step.verb != "bench" for item in expanded):
         located(source, ("model",), lambda: origin.declared(model.folder))
@@ -81,3 +89,9 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     if not single:
         return out / step.id
     return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out
+
+
+def _unpickled(model: ModelSource) -> ModelSource:
+    """The model with weights that can be read; torch is loaded for pickles alone."""
+    pickles: Any = import_module("llmopt.formats.pickles")
+    return replace(model, folder=pickles.unpickled(model.folder, artifact.cache_folder()))

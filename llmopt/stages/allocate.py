@@ -67,7 +67,7 @@ def table(work: Work) -> list[dict[str, Any]]:
 def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str, Any] | None]:
     """Walk backward over the parent model, on all calibration windows but those held out."""
     parent = next(iter(work.parents.values()))
-    checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
+    checkpoint = Checkpoint.open(parent.path)
     windows, corpus = text.checked_calibration(work, checkpoint.folder)
     seen, held_out = split(windows)
     solver = Solver(work.settings)

@@ -16,7 +16,6 @@ class RunOptions:
     """What may differ from run to run without changing what is asked for."""
 
     device: str = "auto"
-    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

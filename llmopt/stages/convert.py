@@ -38,7 +38,7 @@ _NEAREST = {"method": "rtn", "scale_search": "mse", "signed_scales": True}
 def run(work: Work) -> Outcome:
     """Convert the parent model into `work.folder`."""
     parent = next(iter(work.parents.values()))
-    checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
+    checkpoint = Checkpoint.open(parent.path)
     # no plan knows what a budget chose: what counts is what the parent holds now
     found = conversions(read_contents(parent.path), ConvertStep(**work.settings))
     work = replace(work, fates=tuple(each.fate for each in found))

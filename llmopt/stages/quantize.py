@@ -34,7 +34,7 @@ def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
     settings = work.settings
     parent = next(iter(work.parents.values()))
-    checkpoint = Checkpoint.open(parent.path, allow_pickle=work.options.allow_pickle)
+    checkpoint = Checkpoint.open(parent.path)
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings["format"]]

@@ -234,24 +234,6 @@ def test_a_quantized_checkpoint_can_be_walked_again(tmp_path: Path) -> None:
         assert "model.layers.0.mlp.up_proj.qweight" in ours
 
 
-def test_pickled_weights_are_written_as_safetensors(tmp_path: Path) -> None:
-    models.save(tmp_path / "model")
-    expected = weights(tmp_path / "model")
-    torch.save(expected, tmp_path / "model" / "model.bin")
-    (tmp_path / "model" / "model.safetensors").unlink()
-    from llmopt.blockwalk import Sink, walk
-    from llmopt.formats.safetensors import ShardWriter
-
-    writer = ShardWriter(tmp_path / "parts")
-    checkpoint = Checkpoint.open(tmp_path / "model", allow_pickle=True)
-    walk(checkpoint, calibration(), [Halve()], Sink(writer), tmp_path / "state")
-    writer.finalize(tmp_path)
-    after = load_file(tmp_path / "model.safetensors")
-    assert after.keys() == expected.keys()
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert torch.equal(after[name], expected[name] * 0.5)
-
-
 class Spoil:
     """Asks for something that cannot be written, or names a linear of another inlet."""
 

@@ -44,39 +44,6 @@ def test_every_tensor_is_read_as_stored(plain: Path) -> None:
         checkpoint.read("nothing")
 
 
-def test_pickled_weights_need_permission(plain: Path) -> None:
-    tensors = stored(plain)
-    half = len(tensors) // 2
-    names = list(tensors)
-    (plain / "model.safetensors").unlink()
-    torch.save({name: tensors[name] for name in names[:half]}, plain / "one.bin")
-    torch.save({name: tensors[name] for name in names[half:]}, plain / "two.bin")
-    with pytest.raises(RequestError, match="only pickled weights"):
-        Checkpoint.open(plain)
-    for index in (False, True):
-        if index:
-            weight_map = {n: "one.bin" if i < half else "two.bin" for i, n in enumerate(names)}
-            text = json.dumps({"weight_map": weight_map})
-            (plain / "pytorch_model.bin.index.json").write_text(text)
-        checkpoint = Checkpoint.open(plain, allow_pickle=True)
-        assert set(checkpoint.names) == set(names)
-        assert all(torch.equal(checkpoint.read(name), tensors[name]) for name in names)
-        assert all(tensor.header is None for tensor in checkpoint.stored.values())
-
-
-class _Harm:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("ran",))
-
-
-def test_a_pickle_that_runs_code_is_refused(plain: Path, capsys: pytest.CaptureFixture) -> None:
-    (plain / "model.safetensors").unlink()
-    torch.save({"x": _Harm()}, plain / "model.bin")
-    with pytest.raises(RequestError, match="not a file of plain tensors"):
-        Checkpoint.open(plain, allow_pickle=True)
-    assert "ran" not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("case", ["missing", "equal", "different", "config says no"])
 def test_a_tied_head_is_recognized(plain: Path, case: str) -> None:
     tensors = stored(plain)

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from llmopt import pipeline, planner
 from llmopt.artifact import read_manifest
 from llmopt.blockwalk.inlet import decode
-from llmopt.errors import LlmoptError
+from llmopt.errors import LlmoptError, RecipeError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.recipe import from_data
+from llmopt.stages.base import RunOptions
 from tests.stages.conftest import TEXT, difference, quantized
+from tests.test_pipeline import Log
 
 
 @pytest.mark.parametrize(
@@ -103,3 +108,29 @@ def test_no_path_of_the_machine_is_written(make: Any, tmp_path: Path) -> None:
     for path in done.path.glob("*.json"):
         assert str(tmp_path) not in path.read_text(), path
     assert read_manifest(done.path)["settings"]["calibration"]["source"] == "text.txt"
+
+
+def test_pickled_weights_with_permission(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = make("llama")
+    expected = quantized(tmp_path, model, method="rtn").digest
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(tensors, model / "pytorch_model.bin")
+    recipe = {
+        "version": 1, "model": str(model),
+        "steps": [{"id": "q", "quantize": {"method": "rtn", "group_size": 32,
+                                           "scale_search": "importance", "gate": ["kl.mean < 9"]}}],
+        "data": {
+            "calibration": {"source": str(tmp_path / "text.txt"), "sequences": 6, "length": 48},
+            "evaluation": {"source": str(tmp_path / "held-out.txt"), "windows": 4, "length": 48},
+        },
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match="only pickled weights"):
+        planner.plan(*from_data(recipe), tmp_path / "pickled")
+    plan = planner.plan(*from_data(recipe), tmp_path / "pickled", allow_pickle=True)
+    done = pipeline.run(plan, RunOptions("cpu"), Log())[-1].artifact
+    assert done.digest == expected
+    assert done.manifest["parents"][0]["source"] == model.name
