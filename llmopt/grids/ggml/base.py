@@ -1,0 +1,95 @@
+"""What every block format of ggml provides: encoding, decoding, and the pieces feedback needs.
+
+A weight is stored as uint8 [rows, bytes of a row]; a row is a sequence of blocks, each of which
+stands alone. `blocks` below are the blocks of all rows one after another, [n, width].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+#: "reference" writes what ggml's own encoder writes, "best" looks further in the same layout
+Search = Literal["reference", "best"]
+
+#: what a block stores beside its codes, by name: tensors whose first dimension is n
+Fields = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTensor:
+    """A weight as a GGUF file holds it. grid: an id in specs.ggml. data: uint8 [rows, bytes]."""
+
+    grid: str
+    data: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lattice:
+    """The values that weights of a block may take: scale * level(code) + offset.
+
+    scale, offset: float32 [n, width]. levels: float32 [k], ascending, indexed by code; None where
+    the level is the code itself, a whole number from 0 to top.
+    """
+
+    scale: Tensor
+    offset: Tensor
+    top: int
+    levels: Tensor | None = None
+
+
+class BlockGrid(Protocol):
+    """One ggml type. Pure tensor functions on any device; nothing is modified in place."""
+
+    def encode(self, w: Tensor, importance: Tensor | None, search: Search) -> Tensor:
+        """w float32 [rows, cols] -> uint8 [rows, bytes]; importance [cols] weighs squared errors.
+
+        RequestError where the reference encoder takes an importance matrix and none is given.
+        """
+
+    def decode(self, data: Tensor) -> Tensor:
+        """uint8 [rows, bytes] -> float32 [rows, cols], bit for bit what ggml decodes."""
+
+
+class ScalarGrid(BlockGrid, Protocol):
+    """A type in which every weight has a code of its own."""
+
+    def fit(self, blocks: Tensor, importance: Tensor) -> Fields:
+        """The stored fields (scales, minimums) that lose least for blocks [n, width] float32.
+
+        importance: [n, width], or what broadcasts to it, > 0.
+        """
+
+    def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
+        """The stored fields that lose least when the codes [n, width] are to stay as they are."""
+
+    def lattice(self, fields: Fields) -> Lattice:
+        """What the fields say of the values."""
+
+    def pack(self, fields: Fields, codes: Tensor) -> Tensor:
+        """uint8 [n, nbytes] from fields and codes [n, width]."""
+
+
+class VectorGrid(BlockGrid, Protocol):
+    """A type in which `vector` consecutive weights share a code from a codebook."""
+
+    vector: int
+
+    def fit(self, blocks: Tensor, importance: Tensor) -> Fields:
+        """As in ScalarGrid."""
+
+    def scales(self, fields: Fields) -> Tensor:
+        """float32 [n, width / vector]: what the codebook's vectors are multiplied by."""
+
+    def choose(
+        self, fields: Fields, index: int, x: Tensor, importance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Codes int64 [n] and values float32 [n, vector] for the vectors at `index` of each block.
+
+        x: [n, vector], what is to be met; importance [n, vector] or what broadcasts to it.
+        """
+
+    def pack(self, fields: Fields, codes: Tensor) -> Tensor:
+        """uint8 [n, nbytes] from fields and codes int64 [n, width / vector]."""
