@@ -4,6 +4,9 @@ An artifact is a folder that its engine wants, plus llmopt.json (the manifest: d
 no part of it a path or a time), README.md (the card, which the manifest implies; its own digest is
 there) and llmopt.run.json (times, speeds, machine; enters no digest).
 A folder with a manifest is complete: the manifest is written last, and a rename publishes it.
+
+Where a model is one file and the user names it (`-o model.gguf`), the artifact is the folder
+`model.gguf.llmopt` beside it, and model.gguf is a hard link to the file in there.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ from llmopt.errors import LlmoptError, RequestError
 MANIFEST = "llmopt.json"
 RUN_RECORD = "llmopt.run.json"
 CARD = "README.md"
+#: the weights of a model that is one file, in its artifact
+ONE_FILE = "model.gguf"
 SCHEMA = 1
+_FOLDER_OF_FILE = ".llmopt"
 _CHUNK = 1 << 22
 
 
@@ -235,8 +241,38 @@ def card_matches(folder: Path, manifest: dict[str, Any]) -> bool:
     return path.is_file() and file_digest(path) == manifest["card"]["sha256"]
 
 
+def folder_of(out: Path) -> Path:
+    """The artifact's folder where the user says -o `out`."""
+    return out.with_name(out.name + _FOLDER_OF_FILE) if out.suffix == ".gguf" else out
+
+
+def file_of(folder: Path) -> Path | None:
+    """The file that stands for the artifact in `folder`, None where it stands for itself."""
+    name = folder.name.removesuffix(_FOLDER_OF_FILE)
+    return folder.with_name(name) if name != folder.name and name.endswith(".gguf") else None
+
+
+def expose(folder: Path) -> None:
+    """Put a link to an artifact's one file where the user asked for that file."""
+    path, source = file_of(folder), folder / ONE_FILE
+    if path is None or (path.exists() and path.samefile(source)):
+        return
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:  # a file system without hard links
+        temporary.symlink_to(source.relative_to(path.parent))
+    temporary.replace(path)
+
+
 def check_destination(destination: Path) -> None:
     """Refuse to write over anything that llmopt did not write."""
+    path = file_of(destination)
+    if path is not None and path.exists() and not read_manifest(destination):
+        raise RequestError(
+            f"{path} exists and is not of llmopt's making", hint="choose another -o"
+        )
     if destination.is_dir() and any(destination.iterdir()) and not read_manifest(destination):
         raise RequestError(
             f"{destination} exists and is not an llmopt artifact", hint="choose another -o"

@@ -17,6 +17,7 @@ from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
+from llmopt.specs.ggml import GGML_TYPES
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class LinearSettings:
     def bytes(self, shape: tuple[int, int], spec: FormatSpec) -> int:
         """What a linear [outputs, inputs] takes on disk in a format."""
         rows, cols = shape
+        if (ggml := GGML_TYPES.get(self.grid)) is not None:
+            return rows * cols // ggml.block * ggml.nbytes
         groups = rows * (1 if self.group_size == -1 else -(-cols // self.group_size))
         size = rows * cols * self.bits // 8 + groups * GRIDS[self.grid].scale_bytes
         if spec.stores_zeros or not self.symmetric:
@@ -300,18 +303,22 @@ def _check_group(
 def _check_packing(
     linear: str, shape: tuple[int, ...], settings: QuantizeStep, source: Source, place: Key
 ) -> None:
+    if fault := packing_fault(linear, shape, FORMATS[settings.format]):
+        raise source.error(
+            fault, (*place, "format"), f'leave it: overrides: [{{match: "{linear}", skip: true}}]'
+        )
+
+
+def packing_fault(linear: str, shape: tuple[int, ...], spec: FormatSpec) -> str:
+    """Why the codes of a linear [outputs, inputs] do not pack in a format; empty where they do."""
     rows, cols = shape
-    spec = FORMATS[settings.format]
     for width, multiple, side in (
         (cols, spec.in_multiple, "inputs"),
         (rows, spec.out_multiple, "outputs"),
     ):
         if width % multiple:
-            raise source.error(
-                f"format {spec.id} packs in {multiple}s, and {linear} has {width} {side}",
-                (*place, "format"),
-                f'leave it: overrides: [{{match: "{linear}", skip: true}}]',
-            )
+            return f"format {spec.id} packs in {multiple}s, and {linear} has {width} {side}"
+    return ""
 
 
 def bits_per_weight(fates: list[TensorFate]) -> float:

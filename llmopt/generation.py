@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.quantization import read_contents
 from llmopt.sources import resolve
-from llmopt.specs import RUNTIMES
-
-
-def load_engine(folder: Path, runtime: str, **options: Any) -> Any:
-    """The engine of a runtime for the model in `folder`."""
-    module = importlib.import_module(RUNTIMES[runtime].module)
-    return module.load(folder, **options)
+from llmopt.specs.runtimes import AUTO
 
 
 def stream_text(
     model: str, prompt: str, max_new_tokens: int, *, temperature: float, seed: int,
-    dtype: str, device: str, runtime: str = "torch",
+    dtype: str, device: str, runtime: str = AUTO, threads: int | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Yield the continuation of `prompt` piece by piece; pieces are whole characters."""
     from llmopt.corpora.pretrained import auto_tokenizer
-    from llmopt.runtimes.device import pick_device
+    from llmopt.runtimes.choice import computing_threads, open_engine, runtime_for
 
     folder = resolve(model).folder
+    chosen = runtime_for(runtime, read_contents(folder).format)
     tokenizer = auto_tokenizer(folder)
     ids = tokenizer(prompt)["input_ids"]
     if not ids:
         raise RequestError("the prompt is empty", hint="give some text to continue")
-    engine = load_engine(folder, runtime, dtype=dtype, device=pick_device(device))
+    with computing_threads(threads):
+        engine = open_engine(chosen, folder, device=device, dtype=dtype)
+        tokens = engine.generate(ids, max_new_tokens, temperature=temperature, seed=seed)
+        yield from _pieces(tokens, tokenizer)
+
+
+def _pieces(tokens: Iterator[int], tokenizer: Any) -> Iterator[str]:
+    """The text of tokens as soon as its last character is whole."""
     pending: list[int] = []
-    for token in engine.generate(ids, max_new_tokens, temperature=temperature, seed=seed):
+    for token in tokens:
         pending.append(token)
         text = tokenizer.decode(pending, skip_special_tokens=True)
         if text and not text.endswith("\ufffd"):  # half a character waits for its rest

@@ -24,6 +24,8 @@ STAGES = {
     "bench": "llmopt.stages.bench",
     "allocate": "llmopt.stages.allocate",
 }
+#: conversions whose target is no checkpoint of ours
+CONVERSIONS = {"gguf": "llmopt.stages.gguf"}
 
 
 class Reporter(Protocol):
@@ -119,6 +121,7 @@ def _run_step(
             record = _run_record(outcome, time.monotonic() - started)
             artifact.publish(built, destination, manifest, record, text)
     artifact.clean(destination)
+    artifact.expose(destination)
     _mend_card(destination)
     done = artifact.open_artifact(step.id, destination)
     verdicts = done.manifest.get("gates", []) if step.verb == "bench" else []
@@ -179,7 +182,9 @@ def _work(
 
 
 def _stage(step: PlannedStep) -> Stage:
-    module: Any = importlib.import_module(STAGES[step.verb])
+    module: Any = importlib.import_module(
+        CONVERSIONS.get(step.settings.get("to", ""), STAGES[step.verb])
+    )
     stage: Stage = module
     return stage
 

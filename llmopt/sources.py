@@ -1,4 +1,4 @@
-"""Find the model a recipe names: the bundled one, a folder, or a Hugging Face hub id. No torch."""
+"""Find the model a recipe names: the bundled one, a folder, a GGUF file or a hub id. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmopt.artifact import cache_folder
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.formats.gguf.view import model_folder
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -27,6 +29,7 @@ class ModelSource:
 def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> ModelSource:
     """The folder that holds `model`; a hub id is downloaded if `fetch`, else only looked up.
 
+    For a GGUF file it is a folder among the caches with a config, a tokenizer and a link to it.
     Raises RequestError for a model that is nowhere, LlmoptError where the hub cannot be reached.
     """
     if model == "demo":
@@ -34,9 +37,11 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
     folder = Path(model).expanduser()
     if folder.is_dir():
         return ModelSource(folder.resolve().name, folder)
+    if folder.is_file() and folder.name.endswith(".gguf"):
+        return ModelSource(folder.name.removesuffix(".gguf"), model_folder(folder, cache_folder()))
     if folder.is_file():
         raise RequestError(
-            f"{model} is a file; a model is a folder with config.json and safetensors",
+            f"{model} is a file; a model is a folder with config.json and safetensors, or a .gguf",
             hint="name the folder it lies in",
         )
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or not _HUB_ID.match(model):

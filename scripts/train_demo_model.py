@@ -1,6 +1,8 @@
 """Train the demo model that ships in llmopt/demo/model, from nothing but this Python.
 
-    python scripts/train_demo_model.py --out llmopt/demo/model [--steps N]
+    python scripts/train_demo_model.py --out llmopt/demo/model [--steps N] [--width 512]
+
+A wider one is a second trained model for benchmarks.
 
 Text, split and order come from llmopt.corpora.stdlib; calibration and evaluation modules are
 never trained on. Hidden matrices are trained with Muon, everything else with AdamW. The learning
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256, help="a multiple of 256")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -130,8 +133,9 @@ def main() -> None:
     save_tokenizer(tokenizer, args.out)
 
     config = LlamaConfig(
-        vocab_size=4096, hidden_size=256, intermediate_size=512, num_hidden_layers=args.layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+        vocab_size=4096, hidden_size=args.width, intermediate_size=2 * args.width,
+        num_hidden_layers=args.layers, num_attention_heads=args.width // 64,
+        num_key_value_heads=args.width // 128, head_dim=64,
         max_position_embeddings=CONTEXT, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=0, pad_token_id=None, rms_norm_eps=1e-5,
     )  # fmt: skip

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1] / "llmopt"
 LAYERS: list[set[str]] = [
     {"errors", "__init__"},
     {"specs"},
-    {"recipe", "artifact", "sources"},
+    {"recipe", "artifact"},
     {"grids", "linalg", "corpora"},
     {"methods", "formats"},
+    {"sources"},
     {"fates", "inspection"},
     {"conversion"},
     {"predict", "report"},

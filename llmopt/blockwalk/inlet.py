@@ -12,7 +12,8 @@ from llmopt.blockwalk.sink import Results
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
-from llmopt.grids.base import QuantizedTensor
+from llmopt.grids.base import Quantized, QuantizedTensor
+from llmopt.grids.ggml import BlockTensor
 from llmopt.methods.quantize.base import InletStatistics
 
 #: called with a module's name and its new weight, in the checkpoint's orientation
@@ -48,7 +49,7 @@ class Inlet:
     def replace(
         self,
         name: str,
-        value: QuantizedTensor | Tensor,
+        value: Quantized | Tensor,
         record: Mapping[str, Any] | None = None,
     ) -> None:
         """Give a linear a new weight [out, in]; from here on the block computes with it.
@@ -108,10 +109,10 @@ class Weights:
         """Whether the checkpoint has such a tensor."""
         return name in self._checkpoint.stored
 
-    def replace(self, module: str, value: QuantizedTensor | Tensor) -> Tensor:
+    def replace(self, module: str, value: Quantized | Tensor) -> Tensor:
         """Note a new weight [out, in]; returns it as the checkpoint would hold it."""
         name = f"{module}.weight"
-        if isinstance(value, QuantizedTensor):
+        if isinstance(value, QuantizedTensor | BlockTensor):
             self.results.dense.pop(name, None)
             self.results.quantized[module] = value
             return self.oriented(module, decode(value))

@@ -13,7 +13,7 @@ from llmopt.formats.checkpoint import StoredTensor
 from llmopt.formats.codec import Codec
 from llmopt.formats.layout import LayerLayout, layout_of
 from llmopt.formats.safetensors import ShardWriter, read_tensor
-from llmopt.grids.base import QuantizedTensor
+from llmopt.grids.base import Quantized
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Results:
     records: what operations noted for the ledger, by module name; JSON values.
     """
 
-    quantized: dict[str, QuantizedTensor] = field(default_factory=dict)
+    quantized: dict[str, Quantized] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     records: dict[str, Any] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ class Sink:
         note: dict[str, Any] = json.loads(self.writer.read_note(part))
         return note
 
-    def _checked(self, module: str, tensor: QuantizedTensor) -> Codec:
+    def _checked(self, module: str, tensor: Quantized) -> Codec:
         if self._codec is None:
             raise LlmoptError(f"{module} was quantized, but the output format holds plain tensors")
         reason = self._codec.accepts(tensor)

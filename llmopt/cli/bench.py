@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmopt.cli import options as o
+
+if TYPE_CHECKING:
+    from llmopt.stages.base import RunOptions
 
 
 def bench(
@@ -32,7 +35,9 @@ def bench(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report page to this file.")] = None,
     seed: o.Seed = None,
+    runtime: o.Runtime = "auto",
     device: o.Device = "auto",
+    threads: o.Threads = None,
     print_recipe: o.PrintRecipe = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -41,20 +46,22 @@ def bench(
     """Measure quality against a base, size, speed and memory."""
     from llmopt.cli.output import Output
     from llmopt.cli.steps import given
+    from llmopt.stages.base import RunOptions
 
     base = against or _source_of(artifacts[0])
     if base is None:
         Output(json, quiet).note("no --against: only perplexity, size and speed are measured")
     root = base or artifacts[0]
-    settings: dict[str, Any] = given(gates=gate, speed=speed) | {
+    settings: dict[str, Any] = given(gates=gate, speed=speed, runtime=runtime) | {
         "from": ["model" if name == root else name for name in artifacts],
         "against": "model" if base else None,
     }
     data = given(evaluation=given(source=evaluation, field=field, windows=windows, length=length))
     recipe = given(model=root, seed=seed, data=data)
+    options = RunOptions(device, threads)
     folder = out or Path(tempfile.mkdtemp(prefix="llmopt-bench-")) / "bench"
     try:
-        _measure(recipe, settings, folder, html, device, print_recipe, json, quiet)
+        _measure(recipe, settings, folder, html, options, print_recipe, json, quiet)
     finally:
         if out is None:
             shutil.rmtree(folder.parent)
@@ -62,14 +69,13 @@ def bench(
 
 def _measure(
     recipe: dict[str, Any], settings: dict[str, Any], folder: Path, html: Path | None,
-    device: str, print_recipe: bool, json: bool, quiet: bool,
+    options: RunOptions, print_recipe: bool, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from llmopt import planner
     from llmopt.cli.output import Output
     from llmopt.cli.reporting import bench_document, show_bench, write_report
     from llmopt.cli.steps import execute, print_as_recipe, raise_if_failed, single_recipe
     from llmopt.recipe import from_data
-    from llmopt.stages.base import RunOptions
 
     data = single_recipe(recipe, "bench", settings, folder)
     if print_recipe:
@@ -77,7 +83,7 @@ def _measure(
         return
     output = Output(json, quiet)
     plan = planner.plan(*from_data(data), folder)
-    results = execute(plan, RunOptions(device), output)
+    results = execute(plan, options, output)
     folders = [*plan.externals.values(), folder]
     show_bench(folders, output)
     if html is not None:

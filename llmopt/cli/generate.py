@@ -17,8 +17,12 @@ def generate(
         float, typer.Option(min=0.0, help="0 always takes the likeliest token.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or auto. llama.cpp: auto.")
+    ] = "auto",
+    runtime: o.Runtime = "auto",
     device: o.Device = "auto",
+    threads: o.Threads = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -34,7 +38,15 @@ def generate(
     output.text_chunk(text)
     pieces = []
     for piece in stream_text(
-        model, text, max_new_tokens, temperature=temperature, seed=seed, dtype=dtype, device=device
+        model,
+        text,
+        max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
+        threads=threads,
     ):
         pieces.append(piece)
         output.text_chunk(piece)

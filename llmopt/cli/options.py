@@ -7,6 +7,33 @@ from typing import Annotated, Optional
 
 import typer
 
+Model = Annotated[
+    str, typer.Argument(help="A folder, a hub id, a .gguf file, an artifact, or demo.")
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")]
+Bits = Annotated[int | None, typer.Option(help="--bits 4 is short for --grid int4.")]
+Asymmetric = Annotated[bool, typer.Option("--asymmetric", help="A zero point per group.")]
+TargetBpw = Annotated[
+    float | None,
+    typer.Option(help="Choose settings per linear: stored bits a weight, at most this."),
+]
+TargetSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="The same for the weight files as a whole, e.g. 5MB."),
+]
+Candidates = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SETTING", help='What a target chooses among, e.g. "int4 g32" or Q4_K.'),
+]
+Damping = Annotated[float | None, typer.Option(help="gptq: share of the mean Hessian diagonal.")]
+Refine = Annotated[int | None, typer.Option(help="gptq: sweeps after error feedback.")]
+Gates = Annotated[
+    list[str] | None,
+    typer.Option(help='A quality gate, e.g. "kl.mean < 0.05"; none for no gate.'),
+]
+Sequences = Annotated[int | None, typer.Option(help="Calibration sequences. [default: 128]")]
+SequenceLength = Annotated[int | None, typer.Option(help="Tokens a sequence. [default: 512]")]
+Revision = Annotated[str | None, typer.Option(help="Hub branch, tag or commit.")]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")
 ]
@@ -21,6 +48,13 @@ Sets = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
+Runtime = Annotated[
+    str,
+    typer.Option(help="torch or llama.cpp. auto: llama.cpp for GGUF, where it is installed."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Processor threads. [default: one a core]")
+]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin weights (as plain tensors only).")
 ]

@@ -12,7 +12,7 @@ import yaml
 from llmopt import pipeline, planner
 from llmopt.artifact import RUN_RECORD
 from llmopt.cli.output import Output, reporting
-from llmopt.errors import GateFailed
+from llmopt.errors import GateFailed, RequestError
 from llmopt.pipeline import StepResult
 from llmopt.recipe import from_data
 from llmopt.stages.base import RunOptions
@@ -21,6 +21,24 @@ from llmopt.stages.base import RunOptions
 def given(**settings: Any) -> dict[str, Any]:
     """The settings that were typed: those that are neither None nor an empty mapping."""
     return {name: value for name, value in settings.items() if value is not None and value != {}}
+
+
+def grid_named(grid: str | None, bits: int | None) -> str | None:
+    """The grid that --grid or --bits asks for."""
+    if bits is not None and grid is not None:
+        raise RequestError("--bits and --grid say the same thing: give one of them")
+    return grid if bits is None else f"int{bits}"
+
+
+def texts(
+    calibration: str | None, evaluation: str | None, *, field: str | None, sequences: int | None,
+    length: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """A recipe's `data` as options say it."""
+    return given(
+        calibration=given(source=calibration, field=field, sequences=sequences, length=length),
+        evaluation=given(source=evaluation, field=field if evaluation else None),
+    )
 
 
 def single_recipe(

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.grids.base import Grid, QuantizedTensor
+from llmopt.formats.codec import decode
+from llmopt.grids.base import Grid, Quantized, QuantizedTensor
+from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.levels import spacing
 from llmopt.specs import GRIDS, lookup
+from llmopt.specs.ggml import GGML_TYPES
+
+#: neighbours that are looked at together where a grid has no groups of its own
+_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,10 @@ class CodeError:
     gain: float
 
 
-def code_error(weight: Tensor, tensor: QuantizedTensor) -> CodeError:
+def code_error(weight: Tensor, tensor: Quantized) -> CodeError:
     """Compare codes with `weight` [out, in], the linear's weight in the model they come from."""
+    if isinstance(tensor, BlockTensor):
+        return _block_error(weight, tensor)
     params, (rows, cols) = tensor.params, tensor.codes.shape
     groups = params.scale.shape[1]
     index = params.group_index
@@ -59,6 +67,26 @@ def code_error(weight: Tensor, tensor: QuantizedTensor) -> CodeError:
     follows = in_groups(error * code).square() / energy.clamp(min=1.0)
     return CodeError(
         offset=float(mean.square().mean().sqrt()),
+        gain=float((follows.sum() / energy.sum().clamp(min=1.0)).sqrt()),
+    )
+
+
+def _block_error(weight: Tensor, tensor: BlockTensor) -> CodeError:
+    """The same in groups of 32 neighbours, whose step is their range by the levels of their bits.
+
+    ggml's types have scales for 16 to 32 weights, and some have no levels of single weights.
+    """
+    decoded = decode(tensor)
+    values = decoded.view(len(decoded), -1, min(_BLOCK, decoded.shape[1]))
+    levels = max(2 ** int(GGML_TYPES[tensor.grid].bits) - 1, 2)
+    step = ((values.amax(-1) - values.amin(-1)) / levels).unsqueeze(-1)
+    step = torch.where(step > 0, step, 1.0)
+    error = (weight.float() - decoded).view(values.shape) / step
+    code = values / step
+    energy = code.square().sum(-1).double()
+    follows = (error * code).sum(-1).double().square() / energy.clamp(min=1.0)
+    return CodeError(
+        offset=float(error.mean(-1).double().square().mean().sqrt()),
         gain=float((follows.sum() / energy.sum().clamp(min=1.0)).sqrt()),
     )
 

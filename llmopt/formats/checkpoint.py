@@ -24,8 +24,8 @@ from llmopt.formats.headers import (
 )
 from llmopt.formats.layout import LayerLayout, Quantization
 from llmopt.formats.quantization import parts_of, quantized_layers, read_quantization
-from llmopt.formats.safetensors import TORCH_DTYPES, read_tensor
-from llmopt.grids.base import QuantizedTensor
+from llmopt.formats.safetensors import read_tensor, torch_dtype
+from llmopt.grids.base import Quantized
 from llmopt.specs.families import FamilySpec, Naming, family_of
 
 
@@ -112,7 +112,7 @@ class Checkpoint:
             raise RequestError(f"the weights have no tensor {name}")
         return self.stored[name].read()
 
-    def read_layer(self, module: str) -> QuantizedTensor:
+    def read_layer(self, module: str) -> Quantized:
         """A quantized linear, exactly as stored."""
         assert self.quantization is not None
         names = parts_of(module, self.stored, self.quantization)
@@ -136,6 +136,4 @@ class Checkpoint:
 
 
 def _from_header(header: TensorHeader) -> StoredTensor:
-    return StoredTensor(
-        TORCH_DTYPES[header.dtype], header.shape, lambda: read_tensor(header), header
-    )
+    return StoredTensor(torch_dtype(header), header.shape, lambda: read_tensor(header), header)

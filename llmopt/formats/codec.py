@@ -9,20 +9,22 @@ from typing import Protocol
 from torch import Tensor
 
 from llmopt.formats.layout import LayerLayout
-from llmopt.grids.base import Grid, QuantizedTensor
+from llmopt.grids import ggml
+from llmopt.grids.base import Grid, Quantized
+from llmopt.grids.ggml import BlockTensor
 from llmopt.specs import FORMATS, GRIDS, lookup
 
 
 class Codec(Protocol):
     """Between a quantized linear and the tensors that it is stored as."""
 
-    def accepts(self, tensor: QuantizedTensor) -> str | None:
+    def accepts(self, tensor: Quantized) -> str | None:
         """Why the tensor cannot be stored exactly, None where it can."""
 
-    def pack(self, tensor: QuantizedTensor) -> dict[str, Tensor]:
+    def pack(self, tensor: Quantized) -> dict[str, Tensor]:
         """The tensors to store, by the suffix of their names; `accepts` returned None."""
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> Quantized:
         """What was packed; RequestError where the parts do not fit each other."""
 
 
@@ -33,7 +35,9 @@ def codec_of(format_id: str) -> Codec:
     return codec
 
 
-def decode(tensor: QuantizedTensor) -> Tensor:
+def decode(tensor: Quantized) -> Tensor:
     """The float32 weight [out, in] that a quantized tensor stands for."""
+    if isinstance(tensor, BlockTensor):
+        return ggml.decode(tensor.grid, tensor.data)
     grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
     return grid.decode(tensor.codes, tensor.params)

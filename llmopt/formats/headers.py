@@ -1,4 +1,4 @@
-"""What a Hugging Face directory holds, from config.json and safetensors headers alone.
+"""What a Hugging Face directory holds, from config.json and the headers of its weight files alone.
 
 A safetensors file is an 8-byte little-endian length, a JSON header of that length and the data;
 only the first two are read here. No torch, so that the planner answers at once.
@@ -17,6 +17,10 @@ from typing import Any
 from llmopt.errors import RequestError
 from llmopt.formats.bitsandbytes_config import STATE, with_shapes
 from llmopt.formats.fused import unfused
+from llmopt.formats.gguf.container import first_file, read_gguf
+from llmopt.formats.gguf.order import Arrangement
+from llmopt.formats.gguf.quantization import described
+from llmopt.formats.gguf.restore import restore
 from llmopt.specs.families import FAMILIES
 
 #: bytes of an element of each dtype that a checkpoint may hold
@@ -53,7 +57,9 @@ _OWN_FILES = {"README.md", "config.json", "quantize_config.json", "llmopt.json",
 class TensorHeader:
     """Where one tensor lies: bytes [start, end) of `file`, row-major, little-endian.
 
-    stored_shape: what the file says of the shape, where a reader is to take it for another.
+    dtype: of safetensors, or a type in specs.ggml. shape: of what is read. stored_shape: what the
+    file says of the shape, where a reader is to take it for another. arranged: how the file's
+    tensor differs from what is read, None where it does not.
     """
 
     name: str
@@ -63,10 +69,17 @@ class TensorHeader:
     start: int
     end: int
     stored_shape: tuple[int, ...] | None = None
+    arranged: Arrangement | None = None
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return self.end - self.start
+
+    @property
+    def plain(self) -> bool:
+        """Whether its bytes, copied, are the tensor; else they have to be read and written."""
+        return self.arranged is None and self.dtype in DTYPE_BYTES
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,8 @@ def read_headers(folder: Path) -> Headers:
     damaged, and for one that holds only pickled weights.
     """
     config = read_config(folder)
+    if (gguf := first_file(folder)) is not None:
+        return _in_gguf(folder, config, gguf)
     shards, weight_map = _shards(folder)
     tensors: dict[str, TensorHeader] = {}
     for shard in shards:
@@ -105,6 +120,16 @@ def read_headers(folder: Path) -> Headers:
         tensors = unfused(tensors, family.experts)
     if any(name.endswith("." + STATE) for name in tensors):
         tensors = with_shapes(tensors)
+    return Headers(folder, config, tensors, side_files(folder))
+
+
+def _in_gguf(folder: Path, config: dict[str, Any], path: Path) -> Headers:
+    """A model whose weights are in a GGUF file."""
+    found = restore(read_gguf(path), config)
+    tensors = {name: TensorHeader(**vars(part)) for name, part in found.parts.items()}
+    config = {key: value for key, value in config.items() if key != "quantization_config"}
+    if found.types:
+        config["quantization_config"] = described(found.types)
     return Headers(folder, config, tensors, side_files(folder))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from llmopt.specs import GRIDS
+from llmopt.specs.ggml import GGML_TYPES
 
 if TYPE_CHECKING:
-    from llmopt.grids.base import QuantizedTensor
+    from llmopt.grids.base import Quantized, QuantizedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +30,30 @@ class LayerLayout:
     @property
     def bits(self) -> int:
         """Bits of a code."""
-        return GRIDS[self.grid].bits
+        ggml = GGML_TYPES.get(self.grid)
+        return int(ggml.bits) if ggml else GRIDS[self.grid].bits
 
     @property
     def label(self) -> str:
-        """As tables show it, e.g. "int4 g128 sym"."""
+        """As tables show it, e.g. "int4 g128 sym"; a ggml type says it all by its name."""
+        if self.grid in GGML_TYPES:
+            return self.grid
         group = "row" if self.group_size == -1 else f"g{self.group_size}"
         label = f"{self.grid} {group} {'sym' if self.symmetric else 'asym'}"
         return f"{label}, {self.activations} activations" if self.activations else label
 
 
-def layout_of(tensor: QuantizedTensor) -> LayerLayout:
+def ggml_layout(type_id: str) -> LayerLayout:
+    """The layout of a linear stored as a ggml type."""
+    spec = GGML_TYPES[type_id]
+    return LayerLayout(grid=type_id, group_size=spec.group_size, symmetric=spec.symmetric)
+
+
+def layout_of(tensor: Quantized) -> LayerLayout:
     """What a config has to say about a tensor."""
+    if tensor.grid in GGML_TYPES:
+        return ggml_layout(tensor.grid)
+    tensor = cast("QuantizedTensor", tensor)
     params = tensor.params
     return LayerLayout(
         grid=tensor.grid,

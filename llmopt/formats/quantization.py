@@ -25,6 +25,7 @@ _READERS = {
     "awq": "llmopt.formats.awq_config",
     "compressed-tensors": "llmopt.formats.compressed_tensors_config",
     "fp8": "llmopt.formats.fp8_config",
+    "gguf": "llmopt.formats.gguf.quantization",
     "bitsandbytes": "llmopt.formats.bitsandbytes_config",
 }
 

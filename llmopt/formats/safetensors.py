@@ -1,4 +1,4 @@
-"""Reading and writing safetensors with memory bounded by one tensor, or by one block.
+"""Reading tensors and writing safetensors with memory bounded by one tensor, or by one block.
 
 Tensors are read with pread into a fresh buffer, not mapped: what a process holds is then what it
 asked for, and no page of the file counts as its memory.
@@ -7,6 +7,7 @@ asked for, and no page of the file counts as its memory.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.formats.gguf.reading import decoded, undone
 from llmopt.formats.headers import (
     INDEX,
     WEIGHTS,
@@ -49,8 +51,26 @@ _COPY_BYTES = 8 << 20
 _PART_SUFFIX = ".safetensors"
 
 
+def torch_dtype(header: TensorHeader) -> torch.dtype:
+    """What a tensor is read as: float32 where it is in blocks."""
+    return TORCH_DTYPES.get(header.dtype, torch.float32)
+
+
 def read_tensor(header: TensorHeader) -> Tensor:
-    """The tensor as stored, in memory of its own."""
+    """The tensor, in memory of its own; decoded and put in order where it is stored otherwise."""
+    raw = _read_range(header)
+    shape = header.shape
+    if header.arranged is not None and header.arranged.transposed:
+        shape = shape[::-1]
+    if header.dtype in TORCH_DTYPES:
+        value = raw.view(TORCH_DTYPES[header.dtype]).reshape(shape)
+    else:
+        value = decoded(raw, header.dtype, shape)
+    return value if header.arranged is None else undone(value, header.arranged)
+
+
+def _read_range(header: TensorHeader) -> Tensor:
+    """uint8 [n]: the bytes as they are in the file."""
     raw = torch.empty(header.nbytes, dtype=torch.uint8)
     view = raw.numpy().data
     with header.file.open("rb", buffering=0) as file:
@@ -61,7 +81,7 @@ def read_tensor(header: TensorHeader) -> Tensor:
             if not count:
                 raise RequestError(f"{header.file.name} ended inside tensor {header.name}")
             done += count
-    return raw.view(TORCH_DTYPES[header.dtype]).reshape(header.shape)
+    return raw
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -76,9 +96,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     with partial.open("wb") as file:
         file.write(text)
         for name in order:
-            # a zero-sized array has no buffer to write
-            if tensors[name].numel():
-                file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+            _write_tensor(tensors[name], file)
         _to_disk(file)
     partial.replace(path)
     _sync_folder(path.parent)
@@ -201,25 +219,41 @@ def _deal(
     shards: list[dict[str, TensorHeader]] = [{}]
     size = 0
     for name, header in tensors.items():
-        if shards[-1] and size + header.nbytes > max_shard_bytes:
+        if shards[-1] and size + _size(header) > max_shard_bytes:
             shards.append({})
             size = 0
         shards[-1][name] = header
-        size += header.nbytes
+        size += _size(header)
     return shards
 
 
 def _copy_shard(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
     layout = [
-        (name, item.dtype, item.stored_shape or item.shape, item.nbytes)
+        (name, DTYPE_NAMES[torch_dtype(item)], item.stored_shape or item.shape, _size(item))
         for name, item in tensors.items()
     ]
     order, text = _header(layout, {"format": "pt"})
     with path.open("wb") as file:
         file.write(text)
         for name in order:
-            _copy_range(tensors[name], file)
+            if tensors[name].plain:
+                _copy_range(tensors[name], file)
+            else:
+                _write_tensor(read_tensor(tensors[name]), file)
         _to_disk(file)
+
+
+def _size(header: TensorHeader) -> int:
+    """Bytes of a tensor in our files."""
+    if header.plain:
+        return header.nbytes
+    return math.prod(header.shape) * torch_dtype(header).itemsize
+
+
+def _write_tensor(tensor: Tensor, target: BinaryIO) -> None:
+    # a zero-sized array has no buffer to write
+    if tensor.numel():
+        target.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _copy_range(header: TensorHeader, target: BinaryIO) -> None:

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from llmopt.grids.ggml.base import BlockTensor
+
 ScaleSearch = Literal["minmax", "mse", "importance"]
 
 
@@ -58,6 +60,10 @@ class QuantizedTensor:
     codes: Tensor
     params: AffineParams
     activations: str | None = None
+
+
+#: a weight in any number format
+Quantized = QuantizedTensor | BlockTensor
 
 
 class Grid(Protocol):

@@ -88,6 +88,9 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     """A step's folder. What a lone step is prepared by stands hidden beside it."""
     if not single:
         return out / step.id
+    if out.suffix == ".gguf" and step.settings.get("to") != "gguf":
+        raise RequestError(f"{out} is a file name, and the result is a folder")
+    out = artifact.folder_of(out)
     return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from llmopt import conversion
 from llmopt.allocate.options import byte_budget, parse_size, with_options
+from llmopt.conversion import gguf
 from llmopt.evaluate.gates import parse
 from llmopt.fates import (
     TensorFate,
@@ -17,6 +19,7 @@ from llmopt.fates import (
     quantize_fates,
 )
 from llmopt.formats.quantization import Contents
+from llmopt.planner.gguf import GgufRequest
 from llmopt.planner.graph import members
 from llmopt.planner.located import located
 from llmopt.planner.steps import MODEL, PlannedStep
@@ -27,7 +30,7 @@ from llmopt.predict import (
     convert_footprint,
     quantize_footprint,
 )
-from llmopt.recipe import BenchStep, ConvertStep, QuantizeStep, Recipe, Source
+from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Recipe, Source
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
@@ -77,8 +80,7 @@ class Desugar:
         method = METHODS[settings.method]
         self._refuse_idle_settings(settings, method.settings, place)
         transform = method.transform if settings.transform == "auto" else settings.transform
-        needed = method.needs_calibration or settings.has_budget or transform != "none"
-        calibration = self._texts.calibration(settings, needed, place)
+        calibration = self._calibration(settings, transform, place)
         effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
         for name in _METHOD_SETTINGS - method.settings:
             del effective[name]
@@ -93,8 +95,26 @@ class Desugar:
             item.step.id, "quantize", effective, (parent,), place, None, texts, fates, footprint
         )
 
+    def _calibration(
+        self, settings: QuantizeStep, transform: str, place: Key
+    ) -> dict[str, Any] | None:
+        """The text of a quantize step; importance alone takes it where there is any."""
+        needed = METHODS[settings.method].needs_calibration or transform != "none"
+        if settings.has_budget:
+            return self._texts.calibration("a budget", (*place, "method"))
+        if needed:
+            return self._texts.calibration(f"method {settings.method}", (*place, "method"))
+        if settings.scale_search not in ("auto", "importance"):
+            return None
+        wanted = settings.scale_search == "importance"
+        what = "scale_search: importance" if wanted else None
+        return self._texts.calibration(what, (*place, "scale_search"))
+
     def converted(self, item: Expanded, settings: ConvertStep) -> Iterator[PlannedStep]:
         """A conversion, and a gate where it rounds."""
+        if settings.to == "gguf":
+            yield from self.to_gguf(item, settings)
+            return
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
         self._check_target(settings, contents, place)
@@ -109,7 +129,8 @@ class Desugar:
             )
         self._check_held(fates, contents, settings, place)
         check_config(fates, contents.naming, settings.to, self._source, (*place, "to"))
-        effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
+        mine = ConvertStep.model_fields.keys() - GgufSettings.model_fields.keys()
+        effective = settings.model_dump(by_alias=True, include=mine - {"from_", "gate"})
         self._written[item.step.id] = conversion.contents_after(contents, fates, settings)
         footprint = convert_footprint(contents, fates)
         step = PlannedStep(
@@ -117,6 +138,31 @@ class Desugar:
         )
         yield step
         rounds = settings.to != PLAIN and any(each.loss or each.doubtful for each in found)
+        gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
+        if gates:
+            yield self.gate(item, gates, step)
+
+    def to_gguf(self, item: Expanded, settings: ConvertStep) -> Iterator[PlannedStep]:
+        """A conversion to GGUF, and a gate where it rounds weights to blocks."""
+        place: Key = (*item.key, "convert")
+        parent, contents = self._parent(item, settings.from_)
+        request = GgufRequest(settings, self._source, place)
+        request.check()
+        calibration = None
+        if settings.imatrix is None and request.rounds:
+            calibration = self._texts.calibration(*request.calibrated_for())
+        found = request.wanted(contents, guided=bool(calibration or settings.imatrix))
+        lost = request.conversions(contents, found)
+        fates = tuple(each.fate for each in lost)
+        effective = request.effective() | {"calibration": calibration, "seed": self._recipe.seed}
+        texts = (self._texts.places() if calibration else {}) | request.places()
+        self._written[item.step.id] = gguf.contents_after(contents, found)
+        footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
+        step = PlannedStep(
+            item.step.id, "convert", effective, (parent,), place, None, texts, fates, footprint
+        )
+        yield step
+        rounds = any(each.loss and each.fate.quantize for each in lost)
         gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
         if gates:
             yield self.gate(item, gates, step)
@@ -187,7 +233,9 @@ class Desugar:
         """The bench step that decides whether a quantized model may be built upon."""
         place: Key = (*item.key, item.step.verb, "gate")
         check_gates([g for g in gates if g != "default"], self._source, place)
-        effective = BenchStep(from_=[step.id], speed=False).model_dump(by_alias=True) | {
+        effective = BenchStep(from_=[step.id], speed=False, runtime="torch").model_dump(
+            by_alias=True
+        ) | {
             "gates": gates,
             "evaluation": self._texts.evaluation(GATE_WINDOWS),
             "seed": self._recipe.seed,
@@ -201,6 +249,8 @@ class Desugar:
 
     def _check_target(self, settings: ConvertStep, contents: Contents, place: Key) -> None:
         """RecipeError for settings that the target cannot have."""
+        for name in sorted(GgufSettings.model_fields.keys() & settings.model_fields_set):
+            raise self._source.error("only conversions to gguf have this setting", (*place, name))
         if settings.to == PLAIN:
             for name in ("grid", "group_size", "symmetric"):
                 if getattr(settings, name) is not None:

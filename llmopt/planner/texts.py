@@ -9,7 +9,7 @@ from typing import Any
 from llmopt import artifact
 from llmopt.corpora import source as corpora
 from llmopt.planner.located import located
-from llmopt.recipe import QuantizeStep, Recipe, Source
+from llmopt.recipe import Recipe, Source
 from llmopt.recipe.source import Key
 
 
@@ -20,23 +20,20 @@ class Texts:
         self._recipe, self._source, self._config = recipe, source, config
         self._digests: dict[tuple[str, str, str], str] = {}
 
-    def calibration(
-        self, settings: QuantizeStep, needed: bool, place: Key
-    ) -> dict[str, Any] | None:
-        """What a step is calibrated on; None where it needs no text, and none is given."""
+    def calibration(self, needed_by: str | None, place: Key) -> dict[str, Any] | None:
+        """What a step is calibrated on; None where none is given, and nothing needs it.
+
+        `needed_by` is what the setting at `place` asks for.
+        """
         data = self._recipe.data.calibration
-        source = data.source or ("demo" if self._recipe.model == "demo" and needed else "")
+        source = data.source or ("demo" if self._recipe.model == "demo" and needed_by else "")
         if not source:
-            if needed or settings.scale_search == "importance":
-                what = f"method {settings.method}" if needed else "scale_search: importance"
-                what = "a budget" if settings.has_budget else what
+            if needed_by:
                 raise self._source.error(
-                    f"{what} needs calibration text",
-                    (*place, "method" if needed else "scale_search"),
+                    f"{needed_by} needs calibration text",
+                    place,
                     "give data.calibration.source (--calibration FILE, or demo for Python text)",
                 )
-            return None
-        if not needed and settings.scale_search not in ("auto", "importance"):
             return None
         length = min(data.length, self._context)
         key: Key = ("data", "calibration", "source")

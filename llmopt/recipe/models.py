@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from llmopt.errors import RequestError
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
 from llmopt.specs.formats import PLAIN
+from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.presets import PRESETS
+from llmopt.specs.runtimes import AUTO
 
 StepId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 RESERVED_IDS = frozenset({"model", "report"})
@@ -37,10 +40,12 @@ def _group_size(value: int) -> int:
 
 GridId = Annotated[str, _known(GRIDS, "grid")]
 MethodId = Annotated[str, _known(METHODS, "method")]
-_WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids}
+_WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids and not spec.one_file}
 FormatId = Annotated[str, _known(_WRITTEN, "format")]
-TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None}, "target")]
-RuntimeId = Annotated[str, _known(RUNTIMES, "runtime")]
+TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None, "gguf": None}, "target")]
+PresetId = Annotated[str, _known(PRESETS, "preset")]
+TypeId = Annotated[str, _known(GGML_TYPES, "GGUF type")]
+RuntimeId = Annotated[str, _known({**RUNTIMES, AUTO: None}, "runtime")]
 GroupSize = Annotated[int, AfterValidator(_group_size)]
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 Gate = Annotated[str, Field(min_length=3)]
@@ -136,11 +141,49 @@ class QuantizeStep(Strict):
         return self.target_bpw is not None or self.target_size is not None
 
 
-class ConvertStep(Strict):
+class TypeOverride(Strict):
+    """Another type for the tensors of a GGUF file whose name matches; the last match wins."""
+
+    match: str = Field(description='shell pattern on the name in the file, e.g. "blk.*.attn_v.*"')
+    type: TypeId
+
+
+class GgufSettings(Strict):
+    """What only conversions to GGUF have."""
+
+    preset: PresetId | None = Field(
+        None, description="the mix of types, e.g. Q4_K_M; default: what holds the source exactly"
+    )
+    method: Literal["rtn", "gptq"] | None = Field(
+        None, description="how codes are chosen; default: rtn. gptq feeds errors back"
+    )
+    search: Literal["best", "reference"] | None = Field(
+        None, description="default: best, in the same layout; reference: what llama.cpp writes"
+    )
+    imatrix: str | None = Field(
+        None, description="importance matrix of llama.cpp; default: calibration text, where given"
+    )
+    overrides: list[TypeOverride] = Field(default_factory=list)
+    target_bpw: float | None = Field(
+        None, gt=0, le=32, description="stored bits a weight of the linears; a budget"
+    )
+    target_size: int | str | None = Field(None, description="budget for the file: 5MB, 1.5GiB")
+    candidates: list[TypeId] = Field(
+        default_factory=list, description="types that a budget chooses among; []: the usual ones"
+    )
+    damping: float | None = Field(None, gt=0, lt=1, description="gptq; default: 0.01")
+    refine: int | None = Field(None, ge=0, le=20, description="gptq: sweeps; default: 2")
+    batch_size: int = Field(8, ge=1, description="calibration sequences run at once")
+    split_size: int | str | None = Field(None, description="largest file: 4GB; default: one file")
+
+
+class ConvertStep(GgufSettings):
     """Another layout of the same values; what that cannot hold is rounded anew, and reported."""
 
     from_: str = Field("model", alias="from", description="the model, or a step's id")
-    to: TargetId = Field(description="how the result lies on disk; hf: plain tensors")
+    to: TargetId = Field(
+        description="how the result lies on disk; hf: plain tensors; gguf:Q4_K_M names a preset"
+    )
     exact: bool = Field(False, description="refuse, before work starts, whatever is not exact")
     grid: GridId | None = Field(None, description="default: the source's, where the format has it")
     group_size: GroupSize | None = Field(None, description="default: the source's, else 128")
@@ -152,11 +195,24 @@ class ConvertStep(Strict):
         None, description='as in quantize; null: ["default"] where weights are rounded, else []'
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_in_target(cls, data: Any) -> Any:
+        """to: gguf:Q4_K_M is short for to: gguf, preset: Q4_K_M."""
+        target = data.get("to") if isinstance(data, dict) else None
+        if not isinstance(target, str) or not target.startswith("gguf:"):
+            return data
+        if "preset" in data:
+            raise ValueError("the preset is given twice: in `to`, and as `preset`")
+        return data | {"to": "gguf", "preset": target.removeprefix("gguf:")}
+
 
 class BenchStep(Strict):
     from_: Names = Field(default_factory=list, alias="from", description="steps to measure")
     against: str | None = Field("model", description="the base of KL and agreement; null: none")
-    runtime: RuntimeId = "torch"
+    runtime: RuntimeId = Field(
+        AUTO, description="auto: llama.cpp for GGUF, where it is installed; torch for the rest"
+    )
     speed: bool = Field(True, description="measure speed and memory too")
     new_tokens: int = Field(64, ge=2, le=4096, description="tokens decoded per speed repeat")
     gates: list[Gate] = Field(default_factory=list, description='e.g. "kl.mean < 0.05"')

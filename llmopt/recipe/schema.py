@@ -7,6 +7,7 @@ from typing import Any
 from llmopt.recipe.models import Recipe
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
 from llmopt.specs.formats import PLAIN
+from llmopt.specs.runtimes import AUTO
 
 _WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids)
 _NAMES: dict[str, list[str]] = {
@@ -14,7 +15,7 @@ _NAMES: dict[str, list[str]] = {
     "grid": sorted(GRIDS),
     "format": _WRITTEN,
     "to": [*_WRITTEN, PLAIN],
-    "runtime": sorted(RUNTIMES),
+    "runtime": [AUTO, *sorted(RUNTIMES)],
 }
 
 

@@ -158,7 +158,7 @@ def _size(manifest: dict[str, Any], entry: Entry | None) -> Iterable[tuple[str, 
             f" ({numbers.percent(entry.size_ratio)} of the original)" if entry.size_ratio else ""
         )
     else:
-        files = (file for file in manifest["files"] if file["path"].endswith(".safetensors"))
+        files = (file for file in manifest["files"] if file["path"].endswith((".safetensors", ".gguf")))
         size, share = sum(file["bytes"] for file in files), ""
         count = sum(math.prod(item["shape"]) for item in manifest["ledger"] if item.get("shape"))
         bits = size * 8 / count if count else None
@@ -199,7 +199,8 @@ def _usage(format_: str) -> str:
     packages = FORMATS[format_].loaders if format_ in FORMATS else PLAIN_LOADERS
     for name, needed in packages.items():
         spec = LOADERS[name]
-        lines += [f"**{spec.title}** (`pip install {needed}`)", ""]
+        installed = f" (`pip install {needed}`)" if needed else ""
+        lines += [f"**{spec.title}**{installed}", ""]
         lines += [f"```{spec.language}", spec.code.rstrip(), "```", ""]
     lines += ["**llmopt**", "", "```shell", 'llmopt generate PATH --prompt "Once"', "```"]
     return "\n".join(lines)

@@ -41,7 +41,7 @@ def overview(results: Results, verdict: Verdict) -> Sheet:
         speed = results.speed.get(entry.name)
         cells = (
             entry.name,
-            entry.format or numbers.MISSING,
+            (entry.format or numbers.MISSING) + entry.elsewhere,
             numbers.megabytes(entry.bytes),
             numbers.percent(entry.size_ratio),
             numbers.short(entry.bits_per_weight),

@@ -112,6 +112,7 @@ class Entry(Document):
     name: str
     bytes: int
     format: str | None = None
+    runtime: str | None = None
     bits_per_weight: float | None = None
     digest: str | None = None
     is_base: bool = False
@@ -122,6 +123,11 @@ class Entry(Document):
     flips: Flips | None = None
     size_ratio: float | None = None
     gates: list[Verdict] = Field(default_factory=list)
+
+    @property
+    def elsewhere(self) -> str:
+        """ ", in llama.cpp": what ran it, where that was another runtime than torch."""
+        return f", in {self.runtime}" if self.runtime not in (None, "torch") else ""
 
     @property
     def passed(self) -> bool:

@@ -63,6 +63,7 @@ class FormatSpec:
     repeats_config: bool = False
     quantizes_head: bool = True
     quantizes_embeddings: bool = False
+    #: ids of what runs it, the preferred one first
     runtimes: tuple[str, ...] = ("torch",)
     #: input and output widths must be multiples of these for the codes to pack
     in_multiple: int = 1
@@ -71,9 +72,12 @@ class FormatSpec:
     asymmetric: bool = True
     #: smallest zero point that an asymmetric tensor may have
     min_zero: int = 0
+    #: whether a model is one file, which a conversion writes; how it is quantized is not for
+    #: `quantize` to say
+    one_file: bool = False
     #: quantize_config value, for layouts that come in versions
     version: str | None = None
-    #: programs that load it (LOADERS) -> the packages that pip installs for it
+    #: programs that load it (LOADERS) -> the packages that pip installs for it, if it does
     loaders: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,8 +98,11 @@ class RuntimeSpec:
     id: str
     module: str
     summary: str
+    #: what pip's extra is called and the module that it installs; None: always there
     extra: str | None = None
     package: str | None = None
+    #: whether it computes in a dtype of the user's choice
+    chooses_dtype: bool = False
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmopt.specs.base import FormatSpec
+from llmopt.specs.ggml import GGML_TYPES
 
 _INTS = frozenset({"int2", "int3", "int4", "int8"})
 
@@ -101,6 +102,18 @@ FORMATS: dict[str, FormatSpec] = {
         group_index=False,
         asymmetric=False,
         loaders={"transformers": "transformers bitsandbytes", "vllm": "vllm bitsandbytes"},
+    ),
+    "gguf": FormatSpec(
+        id="gguf",
+        module="llmopt.formats.gguf.codec",
+        config_module="llmopt.formats.gguf.quantization",
+        one_file=True,
+        quantizes_embeddings=True,
+        group_index=False,
+        summary="GGUF file of llama.cpp, with a preset's mix of types",
+        grids=frozenset(GGML_TYPES),
+        runtimes=("llama.cpp", "torch"),
+        loaders={"llama.cpp": "", "llama-cpp-python": "llama-cpp-python"},
     ),
     "fp8": FormatSpec(
         id="fp8",

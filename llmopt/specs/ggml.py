@@ -26,6 +26,21 @@ class GgmlType:
     importance: Importance = "ignored"
 
     @property
+    def group_size(self) -> int:
+        """Weights that share a scale, or nearly so: a few types have groups of 16."""
+        return min(self.block, 32)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether it has no minimums."""
+        return self.id not in _WITH_MINIMUMS
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights are whole numbers times a scale in float16, plus perhaps a minimum."""
+        return self.id in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
+    @property
     def bits(self) -> float:
         """Stored bits per weight, scales and all."""
         return self.nbytes * 8 / self.block
@@ -39,6 +54,8 @@ _TABLE = "llmopt.grids.ggml.table"
 _IQ3 = "llmopt.grids.ggml.iq3"
 _IQ2 = "llmopt.grids.ggml.iq2"
 _IQ1 = "llmopt.grids.ggml.iq1"
+
+_WITH_MINIMUMS = frozenset({"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"})
 
 #: (id, number, block, nbytes, module, importance)
 _TYPES: tuple[tuple[str, int, int, int, str, Importance], ...] = (

@@ -19,11 +19,27 @@ from gptqmodel import GPTQModel
 model = GPTQModel.load("PATH")
 """
 
+_LLAMA_CPP = """\
+llama-cli -m PATH/model.gguf -p "Once"
+"""
+_LLAMA_CPP_PYTHON = """\
+from llama_cpp import Llama
+
+model = Llama("PATH/model.gguf")
+"""
+
 LOADERS: dict[str, LoaderSpec] = {
     spec.id: spec
     for spec in (
         LoaderSpec(id="transformers", title="transformers", language="python", code=_TRANSFORMERS),
         LoaderSpec(id="vllm", title="vLLM", language="shell", code="vllm serve PATH\n"),
         LoaderSpec(id="gptqmodel", title="GPTQModel", language="python", code=_GPTQMODEL),
+        LoaderSpec(id="llama.cpp", title="llama.cpp", language="shell", code=_LLAMA_CPP),
+        LoaderSpec(
+            id="llama-cpp-python",
+            title="llama-cpp-python",
+            language="python",
+            code=_LLAMA_CPP_PYTHON,
+        ),
     )
 }

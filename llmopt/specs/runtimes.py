@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from llmopt.specs.base import RuntimeSpec
 
+#: a runtime's name that leaves the choice to the format, and a device's and dtype's likewise
+AUTO = "auto"
+
 RUNTIMES: dict[str, RuntimeSpec] = {
     "torch": RuntimeSpec(
         id="torch",
         module="llmopt.runtimes.torch",
         summary="PyTorch on CPU or GPU: plain and quantized Hugging Face checkpoints; on the CPU "
         "int8 weights with int8 activations in integers",
+        chooses_dtype=True,
+    ),
+    "llama.cpp": RuntimeSpec(
+        id="llama.cpp",
+        module="llmopt.runtimes.llamacpp",
+        summary="llama.cpp through llama-cpp-python: GGUF files, on the CPU or a GPU it is built "
+        "for",
+        extra="llamacpp",
+        package="llama_cpp",
     ),
 }
 

@@ -16,6 +16,8 @@ class RunOptions:
     """What may differ from run to run without changing what is asked for."""
 
     device: str = "auto"
+    #: of the processor; None: as many as torch takes
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -17,8 +16,10 @@ from llmopt.evaluate.weights import weight_errors
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.base import Engine
+from llmopt.runtimes.choice import computing_threads, open_engine, runtime_for
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
+from llmopt.specs.runtimes import AUTO
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 
@@ -27,26 +28,32 @@ _PROMPT = 128
 
 def run(work: Work) -> Outcome:
     """Measure every model that the step names; write bench.json and return the verdicts."""
+    with computing_threads(work.options.threads):
+        return _run(work)
+
+
+def _run(work: Work) -> Outcome:
     settings = work.settings
     base_name = settings["against"]
     first = work.parents[base_name or settings["from"][0]]
     windows, corpus = text.evaluation(
         settings["evaluation"], work.texts["evaluation"]["source"], first.path
     )
-    base = _load(work, work.parents[base_name]) if base_name else None
+    runtimes = _runtimes(work)
+    base = _load(work, work.parents[base_name], runtimes[base_name]) if base_name else None
     entries: list[dict[str, Any]] = []
     speeds: dict[str, Any] = {}
     if base is not None and base_name is not None:
-        entries.append(_base_entry(work.parents[base_name]))
+        entries.append(_base_entry(work.parents[base_name]) | {"runtime": runtimes[base_name]})
         if settings["speed"]:
             speeds[base_name] = _speed(base, windows, settings["new_tokens"])
     for name in settings["from"]:
         if name == base_name:
             continue
         reset_peak()
-        engine = _load(work, work.parents[name])
+        engine = _load(work, work.parents[name], runtimes[name])
         measured = _measure(work, name, base, engine, windows)
-        entry = _entry(work.parents[name], measured, first)
+        entry = _entry(work.parents[name], measured, first) | {"runtime": runtimes[name]}
         entries.append(entry)
         if isinstance(measured, Comparison):
             entry |= _code_errors(work.parents[name], first)
@@ -68,13 +75,28 @@ def run(work: Work) -> Outcome:
     )
 
 
-def _load(work: Work, artifact: Artifact) -> Engine:
-    module: Any = importlib.import_module(RUNTIMES[work.settings["runtime"]].module)
+def _runtimes(work: Work) -> dict[str, str]:
+    """What runs each model; RequestError where what was asked for does not run one.
+
+    The base need not run on what those that are compared with it do.
+    """
+    base, wanted = work.settings["against"], work.settings["runtime"]
+    formats = {name: read_contents(parent.path).format for name, parent in work.parents.items()}
+    found = {
+        name: runtime_for(wanted, formats[name]) for name in work.settings["from"] if name != base
+    }
+    if base is not None:
+        found[base] = runtime_for(AUTO if found else wanted, formats[base])
+    return found
+
+
+def _load(work: Work, artifact: Artifact, runtime: str) -> Engine:
+    if not RUNTIMES[runtime].chooses_dtype:
+        return open_engine(runtime, artifact.path, device=work.options.device)
     device = pick_device(work.options.device)
     # quality is that of the stored numbers: on the CPU nothing is rounded on the way
-    dtype = "float32" if device == "cpu" else "auto"
-    engine: Engine = module.load(artifact.path, device=device, dtype=dtype)
-    return engine
+    dtype = "float32" if device == "cpu" else AUTO
+    return open_engine(runtime, artifact.path, device=device, dtype=dtype)
 
 
 def _measure(

@@ -23,12 +23,15 @@ from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import QuantizedTensor
+from llmopt.grids.ggml import BlockTensor
+from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
 from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.stages.base import Outcome, Work
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
+from llmopt.stages.records import certificate, ratio
 from llmopt.stages.solving import Solver
 
 #: what is rounded anew goes to the nearest values, at the scales with the least squared error
@@ -53,17 +56,6 @@ def run(work: Work) -> Outcome:
     return Outcome(
         format=work.settings["to"], ledger=ledger, evidence={"certificate": certificate(ledger)}
     )
-
-
-def certificate(ledger: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many tensors hold the very values that the source decodes to, and how far others are."""
-    exact = [entry.get("exact", True) for entry in ledger]
-    errors = [entry["error"] for entry in ledger if not entry.get("exact", True)]
-    return {
-        "exact": sum(exact),
-        "rounded": len(errors),
-        "largest_error": max(errors, default=0.0),
-    }
 
 
 class _Conversion:
@@ -98,8 +90,10 @@ class _Conversion:
         centred = undecided
         for done, module in enumerate(self._fates):
             if module in self._checkpoint.layers:
-                source = self._checkpoint.read_layer(module)
-                centred &= bool((source.params.zero == 2 ** (source.params.bits - 1)).all())
+                source = self._source(module)
+                centred &= isinstance(source, QuantizedTensor) and bool(
+                    (source.params.zero == 2 ** (source.params.bits - 1)).all()
+                )
                 if settings["exact"] and (reason := self._obstacle(module, source)):
                     refused.append(f"{module}: {reason}")
             self._work.progress("looked at", done + 1, len(self._fates))
@@ -180,23 +174,23 @@ class _Conversion:
             results.quantized[module] = rounded = self._rounded(module, weight, chosen)
             results.records[module] = _record(decode(rounded), weight, rounded, "rounded")
             return
-        source = self._checkpoint.read_layer(module)
-        values = _finite(module, decode(source))
+        values = _finite(module, self._checkpoint.weight(module))
         if chosen is None:
             self._decode(module, values, results)
             return
+        source = self._source(module)
         moved = self._moved(source, chosen)
         how = "moved"
         if isinstance(moved, str):
             how, moved = f"rounded: {moved}", self._rounded(module, values, chosen)
-        elif not torch.equal(moved.codes, source.codes) or moved.grid != source.grid:
+        elif isinstance(source, str) or not _same_codes(moved, source):
             how = "recoded"
         results.quantized[module] = moved
         # what is written is what counts: it is unpacked again before anything is claimed of it
         assert self._codec is not None
         back = self._codec.unpack(self._codec.pack(moved), layout_of(moved))
         record = _record(decode(back), values, moved, how)
-        if source.activations != chosen.activations:
+        if isinstance(source, QuantizedTensor) and source.activations != chosen.activations:
             record |= {"exact": False, "why": f"{source.activations} activations are not kept"}
         results.records[module] = record
 
@@ -208,20 +202,29 @@ class _Conversion:
         results.dense[f"{module}.weight"] = (plain.T if transposed else plain).contiguous()
         results.records[module] = _record(plain.float(), values, None, "decoded")
 
-    def _obstacle(self, module: str, source: QuantizedTensor) -> str | None:
+    def _source(self, module: str) -> QuantizedTensor | str:
+        """A quantized linear as integers, or why it is none."""
+        found = self._checkpoint.read_layer(module)
+        return from_blocks(found) if isinstance(found, BlockTensor) else found
+
+    def _obstacle(self, module: str, source: QuantizedTensor | str) -> str | None:
         """What stands in the way of an exact copy of a quantized linear."""
         chosen = self._wanted(self._fates[module])
         if chosen is None:
-            values = _finite(module, decode(source))
+            values = _finite(module, self._checkpoint.weight(module))
             lost = not torch.equal(values.to(self._dtype).float(), values)
             return f"its values are not exact in {self._dtype}" if lost else None
-        if source.activations != chosen.activations:
+        if isinstance(source, QuantizedTensor) and source.activations != chosen.activations:
             return f"{source.activations} activations are not kept"
         moved = self._moved(source, chosen)
         return moved if isinstance(moved, str) else None
 
-    def _moved(self, source: QuantizedTensor, chosen: LinearSettings) -> QuantizedTensor | str:
+    def _moved(
+        self, source: QuantizedTensor | str, chosen: LinearSettings
+    ) -> QuantizedTensor | str:
         """The same values as the target's codec holds them, or why it cannot."""
+        if isinstance(source, str):
+            return source
         assert self._codec is not None
         assert self._solver is not None
         source = replace(source, activations=chosen.activations)
@@ -236,11 +239,16 @@ class _Conversion:
             solved = self._solver.solve(weight, None, chosen)
         except LlmoptError as error:
             raise type(error)(f"{module}: {error.message}", hint=error.hint) from error
+        assert isinstance(solved, QuantizedTensor)
         return replace(solved, activations=chosen.activations)
 
 
 def _module(fate: TensorFate) -> str:
     return fate.name.removesuffix(".weight")
+
+
+def _same_codes(moved: QuantizedTensor, source: QuantizedTensor) -> bool:
+    return moved.grid == source.grid and torch.equal(moved.codes, source.codes)
 
 
 def _finite(module: str, values: Tensor) -> Tensor:
@@ -254,10 +262,10 @@ def _record(
 ) -> dict[str, Any]:
     """Whether the values are equal, and sqrt(sum of squared differences / sum of squares)."""
     exact = torch.equal(found, values)
-    lost, whole = (found - values).double().square().sum(), values.double().square().sum()
-    error = math.sqrt(float(lost) / float(whole)) if not exact and float(whole) > 0 else 0.0
+    change = (found - values).double()
+    error = 0.0 if exact else ratio(change.square().sum(), values.double().square().sum())
     desc_act = tensor is not None and tensor.params.group_index is not None
-    return {"exact": exact, "error": float(f"{error:.6g}"), "how": how, "desc_act": desc_act}
+    return {"exact": exact, "error": error, "how": how, "desc_act": desc_act}
 
 
 def _entry(fate: TensorFate, record: dict[str, Any] | None) -> dict[str, Any]:

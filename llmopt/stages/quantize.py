@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import defaultdict
 from dataclasses import replace
@@ -17,15 +16,15 @@ from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.fates import LinearSettings, TensorFate, linear_names
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.codec import codec_of
+from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.safetensors import ShardWriter
-from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import FORMATS, GRIDS
+from llmopt.specs import FORMATS
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
+from llmopt.stages.records import compared
 from llmopt.stages.solving import Solver
 from llmopt.stages.transform import Awq
 
@@ -112,13 +111,14 @@ class _Quantize:
             solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
         except LlmoptError as error:
             raise type(error)(f"{', '.join(names)}: {error.message}", hint=error.hint) from error
-        grid: Grid = importlib.import_module(GRIDS[chosen.grid].module)
+        assert isinstance(solved, QuantizedTensor)
         start = 0
         for name, weight in zip(names, weights, strict=True):
             part = rows_of(solved, start, start + weight.shape[0], chosen.activations)
             start += weight.shape[0]
-            change = grid.decode(part.codes, part.params) - weight
-            inlet.replace(name, part, _record(part, change, weight, inlet.statistics))
+            record = compared(decode(part), weight, inlet.statistics)
+            desc_act = {"desc_act": part.params.group_index is not None}
+            inlet.replace(name, part, record | desc_act)
 
 
 def rows_of(
@@ -133,28 +133,6 @@ def rows_of(
     )  # fmt: skip
     codes = tensor.codes[start:stop].clone()
     return QuantizedTensor(grid=tensor.grid, codes=codes, params=params, activations=activations)
-
-
-def _record(
-    tensor: QuantizedTensor, change: Tensor, weight: Tensor, statistics: InletStatistics | None
-) -> dict[str, Any]:
-    """What the ledger keeps of a linear: relative errors of its values and of its outputs."""
-    record: dict[str, Any] = {
-        "error": _ratio(change.square().sum(), weight.square().sum()),
-        "desc_act": tensor.params.group_index is not None,
-    }
-    if statistics is not None:
-        hessian = statistics.hessian
-        lost = ((change @ hessian) * change).sum()
-        record["output_error"] = _ratio(lost, ((weight @ hessian) * weight).sum())
-        record["tokens"] = statistics.tokens
-    return record
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    """sqrt(part / whole), to six significant digits; 0 where both are."""
-    value = math.sqrt(max(float(part), 0.0) / float(whole)) if float(whole) > 0 else 0.0
-    return float(f"{value:.6g}")
 
 
 def _write_config(

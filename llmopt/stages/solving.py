@@ -9,13 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from llmopt.fates import LinearSettings
-from llmopt.grids.base import GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings
+from llmopt.grids import ggml
+from llmopt.grids.base import GridOptions, Quantized
+from llmopt.grids.ggml import BlockTensor
+from llmopt.methods.quantize import blockwise
+from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings, check_weight
 from llmopt.specs import FORMATS, METHODS
+from llmopt.specs.ggml import GGML_TYPES
 
 
 class Solver:
-    """`settings` are a quantize step's effective ones."""
+    """`settings` are a quantize step's effective ones, or those of a conversion to GGUF."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
@@ -27,9 +31,20 @@ class Solver:
 
     def solve(
         self, weight: Tensor, statistics: InletStatistics | None, chosen: LinearSettings
-    ) -> QuantizedTensor:
+    ) -> Quantized:
         """Codes for weight [rows, cols] float32, whose inputs have these statistics."""
+        if chosen.grid in GGML_TYPES:
+            if self._settings["method"] == "gptq" and statistics is not None:
+                return blockwise.solve(weight, statistics, chosen.grid, self._solver)
+            importance = None if statistics is None else statistics.diagonal
+            return self.encode(weight, importance, chosen.grid)
         return self._method.solve(weight, statistics, self.options(chosen), self._solver)
+
+    def encode(self, weight: Tensor, importance: Tensor | None, type_id: str) -> BlockTensor:
+        """The nearest blocks of a ggml type; importance [cols] weighs squared errors."""
+        check_weight(weight)
+        search = self._settings["search"]
+        return BlockTensor(grid=type_id, data=ggml.encode(type_id, weight, importance, search))
 
     def options(self, chosen: LinearSettings) -> GridOptions:
         """The grid that these settings ask for."""

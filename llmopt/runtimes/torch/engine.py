@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.errors import RequestError
+from llmopt.runtimes.tokens import check_tokens, choose
 from llmopt.runtimes.torch.int8 import Int8Linear
 from llmopt.runtimes.torch.linear import KernelSwitch, QuantizedLinear
 
@@ -50,7 +51,7 @@ class TorchEngine:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def logits(self, tokens: Tensor) -> Tensor:
-        self._check(tokens)
+        check_tokens(tokens, self.context, self.vocabulary)
         with torch.inference_mode():
             output = self._model(input_ids=tokens.to(self._device), use_cache=False)
         logits: Tensor = output.logits.float()
@@ -68,7 +69,7 @@ class TorchEngine:
         if not prompt:
             raise RequestError("an empty prompt cannot be continued")
         tokens = torch.tensor([prompt], dtype=torch.int64)
-        self._check(tokens)
+        check_tokens(tokens, self.context, self.vocabulary)
         if self.context is not None:
             max_new_tokens = min(max_new_tokens, self.context - len(prompt))
         for module in self._model.modules():
@@ -89,7 +90,7 @@ class TorchEngine:
         cache = None
         for _ in range(count):
             scores, cache = self._step(tokens.to(self._device), cache)
-            token = _choose(scores, temperature, generator)
+            token = choose(scores, temperature, generator)
             if token in end_tokens:
                 return
             yield token
@@ -106,20 +107,3 @@ class TorchEngine:
         finally:
             self._switch.fast = False
         return output.logits[0, -1], output.past_key_values
-
-    def _check(self, tokens: Tensor) -> None:
-        length, largest = tokens.shape[-1], int(tokens.max())
-        if self.context is not None and length > self.context:
-            raise RequestError(f"{length} tokens do not fit the model's context of {self.context}")
-        if largest >= self.vocabulary or int(tokens.min()) < 0:
-            raise RequestError(
-                f"token id {largest} is outside the model's vocabulary of {self.vocabulary}",
-                hint="use the tokenizer that belongs to the model",
-            )
-
-
-def _choose(scores: Tensor, temperature: float, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(scores.argmax())
-    chances = (scores.float().cpu() / temperature).softmax(-1)
-    return int(torch.multinomial(chances, 1, generator=generator))

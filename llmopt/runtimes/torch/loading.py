@@ -12,6 +12,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_fit, misfit
 from llmopt.formats.headers import read_json
+from llmopt.grids.ggml import BlockTensor
 from llmopt.runtimes.device import pick_device
 from llmopt.runtimes.torch.engine import TorchEngine
 from llmopt.runtimes.torch.int8 import Int8Linear, fits_int8
@@ -74,6 +75,12 @@ def _put_quantized(
             continue
         owner, _, leaf = places[name].rpartition(".")
         tensor, bias = checkpoint.read_layer(name), None
+        if isinstance(tensor, BlockTensor):  # no kernel here: decoded once
+            weight = checkpoint.weight(name)
+            conv1d = checkpoint.family.conv1d and name != checkpoint.naming.head
+            weight = weight.T.contiguous() if conv1d else weight
+            _assign(model, f"{places[name]}.weight", weight.to(device, dtype))
+            continue
         if f"{name}.bias" in checkpoint.stored:  # written for layers without one, too: zeros
             bias = checkpoint.read(f"{name}.bias")
             if tuple(bias.shape) != tensor.codes.shape[:1]:

@@ -6,13 +6,21 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from llmopt.fates import LinearSettings, TensorFate, kept_because, linear_names, linear_shape
+from llmopt.fates import (
+    LinearSettings,
+    TensorFate,
+    kept_because,
+    linear_names,
+    linear_shape,
+    packing_fault,
+)
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
+from llmopt.specs.ggml import GGML_TYPES
 
 _USUAL_GROUP = 128
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -57,7 +65,10 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
         size = chosen.bytes(shape, spec) + 4 * shape[1] * (kept and not spec.stores_index)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
         fate = TensorFate(name, shape, tensor.nbytes, size, chosen, came)
-        yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful=indexed and not kept)
+        # a minimum need not be a multiple of its scale
+        doubtful = tensor.layout is not None and tensor.layout.grid in ("Q4_1", "Q5_1")
+        doubtful |= indexed and not kept
+        yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful)
 
 
 def _same_groups(layout: LayerLayout | None, chosen: LinearSettings) -> bool:
@@ -111,14 +122,7 @@ def _cannot_hold(module: str, shape: tuple[int, int], contents: Contents, spec: 
     """Why a format cannot hold a linear whatever its values; empty where it can."""
     if module == contents.naming.head and not spec.quantizes_head:
         return f"format {spec.id} cannot hold a quantized head"
-    rows, cols = shape
-    for width, multiple, side in (
-        (cols, spec.in_multiple, "inputs"),
-        (rows, spec.out_multiple, "outputs"),
-    ):
-        if width % multiple:
-            return f"format {spec.id} packs in {multiple}s, and it has {width} {side}"
-    return ""
+    return packing_fault("it", shape, spec)
 
 
 def _common_group_size(contents: Contents, spec: FormatSpec | None) -> int | None:
@@ -181,13 +185,16 @@ def _grid(layout: LayerLayout | None, spec: FormatSpec) -> str:
     return larger[0] if larger else integers[-1]
 
 
+def _is_integer(grid: str) -> bool:
+    ggml = GGML_TYPES.get(grid)
+    return ggml.is_integer if ggml else grid.startswith("int")
+
+
 def _loss(layout: LayerLayout | None, chosen: LinearSettings, spec: FormatSpec) -> str | None:
     """What the layouts alone say will be lost."""
     if layout is None:
         return "plain weights are rounded"
-    if layout.grid != chosen.grid and not (
-        layout.grid.startswith("int") and chosen.grid.startswith("int")
-    ):
+    if layout.grid != chosen.grid and not (_is_integer(layout.grid) and _is_integer(chosen.grid)):
         return f"{layout.grid} values are not {chosen.grid} values"
     if layout.bits > chosen.bits:
         return f"codes of {layout.bits} bits do not fit {chosen.bits}"

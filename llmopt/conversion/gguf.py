@@ -1,0 +1,242 @@
+"""What a conversion to GGUF does with each tensor: its place in the file, and its type there."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llmopt.conversion.layouts import Conversion
+from llmopt.errors import RequestError
+from llmopt.fates import LinearSettings, TensorFate, kept_because
+from llmopt.formats.gguf.export import placements
+from llmopt.formats.gguf.families import gguf_family
+from llmopt.formats.gguf.names import Placement
+from llmopt.formats.layout import LayerLayout
+from llmopt.formats.quantization import Contents, LogicalTensor
+from llmopt.recipe import ConvertStep
+from llmopt.specs import nearest
+from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.mix import ModelFacts
+from llmopt.specs.presets import find_preset, fitting, is_quantized, needing_imatrix, preset_types
+
+#: how the types of plain numbers are called where they come from
+_PLAIN = {4: "F32", 2: "F16"}
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor of the file to be, and its type in specs.ggml."""
+
+    placement: Placement
+    type_id: str
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the type is more than a float."""
+        return GGML_TYPES[self.type_id].block > 1
+
+
+def settings_of(type_id: str) -> LinearSettings:
+    """A ggml type as settings of a linear."""
+    spec = GGML_TYPES[type_id]
+    return LinearSettings(type_id, int(spec.bits), spec.group_size, spec.symmetric)
+
+
+def wanted(contents: Contents, settings: ConvertStep, *, tied: bool, guided: bool) -> list[Wanted]:
+    """The tensors of the file, in order. guided: whether importance of inputs is known.
+
+    RequestError for a model that llama.cpp cannot run, a pattern that matches nothing, a type
+    whose blocks do not fill a row, and types that are of no use without importance.
+    """
+    places = placements(contents, tied=tied)
+    types = _types(contents, settings, places, guided=guided)
+    for index, override in enumerate(settings.overrides):
+        for name in _matching(index, override.match, places):
+            types[name] = _checked(override.type, places, name)
+    return [Wanted(place, types[place.name]) for place in places]
+
+
+def file_type(settings: ConvertStep, found: Sequence[Wanted]) -> int:
+    """`general.file_type`: the preset's number, else that of the type with the most weights."""
+    if settings.preset is not None and not settings.target_bpw and not settings.target_size:
+        return find_preset(settings.preset).file_type
+    weights: dict[str, int] = {}
+    for each in found:
+        count = math.prod(each.placement.shape)
+        weights[each.type_id] = weights.get(each.type_id, 0) + count
+    return find_preset(max(weights, key=lambda type_id: weights[type_id])).file_type
+
+
+def conversions(contents: Contents, found: Sequence[Wanted]) -> Iterator[Conversion]:
+    """What becomes of every tensor of the checkpoint, in the order of the file."""
+    placed = set()
+    for each in found:
+        for name in each.placement.sources:
+            if name in placed:
+                continue
+            placed.add(name)
+            yield _conversion(contents.tensors[name], each)
+    for name, tensor in contents.tensors.items():
+        if name not in placed:
+            why = f"left out: {kept_because(contents.naming, name)}"
+            yield Conversion(TensorFate(name, tensor.shape, tensor.nbytes, 0, None, why), None)
+
+
+def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
+    """What a model will hold once it is converted."""
+    tensors: dict[str, LogicalTensor] = {}
+    for each in found:
+        for name in each.placement.sources:
+            shape = contents.tensors[name].shape
+            spec = GGML_TYPES[each.type_id]
+            layout = None
+            if each.has_blocks and contents.naming.block_of(name) is not None:
+                layout = settings_of(each.type_id).layout
+            size = math.prod(shape) // spec.block * spec.nbytes
+            tensors[name] = LogicalTensor(name, shape, size, layout)
+    return replace(contents, tensors=tensors, format="gguf")
+
+
+def _types(
+    contents: Contents, settings: ConvertStep, places: Sequence[Placement], *, guided: bool
+) -> dict[str, str]:
+    if settings.preset is None:
+        return {place.name: _own_type(contents, place, settings.dtype) for place in places}
+    preset = find_preset(settings.preset)
+    shapes = [(place.name, place.shape) for place in places]
+    types = preset_types(preset, shapes, _facts(contents), has_imatrix=guided)
+    for place in places:
+        if place.float32:
+            types[place.name] = "F32"
+    needy = needing_imatrix(preset, types)
+    if needy and not guided:
+        raise RequestError(
+            f"preset {preset.id} is of no use without an importance matrix "
+            f"({needy[0]} would be {types[needy[0]]})",
+            hint="give calibration text (--calibration FILE), or --imatrix FILE",
+        )
+    return types
+
+
+def _own_type(contents: Contents, place: Placement, dtype: str) -> str:
+    """The type that holds a tensor as it is, or nearly so."""
+    tensors = [contents.tensors[name] for name in place.sources]
+    if place.float32 or not tensors or not is_quantized(place.name, place.shape):
+        return "F32"
+    plain = _DTYPES.get(dtype) or _plain_type(contents)
+    types = {plain if t.layout is None else _exact_type(t.layout) or plain for t in tensors}
+    chosen = types.pop() if len(types) == 1 else plain
+    return fitting(chosen, place.shape[-1]) if GGML_TYPES[chosen].block > 1 else chosen
+
+
+def _exact_type(layout: LayerLayout) -> str | None:
+    """The type that may hold the integers of a layout unchanged."""
+    if layout.grid in GGML_TYPES:
+        return layout.grid
+    if not layout.grid.startswith("int") or layout.desc_act:
+        return None
+    if layout.group_size != -1 and layout.group_size % 32:
+        return None
+    if layout.bits > 4:
+        return "Q8_0"
+    return "Q4_0" if layout.symmetric else "Q4_1"
+
+
+def _plain_type(contents: Contents) -> str:
+    """What the model's plain weights are, going by the embedding's."""
+    embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
+    width = embedding.nbytes / math.prod(embedding.shape)
+    if width == 2:
+        config = contents.family.language_config(contents.config)
+        named = config.get("dtype") or config.get("torch_dtype") or contents.config.get("dtype")
+        return _DTYPES.get(str(named), "F16") if named != "float32" else "F16"
+    return _PLAIN.get(int(width), "F16")
+
+
+def _facts(contents: Contents) -> ModelFacts:
+    naming, config = contents.naming, contents.family.language_config(contents.config)
+
+    def count(*keys: str) -> int:
+        return next((int(config[key]) for key in keys if config.get(key)), 0)
+
+    heads = count("num_attention_heads", "n_head")
+    return ModelFacts(
+        architecture=gguf_family(contents.family.id).architecture,
+        layers=naming.block_count,
+        heads=heads,
+        kv_heads=count("num_key_value_heads", "num_kv_heads") or heads,
+        experts=max(naming.experts, default=0),
+    )
+
+
+def _matching(index: int, pattern: str, places: Sequence[Placement]) -> list[str]:
+    names = [place.name for place in places]
+    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        near = nearest(pattern, names) or names[0]
+        raise RequestError(
+            f"the pattern {pattern!r} of override {index + 1} matches no tensor of the file",
+            hint=f"a tensor is called {near!r}",
+        )
+    return found
+
+
+def _checked(type_id: str, places: Sequence[Placement], name: str) -> str:
+    """The type that an override asks for, if the tensor can have it."""
+    place = next(place for place in places if place.name == name)
+    spec = GGML_TYPES[type_id]
+    if place.float32 and type_id != "F32":
+        raise RequestError(f"llama.cpp reads {name} as F32 only", hint="narrow the pattern")
+    if place.shape[-1] % spec.block:
+        raise RequestError(
+            f"{type_id} has blocks of {spec.block}, which do not fill the {place.shape[-1]} "
+            f"columns of {name}",
+            hint=f"{fitting(type_id, place.shape[-1])} does",
+        )
+    return type_id
+
+
+def _conversion(tensor: LogicalTensor, each: Wanted) -> Conversion:
+    spec, rows_first = GGML_TYPES[each.type_id], each.placement
+    shape = tensor.shape[::-1] if rows_first.transposed else tensor.shape
+    size = math.prod(shape) // spec.block * spec.nbytes
+    chosen = settings_of(each.type_id) if each.has_blocks else None
+    why = rows_first.name if chosen else f"{rows_first.name}, {each.type_id}"
+    return Conversion(
+        TensorFate(tensor.name, shape, tensor.nbytes, size, chosen, why), _loss(tensor, each)
+    )
+
+
+def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:
+    """What the layouts alone say will be lost."""
+    if tensor.layout is None:
+        if each.has_blocks:
+            return "plain weights are rounded"
+        kept = tensor.nbytes <= GGML_TYPES[each.type_id].nbytes * math.prod(tensor.shape)
+        return None if kept else f"values are rounded to {each.type_id}"
+    if each.type_id == "F32" or _exact_type(tensor.layout) == each.type_id:
+        return None
+    return f"{tensor.layout.label} values are not {each.type_id} values"
+
+
+def importance_names(found: Sequence[Wanted]) -> Mapping[str, str]:
+    """The name in the file of each linear's weight, by the linear's own."""
+    return {
+        source.removesuffix(".weight"): each.placement.name
+        for each in found
+        for source in each.placement.sources
+    }
+
+
+def budgeted(found: Sequence[Wanted], chosen: Mapping[str, Any]) -> list[Wanted]:
+    """The tensors with what an allocation's `linears` chose, experts by their first."""
+    result = []
+    for each in found:
+        name = each.placement.sources[0].removesuffix(".weight") if each.placement.sources else ""
+        setting = chosen.get(name)
+        result.append(replace(each, type_id=setting["grid"]) if setting else each)
+    return result

@@ -1,0 +1,94 @@
+"""Between integers with scales and zero points and ggml's blocks of 32, without rounding."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from llmopt.grids import integer
+from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
+from llmopt.grids.ggml import block_grid
+from llmopt.grids.ggml.base import BlockTensor, Fields
+from llmopt.grids.ggml.legacy import GRIDS
+from llmopt.grids.ggml.scalar import ScalarBlocks
+from llmopt.grids.recode import recode
+from llmopt.specs.ggml import GGML_TYPES
+
+#: what integers of a type are as a grid of ours: bits, and whether zero points differ
+_AS_INTEGERS = {
+    "Q4_0": (4, True),
+    "Q4_1": (4, False),
+    "Q5_0": (8, True),
+    "Q5_1": (8, False),
+    "Q8_0": (8, True),
+}
+
+
+def to_blocks(tensor: QuantizedTensor, type_id: str) -> BlockTensor | str:
+    """`tensor` as blocks that decode to equal values, or why the type cannot hold it."""
+    if type_id not in _AS_INTEGERS:
+        return f"{type_id} does not hold integers with a scale"
+    bits, symmetric = _AS_INTEGERS[type_id]
+    if not tensor.grid.startswith("int"):
+        return f"{tensor.grid} values are no integers"
+    options = GridOptions(grid=f"int{bits}", bits=bits, group_size=32, symmetric=symmetric)
+    if tensor.codes.shape[1] % 32:
+        return f"blocks of 32 do not fill its {tensor.codes.shape[1]} inputs"
+    moved = recode(tensor, options)
+    if isinstance(moved, str):
+        return moved
+    grid = cast("ScalarBlocks", GRIDS[type_id])
+    codes, params = moved.codes.view(-1, 32), moved.params
+    levels = codes.to(torch.int16) - params.zero.view(-1, 1).to(torch.int16) * symmetric
+    if int(levels.min()) < grid.low or int(levels.max()) > grid.high:
+        return f"integers from {int(levels.min())} to {int(levels.max())} do not fit {type_id}"
+    scale = params.scale.view(-1, 1)
+    fields: Fields = {"d": scale}
+    if not symmetric:
+        fields["m"] = -(scale * params.zero.view(-1, 1))
+    if any(not torch.equal(each.half().float(), each) for each in fields.values()):
+        return "a scale or a minimum is not exact in float16"
+    data = grid.pack(fields, levels - grid.low).view(len(tensor.codes), -1)
+    if not torch.equal(grid.decode(data), integer.decode(tensor.codes, tensor.params)):
+        return f"{type_id} rounds its values differently"
+    return BlockTensor(grid=type_id, data=data)
+
+
+def from_blocks(tensor: BlockTensor) -> QuantizedTensor | str:
+    """Blocks as integers that decode to equal values, or why they are none."""
+    if tensor.grid not in _AS_INTEGERS:
+        return f"{tensor.grid} values are no integers with a scale"
+    bits, symmetric = _AS_INTEGERS[tensor.grid]
+    grid, spec = cast("ScalarBlocks", block_grid(tensor.grid)), GGML_TYPES[tensor.grid]
+    fields, levels = grid.unpack(tensor.data.reshape(-1, spec.nbytes))
+    scale, zero = fields["d"], torch.full_like(fields["d"], 2 ** (bits - 1))
+    if not symmetric:
+        scale, zero, levels = _around_zero(scale, fields["m"], levels)
+    empty = scale == 0
+    codes = torch.where(empty, zero, levels + (zero if symmetric else 0.0))
+    if float(zero.min()) < 0 or float(zero.max()) > 2**bits - 1:
+        return "a minimum is no multiple of its scale"
+    rows = tensor.data.shape[0]
+    params = AffineParams(
+        bits=bits,
+        group_size=32,
+        symmetric=symmetric,
+        scale=torch.where(empty, 1.0, scale).view(rows, -1),
+        zero=zero.to(torch.int32).view(rows, -1),
+    )
+    found = QuantizedTensor(
+        grid=f"int{bits}", codes=codes.to(torch.uint8).view(rows, -1), params=params
+    )
+    if not torch.equal(integer.decode(found.codes, params), grid.decode(tensor.data)):
+        return "a minimum is no multiple of its scale"
+    return found
+
+
+def _around_zero(scale: Tensor, minimum: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, zero point and codes of scale * level + minimum; a constant is its own scale."""
+    constant = (scale == 0) & (minimum != 0)
+    zero = torch.where(scale != 0, (-minimum / torch.where(scale != 0, scale, 1.0)).round(), 0.0)
+    scale = torch.where(constant, minimum, scale)
+    return scale, zero, torch.where(constant, 1.0, levels)

@@ -1,0 +1,100 @@
+"""What the IQ types share: a weight cut into blocks and back, and a few conversions of numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import RequestError
+from llmopt.grids.ggml.base import Fields, Search
+from llmopt.specs.ggml import GGML_TYPES
+
+__all__ = ["SuperBlocks", "join_bytes", "nibbles", "pairs", "split_bytes"]
+
+#: weights that are encoded at a time: bounds the memory that a search takes
+_CHUNK = 1 << 18
+
+
+class SuperBlocks(ABC):
+    """Encoding and decoding of one type by blocks [n, width]."""
+
+    def __init__(self, type_id: str) -> None:
+        self.type_id = type_id
+        self.spec = GGML_TYPES[type_id]
+        self.width = self.spec.block
+
+    @abstractmethod
+    def reference(self, x: Tensor, importance: Tensor | None) -> tuple[Fields, Tensor]:
+        """Fields and codes that ggml's encoder gives blocks x float32 [n, width]."""
+
+    @abstractmethod
+    def best(self, x: Tensor, importance: Tensor) -> tuple[Fields, Tensor]:
+        """Fields and codes that lose little, weighed by importance [n, width] > 0."""
+
+    @abstractmethod
+    def pack(self, fields: Fields, codes: Tensor) -> Tensor:
+        """uint8 [n, nbytes]."""
+
+    @abstractmethod
+    def decode_blocks(self, data: Tensor) -> Tensor:
+        """float32 [n, width] of uint8 [n, nbytes]."""
+
+    def encode(self, w: Tensor, importance: Tensor | None, search: Search) -> Tensor:
+        """As BlockGrid.encode. Without importance "best" weighs all weights alike."""
+        if importance is None and self.spec.importance == "required":
+            raise RequestError(
+                f"{self.type_id} needs an importance matrix",
+                hint="calibrate, or pass an imatrix file",
+            )
+        blocks = w.reshape(-1, self.width)
+        out = torch.empty(len(blocks), self.spec.nbytes, dtype=torch.uint8)
+        of_row = w.shape[1] // self.width
+        step = max(1, _CHUNK // self.width)
+        for start in range(0, len(blocks), step):
+            x = blocks[start : start + step]
+            place = torch.arange(start, start + len(x)) % of_row
+            out[start : start + step] = self._encode(x, importance, place, search)
+        return out.view(len(w), -1)
+
+    def _encode(
+        self, x: Tensor, importance: Tensor | None, place: Tensor, search: Search
+    ) -> Tensor:
+        weight = None if importance is None else importance.view(-1, self.width)
+        if search == "reference":
+            found = self.reference(x, None if weight is None else weight[place])
+        else:
+            found = self.best(x, torch.ones_like(x) if weight is None else positive(weight)[place])
+        return self.pack(*found)
+
+    def decode(self, data: Tensor) -> Tensor:
+        """As BlockGrid.decode."""
+        return self.decode_blocks(data.reshape(-1, self.spec.nbytes)).view(len(data), -1)
+
+
+def positive(importance: Tensor) -> Tensor:
+    """importance with a floor, so that what no input reaches is still encoded sensibly."""
+    mean = importance.mean()
+    return torch.ones_like(importance) if mean <= 0 else (importance / mean).clamp_min(1e-6)
+
+
+def pairs(low: Tensor, high: Tensor) -> Tensor:
+    """Two numbers below 16 as a byte."""
+    return (low | high << 4).to(torch.uint8)
+
+
+def nibbles(data: Tensor) -> tuple[Tensor, Tensor]:
+    """The low and the high halves of bytes, int64."""
+    wide = data.long()
+    return wide & 15, wide >> 4
+
+
+def split_bytes(words: Tensor, count: int) -> Tensor:
+    """Bytes int64 [n, k * count] of words int64 [n, k], the lowest first."""
+    return (words[:, :, None] >> 8 * torch.arange(count) & 255).flatten(1)
+
+
+def join_bytes(data: Tensor) -> Tensor:
+    """Words int64 [n, k] of bytes int64 [n, k, count]."""
+    return (data << 8 * torch.arange(data.shape[2])).sum(2)

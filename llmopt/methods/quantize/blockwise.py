@@ -1,0 +1,224 @@
+"""Error feedback on ggml's formats: blocks in stored order, scales fitted to what errors ask for.
+
+What gptq.py says of R, targets and descent holds here, too; only the values that columns may take
+are other ones. A block has one set of stored fields (scales and minimums, themselves quantized),
+so they are fitted to the block's targets, codes follow column by column with feedback, and then
+fields and codes are improved in turn, each as far as it lowers the loss. Formats whose codes stand
+for vectors are rounded vector by vector. Tensors are transposed: a column of the weight to a
+contiguous row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import LlmoptError
+from llmopt.grids.ggml import BlockTensor, block_grid
+from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
+from llmopt.linalg import Factor, damped_factor
+from llmopt.methods.quantize.base import InletStatistics, SolverSettings, check_weight
+from llmopt.methods.quantize.blocks import Lattice, descend, feedback
+from llmopt.specs.ggml import GGML_TYPES
+
+# Columns that share one product with all others.
+_SPAN = 256
+# Elements of a weight that are worked on at once; rows do not depend on each other.
+_CHUNK = 1 << 22
+
+
+def solve(
+    weight: Tensor, statistics: InletStatistics, type_id: str, settings: SolverSettings
+) -> BlockTensor:
+    """Choose fields and codes for weight [rows, cols] float32 by its inputs' Hessian."""
+    check_weight(weight)
+    if statistics.tokens == 0:
+        raise LlmoptError("error feedback needs calibration statistics")
+    factor = damped_factor(statistics.hessian, settings.damping)
+    solver = _Solver(factor, type_id, settings.refine)
+    step = max(1, _CHUNK // weight.shape[1])
+    return BlockTensor(
+        grid=type_id, data=torch.cat([solver.solve(part) for part in torch.split(weight, step)])
+    )
+
+
+@dataclass
+class _Rows:
+    """Some rows of the weight under way: [cols, rows] float32, codes int16 (int64 for vectors)."""
+
+    weight: Tensor
+    residual: Tensor
+    codes: Tensor
+    fields: dict[int, Fields] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A block's fields, codes [n, rows], and the values [n, rows] that they stand for."""
+
+    fields: Fields
+    codes: Tensor
+    values: Tensor
+
+
+class _Solver:
+    def __init__(self, factor: Factor, type_id: str, refine: int) -> None:
+        self._factor, self._refine, self._width = factor, refine, GGML_TYPES[type_id].block
+        grid = block_grid(type_id)
+        self._rounding: _Scalars | _Vectors = (
+            _Vectors(grid) if hasattr(grid, "vector") else _Scalars(grid)  # type: ignore[arg-type]
+        )
+
+    def solve(self, weight: Tensor) -> Tensor:
+        """uint8 [rows, bytes] for some rows of the weight."""
+        columns = weight.T.contiguous()
+        codes = torch.zeros(
+            columns.shape[0] // self._rounding.vector, columns.shape[1],
+            dtype=self._rounding.dtype, device=weight.device,
+        )  # fmt: skip
+        rows = _Rows(columns, torch.zeros_like(columns), codes)
+        self._pass(rows, forward=True)
+        if self._rounding.descends:
+            for _ in range(self._refine):
+                self._pass(rows, forward=False)
+        blocks = [
+            self._rounding.grid.pack(rows.fields[start], self._codes(rows, start).T.contiguous())
+            for start in range(0, columns.shape[0], self._width)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def _codes(self, rows: _Rows, start: int) -> Tensor:
+        vector = self._rounding.vector
+        return rows.codes[start // vector : (start + self._width) // vector]
+
+    def _pass(self, rows: _Rows, *, forward: bool) -> None:
+        """Visit all blocks: `forward` to round them for the first time, else to descend."""
+        matrix = self._factor.upper if forward else self._factor.damped
+        visit = self._round if forward else self._descend
+        cols, width = matrix.shape[0], self._width
+        span = max(width, _SPAN)
+        for start in range(0, cols, span):
+            stop = min(start + span, cols)
+            known = start if forward else cols
+            pending = matrix[:known, start:stop].T @ rows.residual[:known]
+            for first in range(start, stop, width):
+                after = first + width
+                block = slice(first, after)
+                settled = visit(rows, block, pending[first - start : after - start])
+                rows.fields[first] = settled.fields
+                self._codes(rows, first).copy_(settled.codes)
+                residual = rows.weight[block] - settled.values
+                change = residual - rows.residual[block]
+                rows.residual[block] = residual
+                if after < stop:
+                    pending[after - start :].addmm_(matrix[block, after:stop].T, change)
+
+    def _round(self, rows: _Rows, block: slice, pending: Tensor) -> _Settled:
+        """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
+        upper = self._factor.upper[block, block]
+        target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
+        return self._rounding.round(target.add_(rows.weight[block]), upper, self._refine)
+
+    def _descend(self, rows: _Rows, block: slice, pending: Tensor) -> _Settled:
+        """Improve a block given all others; pending [n, rows] is H times the residual."""
+        cost = self._factor.damped[block, block]
+        values = rows.weight[block] - rows.residual[block]
+        codes = self._codes(rows, block.start)
+        present = _Settled(rows.fields[block.start], codes.clone(), values)
+        return self._rounding.improve(present, pending, cost)
+
+
+class _Scalars:
+    """Formats in which each weight has a code."""
+
+    vector = 1
+    dtype = torch.int16
+    descends = True
+
+    def __init__(self, grid: ScalarGrid) -> None:
+        self.grid = grid
+
+    def round(self, target: Tensor, upper: Tensor, refine: int) -> _Settled:
+        """Fields and codes for target [n, rows], whose errors cost e^T U U^T e, U = upper."""
+        importance = upper.diagonal().square()
+        fields = self.grid.fit(target.T.contiguous(), importance)
+        lattice, offset = self._lattice(fields)
+        chosen = feedback(target - offset, upper, lattice)
+        settled = _Settled(fields, lattice.keep(chosen), chosen.mul_(lattice.scale).add_(offset))
+        if refine == 0:
+            return settled
+        cost = upper @ upper.T
+        return self.improve(settled, cost @ (target - settled.values), cost)
+
+    def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
+        """Other fields for the same codes, then other codes, where that lowers e^T A e.
+
+        gradient: [n, rows], A e, and A = cost.
+        """
+        diagonal = cost.diagonal()
+        wanted = gradient / diagonal.unsqueeze(1) + present.values
+        fields = self.grid.refit(wanted.T.contiguous(), present.codes.T.contiguous(), diagonal)
+        lattice, offset = self._lattice(fields)
+        values = lattice.kept(present.codes).mul_(lattice.scale).add_(offset)
+        moved = values - present.values
+        costly = cost @ moved
+        # e^T A e changes by -2 moved^T A e + moved^T A moved
+        gain = (moved * (costly - 2 * gradient)).sum(0)
+        better = gain < 0
+        fields = {
+            name: torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, present.fields[name])
+            for name, new in fields.items()
+        }
+        values = torch.where(better, values, present.values)
+        gradient = gradient - torch.where(better, costly, 0.0)
+        lattice, offset = self._lattice(fields)
+        chosen, _ = descend(gradient, cost, lattice.kept(present.codes), lattice)
+        return _Settled(fields, lattice.keep(chosen), chosen.mul_(lattice.scale).add_(offset))
+
+    def _lattice(self, fields: Fields) -> tuple[Lattice, Tensor]:
+        """The lattice without its offset, [n, rows], and the offset."""
+        found = self.grid.lattice(fields)
+        scale = found.scale.T.contiguous()
+        bounds = torch.zeros(1, 1, device=scale.device)
+        return (
+            Lattice(
+                scale=scale, low=bounds.expand_as(scale), high=(bounds + found.top).expand_as(scale),
+                free=False, signed=True, levels=found.levels,
+            ),
+            found.offset.T.contiguous(),
+        )  # fmt: skip
+
+
+class _Vectors:
+    """Formats in which some consecutive weights share a code."""
+
+    dtype = torch.int64
+    descends = False
+
+    def __init__(self, grid: VectorGrid) -> None:
+        self.grid, self.vector = grid, grid.vector
+
+    def round(self, target: Tensor, upper: Tensor, refine: int) -> _Settled:  # noqa: ARG002
+        """As for scalars; errors in a vector are spread over the vectors after it."""
+        importance = upper.diagonal().square()
+        fields = self.grid.fit(target.T.contiguous(), importance)
+        residual, values = torch.zeros_like(target), torch.empty_like(target)
+        codes = []
+        cost = upper @ upper.T
+        for index, first in enumerate(range(0, target.shape[0], self.vector)):
+            part = slice(first, first + self.vector)
+            own = upper[part, part]
+            pending = upper[:first, part].T @ residual[:first]
+            wanted = torch.linalg.solve_triangular(own.T, pending, upper=False).add_(target[part])
+            weights = (own @ own.T).diagonal()
+            code, value = self.grid.choose(fields, index, wanted.T.contiguous(), weights)
+            codes.append(code)
+            values[part] = value.T
+            residual[part] = target[part] - values[part]
+        return _Settled(fields, torch.stack(codes), values)
+
+    def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
+        """Nothing yet is known to improve them."""
+        raise NotImplementedError

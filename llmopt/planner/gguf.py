@@ -1,0 +1,129 @@
+"""What a recipe asks of a conversion to GGUF, checked against a model's headers. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmopt import artifact
+from llmopt.allocate.options import parse_size
+from llmopt.conversion import Conversion, gguf
+from llmopt.errors import RequestError
+from llmopt.formats.quantization import Contents
+from llmopt.planner.located import located
+from llmopt.recipe import ConvertStep, Source
+from llmopt.recipe.source import Key
+from llmopt.specs.presets import find_preset
+
+_FEEDBACK = {"damping": 0.01, "refine": 2}
+
+
+class GgufRequest:
+    """A convert step's settings, and where they stand."""
+
+    def __init__(self, settings: ConvertStep, source: Source, place: Key) -> None:
+        self._settings, self._source, self._place = settings, source, place
+
+    def check(self) -> None:
+        """RecipeError for settings that do not go together."""
+        settings, given = self._settings, self._settings.model_fields_set
+        for name in ("grid", "group_size", "symmetric"):
+            if name in given:
+                raise self._error("a GGUF file's preset settles this", name, "preset: Q4_K_M")
+        feedback = settings.method == "gptq"
+        for name in _FEEDBACK:
+            if name in given and not feedback:
+                raise self._error("only method gptq has this setting", name, "method: gptq")
+        if feedback and settings.imatrix is not None:
+            raise self._error(
+                "gptq reads calibration text, of which an importance matrix says too little",
+                "imatrix",
+                "leave it out, and give calibration text",
+            )
+        if feedback and settings.search == "reference":
+            raise self._error("gptq does not write what llama.cpp's encoder writes", "search")
+        if settings.preset is None and (feedback or settings.imatrix is not None):
+            raise self._error(
+                "without a preset the tensors are kept as they are, and none is rounded",
+                "method" if feedback else "imatrix",
+                "preset: Q4_K_M",
+            )
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights may be rounded to blocks, so that importance says something."""
+        preset = self._settings.preset
+        plain = preset is None or find_preset(preset).is_plain
+        return not plain or bool(self._settings.overrides)
+
+    def calibrated_for(self) -> tuple[str | None, Key]:
+        """What needs calibration text, and where that is asked for."""
+        if self._settings.method == "gptq":
+            return "method gptq", (*self._place, "method")
+        return None, self._place
+
+    def wanted(self, contents: Contents, *, guided: bool) -> list[gguf.Wanted]:
+        """The tensors of the file; see `conversion.gguf.wanted`."""
+        head = f"{contents.naming.head}.weight"
+        tied = head not in contents.tensors
+        name = "overrides" if self._settings.overrides else "preset"
+        key = (*self._place, name if name in self._settings.model_fields_set else "to")
+        found: list[gguf.Wanted] = located(
+            self._source, key,
+            lambda: gguf.wanted(contents, self._settings, tied=tied, guided=guided),
+        )  # fmt: skip
+        return found
+
+    def conversions(self, contents: Contents, found: Sequence[gguf.Wanted]) -> list[Conversion]:
+        """What becomes of each tensor; RecipeError where it has to be exact and is not."""
+        result = list(gguf.conversions(contents, found))
+        lost = next((each for each in result if each.loss), None)
+        if lost and self._settings.exact:
+            raise self._error(
+                f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
+                "exact",
+                "exact: false rounds it, and reports the error",
+            )
+        return result
+
+    def effective(self) -> dict[str, Any]:
+        """The settings with nothing left to decide."""
+        left_out = {"from_", "gate", "grid", "group_size", "symmetric"}
+        effective = self._settings.model_dump(by_alias=True, exclude=left_out)
+        effective |= {
+            "method": self._settings.method or "rtn",
+            "search": self._settings.search or "best",
+            "split_size": self._split_size(),
+            "imatrix": self._imatrix(),
+            "format": "gguf",
+        }
+        if effective["method"] == "gptq":
+            return effective | {
+                name: usual if effective[name] is None else effective[name]
+                for name, usual in _FEEDBACK.items()
+            }
+        return {name: value for name, value in effective.items() if name not in _FEEDBACK}
+
+    def places(self) -> dict[str, dict[str, Any]]:
+        """Where the importance matrix lies."""
+        path = self._settings.imatrix
+        return {} if path is None else {"imatrix": {"source": path}}
+
+    def _split_size(self) -> int | None:
+        size = self._settings.split_size
+        if size is None:
+            return None
+        found: int = located(self._source, (*self._place, "split_size"), lambda: parse_size(size))
+        return found
+
+    def _imatrix(self) -> dict[str, str] | None:
+        if self._settings.imatrix is None:
+            return None
+        path = Path(self._settings.imatrix)
+        if not path.is_file():
+            raise self._error(f"there is no file {path}", "imatrix")
+        return {"name": path.name, "digest": artifact.file_digest(path)}
+
+    def _error(self, message: str, name: str, hint: str | None = None) -> RequestError:
+        return self._source.error(message, (*self._place, name), hint)

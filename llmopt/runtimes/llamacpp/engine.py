@@ -1,0 +1,94 @@
+"""A GGUF model in llama.cpp as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import RequestError
+from llmopt.runtimes.llamacpp.handles import Context, Weights
+from llmopt.runtimes.tokens import check_tokens, choose
+
+
+class LlamaCppEngine:
+    """The same file, device and number of threads give the same logits, bit for bit.
+
+    `logits` has a float32 KV cache and attention without flash attention. What llama.cpp's
+    kernels do stays: beside quantized weights they round activations to 8 bits, beside float16
+    ones to float16.
+    """
+
+    def __init__(self, weights: Weights, *, threads: int) -> None:
+        self._weights = weights
+        self._threads = threads
+        self._exact: Context | None = None
+        self._fast: Context | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        return self._weights.vocabulary
+
+    @property
+    def context(self) -> int | None:
+        return self._weights.context
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weights.nbytes
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        check_tokens(tokens, self.context, self.vocabulary)
+        length = tokens.shape[1]
+        if self._exact is None or self._exact.length != length:
+            self._exact = None  # frees before the next is allocated
+            self._exact = Context(self._weights, length, threads=self._threads, exact=True)
+        rows = []
+        for row in tokens.tolist():
+            self._exact.clear()
+            rows.append(self._exact.logits(row))
+        return torch.stack(rows)
+
+    def generate(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        ignore_end: bool = False,
+    ) -> Iterator[int]:
+        if not prompt:
+            raise RequestError("an empty prompt cannot be continued")
+        check_tokens(torch.tensor([prompt]), self.context, self.vocabulary)
+        count = min(max_new_tokens, self._weights.context - len(prompt))
+        generator = torch.Generator().manual_seed(seed)
+        return self._stream(prompt, count, temperature, generator, ignore_end)
+
+    def _stream(
+        self,
+        tokens: list[int],
+        count: int,
+        temperature: float,
+        generator: torch.Generator,
+        ignore_end: bool,
+    ) -> Iterator[int]:
+        context = self._borrow(len(tokens) + count)
+        try:
+            for _ in range(count):
+                token = choose(context.last_logits(tokens), temperature, generator)
+                if not ignore_end and self._weights.ends(token):
+                    return
+                yield token
+                tokens = [token]
+        finally:
+            self._fast = context
+
+    def _borrow(self, length: int) -> Context:
+        """An empty context for at least `length` tokens; streams that overlap have their own."""
+        context, self._fast = self._fast, None
+        if context is None or context.length < length:
+            return Context(self._weights, length, threads=self._threads, exact=False)
+        context.clear()
+        return context

@@ -1,0 +1,267 @@
+"""The convert step to GGUF: one file, whose linears a walk encodes and whose rest is streamed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmopt.artifact import ONE_FILE
+from llmopt.blockwalk import Inlet, Sink, walk
+from llmopt.conversion import gguf
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import codec_of, decode
+from llmopt.formats.gguf.export import metadata
+from llmopt.formats.gguf.weights import arranged, sources, unchanged
+from llmopt.formats.gguf.writer import Entry, write_gguf
+from llmopt.formats.headers import TensorHeader
+from llmopt.formats.quantization import Contents, read_contents
+from llmopt.formats.safetensors import ShardWriter, read_tensor
+from llmopt.grids import ggml
+from llmopt.grids.ggml import BlockTensor
+from llmopt.grids.ggml.affine import to_blocks
+from llmopt.recipe import ConvertStep
+from llmopt.runtimes.device import pick_device
+from llmopt.stages import text
+from llmopt.stages.base import Outcome, Work
+from llmopt.stages.records import certificate, compared
+from llmopt.stages.checkpoint_files import copy_side_files, write_config
+from llmopt.stages.quantize import rows_of
+from llmopt.stages.solving import Solver
+
+#: weights that are encoded at once where they are streamed
+_AT_ONCE = 1 << 22
+
+
+def run(work: Work) -> Outcome:
+    """Convert the parent model into model.gguf in `work.folder`."""
+    parent = next(iter(work.parents.values()))
+    checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
+    conversion = _Conversion(work, checkpoint, contents)
+    corpus = conversion.walk()
+    conversion.write(parent.name)
+    copy_side_files(checkpoint, work.folder)
+    write_config(checkpoint, work.folder, format_id=None, layers={})
+    ledger = list(conversion.ledger())
+    return Outcome(
+        format="gguf",
+        ledger=ledger,
+        corpus=corpus,
+        evidence={"certificate": certificate(ledger)},
+        run={"device": str(conversion.device)},
+    )
+
+
+class _Conversion:
+    def __init__(self, work: Work, checkpoint: Checkpoint, contents: Contents) -> None:
+        self._work, self._checkpoint, self._contents = work, checkpoint, contents
+        self.device = pick_device(work.options.device)
+        given = {k: v for k, v in work.settings.items() if k in ConvertStep.model_fields}
+        settings = ConvertStep(**given | {"imatrix": None, "split_size": None})
+        guided = bool(work.settings["imatrix"] or work.settings["calibration"])
+        self._settings = settings
+        self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
+        self._writer = ShardWriter(work.state / "parts")
+        self._records: dict[str, Any] = {}
+        self._streamed: dict[str, Any] = {}
+
+    def walk(self) -> dict[str, Any] | None:
+        """Encode what gets blocks, part by part; returns what the text is called."""
+        settings, checkpoint = self._work.settings, self._checkpoint
+        types = {
+            source.removesuffix(".weight"): each.type_id
+            for each in self._wanted
+            for source in each.placement.sources
+            if each.has_blocks
+        }
+        naming = checkpoint.naming
+        if checkpoint.tied and (shared := types.get(naming.embedding)):
+            types[naming.head] = shared  # one tensor: what it is as a head weighs its errors
+        linears = {
+            n for block in range(naming.block_count) for i in naming.linears(block) for n in i
+        }
+        if not types.keys() & {*linears, naming.head}:
+            return None
+        tokens, corpus = None, None
+        if settings["calibration"] is not None:
+            tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
+        importance = _importance(self._work, self._wanted, checkpoint)
+        operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
+        self._records = walk(
+            checkpoint, tokens, [operation], Sink(self._writer, codec_of("gguf")),
+            self._work.state / "walk",
+            head=naming.head in types,
+            batch_size=settings["batch_size"],
+            true_sequential=settings["method"] == "gptq",
+            device=self.device,
+            on_block=lambda done, total: self._work.progress("blocks", done, total),
+        )  # fmt: skip
+        return corpus
+
+    def write(self, name: str) -> None:
+        """The file, from what the walk finished and from the checkpoint."""
+        parts = {
+            part: header
+            for each in self._writer.parts()
+            for part, header in self._writer.headers(each).items()
+        }
+        entries = [
+            Entry(w.placement.name, w.type_id, w.placement.shape, self._source(w, parts))
+            for w in self._wanted
+        ]
+        about = metadata(
+            self._contents, self._checkpoint.folder, name,
+            gguf.file_type(self._settings, self._wanted),
+        )  # fmt: skip
+        write_gguf(self._work.folder / ONE_FILE, about, entries, self._work.settings["split_size"])
+
+    def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
+        """Where the bytes of a tensor of the file come from."""
+        place, naming = wanted.placement, self._checkpoint.naming
+        modules = [source.removesuffix(".weight") for source in place.sources]
+        if self._checkpoint.tied and modules == [naming.embedding]:
+            modules = [naming.head]
+        found = [parts.get(f"{module}.ggml") for module in modules]
+        if place.sources and all(found):
+            headers = [header for header in found if header]
+            if place.order is None:
+                return headers
+            return lambda: (_bytes(arranged(read_tensor(each), place)) for each in headers)
+        if (copied := unchanged(self._checkpoint, place, wanted.type_id)) is not None:
+            return copied
+        return lambda: self._stream(wanted)
+
+    def _stream(self, wanted: gguf.Wanted) -> Iterator[memoryview]:
+        """The bytes of a tensor that the walk did not encode, some rows at a time."""
+        place = wanted.placement
+        names = place.sources or (place.name,)
+        for name, values in zip(names, sources(self._checkpoint, place), strict=True):
+            matrix = values.reshape(-1, values.shape[-1])
+            lost = whole = 0.0
+            for rows in torch.split(matrix, max(1, _AT_ONCE // matrix.shape[1])):
+                try:
+                    data = ggml.encode(wanted.type_id, rows, None, self._work.settings["search"])
+                except RequestError as error:
+                    raise RequestError(f"{name}: {error.message}", hint=error.hint) from None
+                if wanted.type_id != "F32":
+                    change = ggml.decode(wanted.type_id, data) - rows
+                    lost += float(change.square().sum(dtype=torch.float64))
+                    whole += float(rows.square().sum(dtype=torch.float64))
+                yield _bytes(data)
+            wrong = math.sqrt(lost / whole) if whole else 0.0
+            self._streamed[name] = {"exact": lost == 0, "error": float(f"{wrong:.6g}")}
+
+    def ledger(self) -> Iterator[dict[str, Any]]:
+        """Every tensor of the input, and what became of it."""
+        naming = self._checkpoint.naming
+        for each in gguf.conversions(self._contents, self._wanted):
+            fate = each.fate
+            entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
+            module = fate.name.removesuffix(".weight")
+            if self._checkpoint.tied and module == naming.embedding:
+                module = naming.head
+            record = self._records.get(module) or self._streamed.get(fate.name)
+            if fate.quantize is None:
+                action = "kept" if fate.bytes else "left out"
+                yield entry | {"action": action, "to": None} | (record or {})
+                continue
+            if record is None:
+                raise LlmoptError(f"{fate.name} was to be quantized and was not reached")
+            bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
+            to = {"action": "quantized", "to": fate.quantize.label, "bits_per_weight": bits}
+            yield entry | to | record
+
+
+class _Encode:
+    """The walk's operation: blocks of ggml for every linear that is to have them."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        solver: Solver,
+        types: Mapping[str, str],
+        importance: Mapping[str, Tensor],
+        calibrated: bool,
+    ) -> None:
+        self._checkpoint, self._solver, self._types = checkpoint, solver, types
+        self._importance, self.needs_statistics = importance, calibrated
+
+    def apply(self, inlet: Inlet) -> None:
+        """Move what the source holds exactly; encode the rest, one type at a time."""
+        together: dict[str, list[str]] = defaultdict(list)
+        for name in inlet.names:
+            type_id = self._types.get(name)
+            if type_id is None:
+                continue
+            moved = self._moved(name, type_id)
+            if moved is None:
+                together[type_id].append(name)
+            else:
+                inlet.replace(name, moved, {"exact": True, "error": 0.0, "how": "moved"})
+        for type_id, names in together.items():
+            self._solve(inlet, names, type_id)
+
+    def _moved(self, name: str, type_id: str) -> BlockTensor | None:
+        """A linear that has blocks of the type, or integers that they hold unchanged."""
+        if name not in self._checkpoint.layers:
+            return None
+        layer = self._checkpoint.read_layer(name)
+        if isinstance(layer, BlockTensor):
+            return layer if layer.grid == type_id else None
+        found = to_blocks(layer, type_id)
+        return None if isinstance(found, str) else found
+
+    def _solve(self, inlet: Inlet, names: list[str], type_id: str) -> None:
+        weights = [inlet.weight(name) for name in names]
+        try:
+            solved = self._encoded(inlet, names, torch.cat(weights), type_id)
+        except LlmoptError as error:
+            raise type(error)(f"{', '.join(names)}: {error.message}", hint=error.hint) from error
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            part = replace(solved, data=solved.data[start : start + weight.shape[0]].clone())
+            start += weight.shape[0]
+            values = decode(part)
+            record = compared(values, weight, inlet.statistics)
+            how = {"exact": torch.equal(values, weight), "how": "rounded"}
+            inlet.replace(name, part, record | how)
+
+    def _encoded(self, inlet: Inlet, names: list[str], weight: Tensor, type_id: str) -> BlockTensor:
+        if inlet.statistics is None:
+            return self._solver.encode(weight, self._importance.get(names[0]), type_id)
+        solved = self._solver.solve(weight, inlet.statistics, gguf.settings_of(type_id))
+        assert isinstance(solved, BlockTensor)
+        return solved
+
+
+def _importance(
+    work: Work, wanted: Sequence[gguf.Wanted], checkpoint: Checkpoint
+) -> dict[str, Tensor]:
+    """Of the inputs of each linear, float32 [cols], from an importance matrix; {} without one."""
+    if work.settings["imatrix"] is None:
+        return {}
+    from llmopt.formats.imatrix import read_imatrix
+
+    matrix = read_imatrix(Path(work.texts["imatrix"]["source"]))
+    found = {}
+    for each in wanted:
+        entry = matrix.entries.get(each.placement.name)
+        if entry is None:
+            continue
+        for index, source in enumerate(each.placement.sources):
+            found[source.removesuffix(".weight")] = entry.importance(index)
+    naming = checkpoint.naming
+    if checkpoint.tied and (head := matrix.entries.get("output.weight")):
+        found[naming.head] = head.importance(0)
+    return found
+
+
+def _bytes(data: Tensor) -> memoryview:
+    return memoryview(data.contiguous().view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
