@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llmopt.specs.ggml import GGML_TYPES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +54,8 @@ def _array(tensor: Tensor | None) -> Any:
 
 
 def _answers(call: str, jobs: list[tuple[Any, ...]]) -> list[Tensor]:
+    import torch  # not in the subprocess, which is to start fast
+
     done = subprocess.run(
         [sys.executable, "-m", "tests.ggml_reference"],
         input=pickle.dumps((call, jobs)),

@@ -181,7 +181,9 @@ class _Reader:
         key_count = self._scalar("Q")
         # a tensor's description takes at least 32 bytes, a key 13
         if tensor_count * 32 + key_count * 13 > self._size:
-            raise self._bad(f"claims {tensor_count} tensors and {key_count} keys")
+            raise self._bad(
+                f"claims {tensor_count} tensors and {key_count} keys in {self._size} bytes"
+            )
         metadata = self._metadata(key_count)
         alignment = metadata.get("general.alignment", 32)
         # `type`: a bool is an int to isinstance
@@ -211,7 +213,7 @@ class _Reader:
     def _metadata(self, count: int) -> Metadata:
         metadata: Metadata = {}
         for _ in range(count):
-            key = self._string("a key")
+            key = self._word("a key")
             if key in metadata:
                 raise self._bad(f"has the key {key!r} twice")
             kind = self._scalar("I")
@@ -232,7 +234,7 @@ class _Reader:
         width = 8 if kind == _STRING else struct.calcsize("<" + _SCALARS[kind])
         self._elements += count
         if self._elements > _MAX_ELEMENTS or count * width > self._limit - self._position:
-            raise self._bad(f"claims {count} elements for {key!r}")
+            raise self._bad(f"claims {count} elements for {key!r}, more than it can have")
         if kind == _STRING:
             where = f"an element of {key}"
             return [self._string(where) for _ in range(count)]
@@ -242,7 +244,7 @@ class _Reader:
 
     def _describe(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape with rows first, number of the type, offset in the data."""
-        name = self._string("a tensor's name")
+        name = self._word("a tensor's name")
         if len(name.encode()) > _MAX_NAME:
             raise self._bad(f"has a tensor name of {len(name)} characters")
         dimensions = self._scalar("I")
@@ -282,12 +284,19 @@ class _Reader:
     def _string(self, what: str) -> str:
         (length,) = struct.unpack("<Q", self._take(8))
         if length > _MAX_STRING:
-            raise self._bad(f"claims {length} bytes for {what}")
+            raise self._bad(f"claims {length} bytes for {what}, more than it can have")
         raw = self._take(length)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise self._bad(f"has {what} that is not UTF-8 text") from None
+
+    def _word(self, what: str) -> str:
+        """A string that messages may quote."""
+        word = self._string(what)
+        if not word.isprintable() or not word:
+            raise self._bad(f"has {what} that is no word")
+        return word
 
     def _scalar(self, code: str) -> Any:
         return struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))[0]

@@ -30,33 +30,43 @@ def rope_config(gguf: GgufFile, head_dim: int) -> dict[str, Any]:
     """
     architecture = gguf.architecture
 
-    def get(key: str, default: Any = None) -> Any:
+    def get(key: str, default: Any) -> Any:
         return gguf.metadata.get(f"{architecture}.rope.{key}", default)
 
-    theta = shortest(get("freq_base", 10000.0))
+    theta, turned = shortest(get("freq_base", 10000.0)), get("dimension_count", head_dim)
     found: dict[str, Any] = {"rope_theta": theta}
     if architecture == "gptneox":
         found["rotary_emb_base"] = theta
     if architecture == "gemma3":
         found["rope_local_base_freq"] = shortest(get("freq_base_swa", 10000.0))
-    turned = get("dimension_count", head_dim)
     if architecture == "phi3" and turned != head_dim:
         found["partial_rotary_factor"] = turned / head_dim
-    kind, factor = get("scaling.type", "none"), get("scaling.factor", get("scale_linear"))
+    if "rope_factors_long.weight" in gguf.tensors:
+        return found | _longrope(gguf)
     if "rope_freqs.weight" in gguf.tensors:
         values = _floats(gguf, "rope_freqs.weight")
-        if any(value != 1.0 for value in values):
-            found["rope_scaling"] = _llama3(gguf, values, theta, turned)
-    elif "rope_factors_long.weight" in gguf.tensors:
-        found |= _longrope(gguf)
-    elif kind == "linear" or (kind == "none" and factor):
-        if factor not in (None, 0.0, 1.0):
-            found["rope_scaling"] = {"type": "linear", "rope_type": "linear", "factor": factor}
-    elif kind == "yarn":
-        found["rope_scaling"] = _yarn(gguf)
-    elif kind != "none":
+        even = all(value == 1.0 for value in values)
+        scaling = None if even else _llama3(gguf, values, theta, turned)
+    else:
+        scaling = _scaling(gguf)
+    return found if scaling is None else {**found, "rope_scaling": scaling}
+
+
+def _scaling(gguf: GgufFile) -> dict[str, Any] | None:
+    """What the metadata alone says of scaling."""
+    prefix = f"{gguf.architecture}.rope."
+    # older files give a factor without saying of what
+    factor = gguf.metadata.get(
+        prefix + "scaling.factor", gguf.metadata.get(prefix + "scale_linear", 1.0)
+    )
+    kind = gguf.metadata.get(prefix + "scaling.type", "linear")
+    if kind == "yarn":
+        return _yarn(gguf)
+    if kind not in ("linear", "none"):
         raise RequestError(f"{gguf.paths[0].name} scales positions by {kind!r}, which is not known")
-    return found
+    if kind == "none" or factor in (0.0, 1.0):
+        return None
+    return {"type": "linear", "rope_type": "linear", "factor": factor}
 
 
 def _yarn(gguf: GgufFile) -> dict[str, Any]:

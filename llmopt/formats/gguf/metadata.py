@@ -33,7 +33,7 @@ def model_metadata(
         "context_length": _context(text),
         "block_count": text["num_hidden_layers"],
         "embedding_length": text["hidden_size"],
-        "feed_forward_length": _inner(family.id, text),
+        "feed_forward_length": _inner(text),
         "attention.head_count": text["num_attention_heads"],
         **_attention(spec.architecture, text),
         **_experts(text),
@@ -78,7 +78,7 @@ def _context(text: Mapping[str, Any]) -> int:
     return length
 
 
-def _inner(family: str, text: Mapping[str, Any]) -> int:
+def _inner(text: Mapping[str, Any]) -> int:
     keys = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim")
     found = next((text[key] for key in keys if text.get(key)), None)
     return int(found) if found is not None else 4 * int(text["hidden_size"])

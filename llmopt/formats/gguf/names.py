@@ -117,7 +117,7 @@ class _Builder:
     def _module(self, path: str, name: str, module: str = "") -> Iterator[Placement]:
         """A module's weight and bias, where the checkpoint has them."""
         family, spec = self._naming.family, self._spec
-        norm = name.endswith("_norm") or name.endswith("_norm_2")
+        norm = name.endswith(("_norm", "_norm_2"))
         suffixes = ("weight", "bias") if norm or module in spec.biases else ("weight",)
         for suffix in suffixes:
             source = self._naming.name(f"{path}.{suffix}")
@@ -134,8 +134,7 @@ class _Builder:
                 name=f"{name}.{suffix}",
                 shape=shape,
                 sources=(source,),
-                order=kind
-                and row_order(kind, self._text, shape[0], key=module.endswith("k_proj")),
+                order=kind and row_order(kind, self._text, shape[0], key=module.endswith("k_proj")),
                 offset=family.norm_gain_offset if norm else 0.0,
                 transposed=transposed,
                 float32=len(shape) == 1 or name.split(".")[-1] in _FLOAT32,
@@ -171,4 +170,6 @@ def _check_complete(
             continue
         if not math.prod(tensor.shape):
             continue
-        raise RequestError(f"llama.cpp has no place for tensor {name} of a {naming.family.id} model")
+        raise RequestError(
+            f"llama.cpp has no place for tensor {name} of a {naming.family.id} model"
+        )

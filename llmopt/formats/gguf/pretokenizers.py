@@ -47,10 +47,13 @@ _LATIN = (
     "Ὀ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎ"
     "ↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
 )
-_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _PUNCTUATION = "<punctuation, contiguous>"
 #: before a step that cuts bytes spelled in GPT-2's alphabet rather than text
 _ON_BYTES = "<on bytes>"
+
+
+_NEWER_UNICODE = "characters that Unicode made punctuation since version 9 count as such"
+_ASCII_CASE = "words are cut between lower and upper case in ASCII only, and before combining marks"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class PreTokenizer:
     name: str
     steps: tuple[str, ...]
     whole_words: bool = False
+    difference: str | None = None  # what llama.cpp's own version cuts otherwise
 
 
 #: where two share their steps and `whole_words`, the first is the one that is written
@@ -77,23 +81,22 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
     PreTokenizer(
         "deepseek-llm",
         (r"[\r\n]", _LATIN, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}"),
+        difference="the ideographic space U+3000 does not count as punctuation",
     ),
     PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
-    PreTokenizer("falcon", (_PUNCTUATION, GPT2, "[0-9][0-9][0-9]")),
-    PreTokenizer("tekken", (_TEKKEN,), whole_words=True),
-    PreTokenizer("gpt-4o", (_GPT4O,)),
-    PreTokenizer("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)),
+    PreTokenizer("falcon", (_PUNCTUATION, GPT2, "[0-9][0-9][0-9]"), difference=_NEWER_UNICODE),
+    PreTokenizer("tekken", (_TEKKEN,), whole_words=True, difference=_ASCII_CASE),
+    PreTokenizer("gpt-4o", (_GPT4O,), difference=_ASCII_CASE),
     PreTokenizer("seed-coder", (_SEED,)),
     PreTokenizer("jais-2", (_JAIS2,)),
-    PreTokenizer("bloom", (_BLOOM,)),
-    PreTokenizer("viking", (_BLOOM, r"\p{N}")),
-    PreTokenizer("superbpe", (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
+    # llama.cpp's for files that name none
+    PreTokenizer("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     PreTokenizer("minicpm5", (r"\p{N}{1,3}", _LLAMA3.replace("{1,3}", "+")), whole_words=True),
 )
 
 #: names with which llama.cpp puts the first token before a text if the file does not say
 ADDS_BOS = frozenset(
-    {"llama-bpe", "tekken", "chameleon", "gemma4"}
+    {"llama-bpe", "tekken", "gemma4"}
     | {"llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"}
 )
 #: other names that llama.cpp gives to the same cutting, for reading files
@@ -107,8 +110,6 @@ ALIASES = {
     "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
     "deepseek-v3": "hunyuan-dense joyai-llm hy_v4",
     "gpt-4o": "llama4 kanana2 talkie minimax-m2",
-    "tiny_aya": "cohere2moe",
-    "bloom": "poro-chat gpt3-finnish",
 }
 _BY_NAME = {p.name: p for p in PRE_TOKENIZERS} | {
     alias: p for p in PRE_TOKENIZERS for alias in ALIASES.get(p.name, "").split()

@@ -33,9 +33,7 @@ class GgufQuantization:
         found = self.types.get(module)
         return None if found is None else ggml_layout(found)
 
-    def shape(
-        self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]
-    ) -> tuple[int, int]:
+    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         """(outputs, inputs) of a linear whose blocks have this shape in bytes."""
         rows, size = parts[BLOCKS]
         spec = GGML_TYPES[layout.grid]

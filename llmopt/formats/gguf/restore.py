@@ -96,7 +96,7 @@ class _Restorer:
 
     def _by_stem(self) -> dict[str, str]:
         """llama.cpp's name -> a block's module; falcon's first norm has a name for each layout."""
-        found = {stem: module for module, stem in reversed(self._spec.modules.items())}
+        found = {stem: module for module, stem in reversed(list(self._spec.modules.items()))}
         if "blk.0.attn_norm_2.weight" in self._gguf.tensors:
             found["attn_norm"] = "ln_mlp"
         return found

@@ -1,11 +1,8 @@
 """A model folder's tokenizer as the metadata of a GGUF file. No torch.
 
 llama.cpp has a tokenizer of its own and takes from the file only tokens, merges or scores and a
-few switches. What it could not do exactly is refused here rather than approximated, with exceptions
-that no metadata can mend and that its own converter shares: text that is not in Unicode's composed
-form (NFC) is not composed first; white space beside special tokens is not stripped; regexes that
-tell upper from lower case do so in ASCII only; with SentencePiece's, a space is put before a text
-that starts with one, too.
+few switches. What it could not do exactly is refused here rather than approximated, but for a few
+things that no metadata can mend and that touch little text: `tokenizer_differences` names them.
 """
 
 from __future__ import annotations
@@ -82,6 +79,50 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
     return found
 
 
+def tokenizer_differences(folder: Path) -> list[str]:
+    """What llama.cpp will cut otherwise than the tokenizer in `folder` does, in sentences.
+
+    Empty where it cuts every text alike. RequestError as `tokenizer_metadata`.
+    """
+    source = read_tokenizer(folder, {})
+    found = []
+    if source.merges and _is_byte_level(source.tokenizer):
+        if source.tokenizer.get("normalizer"):
+            found.append("text is not brought into Unicode's composed form (NFC) first")
+        if difference := _pre_tokenizer(source).difference:
+            found.append(difference)
+    if any(token.get("lstrip") or token.get("rstrip") for token in source.added):
+        found.append("white space beside special tokens is not stripped")
+    if any(token.get("single_word") for token in source.added):
+        found.append("added tokens are found inside of words, too")
+    names = {token["content"] for token in source.added}
+    if by_name := sorted(ENDS_BY_NAME & source.vocabulary.keys() - names):
+        found.append(f"{', '.join(by_name)} in a text ends it, as a special token would")
+    if not _is_byte_level(source.tokenizer):
+        found += _plain_text_differences(source)
+    return found
+
+
+def _plain_text_differences(source: TokenizerSource) -> list[str]:
+    found = []
+    if source.tokenizer["model"].get("type") == "Unigram":
+        found.append("runs of white space may be cut otherwise")
+    if any("▁" in token["content"] and not token.get("normalized") for token in source.added):
+        found.append("tokens of ▁ are not found where ▁ itself stands in the text")
+    for part in _parts(source.tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        scheme = part.get("prepend_scheme", "always") if part["type"] == "Metaspace" else "never"
+        if scheme == "first":
+            found.append("text behind a special token gets a space in front, too")
+        if scheme != "never":
+            found.append("text that starts with a space gets another one in front")
+    return found
+
+
+def _parts(chain: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a chain of tokenizer.json, which may be a single one or none."""
+    return list((chain or {}).get(name, [chain] if chain else ()))
+
+
 def _rules(source: TokenizerSource) -> Rules:
     kind = source.tokenizer["model"].get("type", "BPE")
     if kind == "BPE" and _is_byte_level(source.tokenizer):
@@ -94,9 +135,8 @@ def _rules(source: TokenizerSource) -> Rules:
 
 
 def _is_byte_level(tokenizer: dict[str, Any]) -> bool:
-    chain = tokenizer.get("pre_tokenizer") or {}
-    parts = chain.get("pretokenizers", [chain])
-    return any(part.get("type") == "ByteLevel" for part in parts)
+    steps = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return any(step["type"] == "ByteLevel" for step in steps)
 
 
 def _byte_level_rules(source: TokenizerSource) -> Rules:
@@ -118,8 +158,8 @@ def _byte_level_rules(source: TokenizerSource) -> Rules:
 
 
 def _check_normalizer(normalizer: dict[str, Any] | None) -> None:
-    for part in (normalizer or {}).get("normalizers", [normalizer]):
-        if part and part.get("type") != "NFC":
+    for part in _parts(normalizer, "normalizers"):
+        if part["type"] != "NFC":
             raise RequestError(
                 f"llama.cpp has no counterpart of the normalizer {part.get('type')} before bytes"
             )
@@ -146,7 +186,7 @@ def _merges_reach_all(source: TokenizerSource) -> bool:
 
     vocabulary = source.tokenizer["model"]["vocab"]
     bpe = BPE(vocab=vocabulary, merges=source.merges)
-    return all(len(bpe.tokenize(token)) == 1 for token in vocabulary)
+    return all([part.value for part in bpe.tokenize(token)] == [token] for token in vocabulary)
 
 
 def _tokens(
@@ -212,6 +252,8 @@ def _special_ids(source: TokenizerSource, config: dict[str, Any], tokens: list[s
     for kind in SPECIAL_KEYS:
         said = source.special.get(kind)
         number = vocabulary.get(said) if said else None
+        if number is None and kind == "unk":
+            number = _unknown(source.tokenizer["model"])
         if number is None:
             number = config.get(f"{kind}_token_id", text.get(f"{kind}_token_id"))
         if isinstance(number, int) and 0 <= number < len(tokens):
@@ -225,6 +267,12 @@ def _special_ids(source: TokenizerSource, config: dict[str, Any], tokens: list[s
         if not known and "eos" in found and spare:
             found[spare.pop(0)] = number
     return {f"tokenizer.ggml.{SPECIAL_KEYS[kind]}_token_id": i for kind, i in found.items()}
+
+
+def _unknown(model: dict[str, Any]) -> int | None:
+    """The id of the token that a model of tokenizer.json has for what it cannot cut, if any."""
+    number = model["vocab"].get(model.get("unk_token")) if model.get("unk_token") else None
+    return number if number is not None else model.get("unk_id")
 
 
 def _add_special(source: TokenizerSource, found: Metadata) -> Metadata:
@@ -255,8 +303,8 @@ def _add_special(source: TokenizerSource, found: Metadata) -> Metadata:
 def _template_ends(processor: dict[str, Any] | None) -> tuple[str | None, str | None]:
     """The tokens that a post-processor puts before and behind a text."""
     first = last = None
-    for part in (processor or {}).get("processors", [processor]):
-        if part and part.get("type") == "TemplateProcessing":
+    for part in _parts(processor, "processors"):
+        if part["type"] == "TemplateProcessing":
             names = [next(iter(entry.items())) for entry in part.get("single", ())]
             where = next((i for i, (kind, _) in enumerate(names) if kind == "Sequence"), 0)
             if len(names) > 3 or where > 1 or len(names) - where > 2:
@@ -265,6 +313,6 @@ def _template_ends(processor: dict[str, Any] | None) -> tuple[str | None, str | 
                 first = str(names[0][1]["id"])
             if len(names) - where == 2:
                 last = str(names[-1][1]["id"])
-        elif part and part.get("type") in ("BertProcessing", "RobertaProcessing"):
+        elif part["type"] in ("BertProcessing", "RobertaProcessing"):
             first, last = part["cls"][0], part["sep"][0]
     return first, last

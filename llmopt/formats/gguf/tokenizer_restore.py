@@ -25,9 +25,12 @@ from llmopt.formats.gguf.sentencepiece import (
     merges_by_score,
 )
 from llmopt.formats.gguf.tokenizer import ENDS_BY_NAME, NO_MERGES, SPECIAL_KEYS
+from llmopt.formats.gguf.tokenizer_spm import LINE_BREAKS
 
 #: pre-tokenizers of llama.cpp that work on plain text with spaces made ▁
 _PLAIN_TEXT = ("sarvam-moe", "gemma4")
+#: far above what vocabularies have; it bounds the search for merges
+_LONGEST = 1024
 _BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": True,
@@ -45,10 +48,10 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     """
     tokens, types = _tokens(metadata)
     special = {
-        kind: tokens[metadata[key]]
+        kind: tokens[number]
         for kind, name in SPECIAL_KEYS.items()
-        if isinstance(metadata.get(key := f"tokenizer.ggml.{name}_token_id"), int)
-        and 0 <= metadata[key] < len(tokens)
+        if isinstance(number := metadata.get(f"tokenizer.ggml.{name}_token_id"), int)
+        and 0 <= number < len(tokens)
     }
     kind = metadata["tokenizer.ggml.model"]
     plain = kind == "gemma4" or metadata.get("tokenizer.ggml.pre") in _PLAIN_TEXT
@@ -75,9 +78,9 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     _write_json(folder / "generation_config.json", _generation(tokens, types, special))
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):
         (folder / "chat_template.jinja").write_text(template, "utf-8")
-    for name in metadata.get("tokenizer.chat_templates", ()):
-        other = metadata.get(f"tokenizer.chat_template.{name}")
-        if isinstance(other, str) and name.isidentifier():
+    for key, other in sorted(metadata.items()):
+        name = key.removeprefix("tokenizer.chat_template.")
+        if isinstance(other, str) and name != key and name.isidentifier():
             (folder / "additional_chat_templates").mkdir(exist_ok=True)
             (folder / "additional_chat_templates" / f"{name}.jinja").write_text(other, "utf-8")
 
@@ -86,17 +89,28 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
+def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int = 0) -> list[Any]:
+    """A list of the metadata, checked; empty where there is none."""
+    found = metadata.get(f"tokenizer.ggml.{key}", [])
+    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
+        raise RequestError(f"the GGUF file's tokenizer.ggml.{key} is not a list of {kind.__name__}")
+    if len(found) < length:
+        raise RequestError(f"the GGUF file's tokenizer.ggml.{key} has no entry for every token")
+    return found
+
+
 def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """Tokens and their types; RequestError where the lists are not what they should be."""
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if "tokenizer.ggml.model" not in metadata or not isinstance(tokens, list) or not tokens:
+    tokens = _list(metadata, "tokens", str)
+    if not tokens or not isinstance(metadata.get("tokenizer.ggml.model"), str):
         raise RequestError("the GGUF file has no tokenizer")
-    types = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    if not all(isinstance(token, str) for token in tokens) or len(types) < len(tokens):
-        raise RequestError("the tokenizer of the GGUF file is broken: tokens and types do not fit")
     if len(set(tokens)) != len(tokens):
-        raise RequestError("the tokenizer of the GGUF file is broken: two tokens are equal")
-    return tokens, types
+        raise RequestError("the GGUF file's tokenizer has two tokens with the same text")
+    if max(map(len, tokens)) > _LONGEST:
+        raise RequestError(f"the GGUF file's tokenizer has a token of over {_LONGEST} characters")
+    if "tokenizer.ggml.token_type" not in metadata:
+        return tokens, [NORMAL] * len(tokens)
+    return tokens, _list(metadata, "token_type", int, len(tokens))
 
 
 def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
@@ -134,7 +148,7 @@ def _added_tokens(
 
 
 def _merges(metadata: Mapping[str, Any]) -> list[list[str]]:
-    found = metadata.get("tokenizer.ggml.merges", [])
+    found = _list(metadata, "merges", str)
     merges: list[list[str]] = []
     for merge in found if found != NO_MERGES else ():
         cut = merge.find(" ", 1)
@@ -184,26 +198,18 @@ def _decoder(prefix: bool) -> dict[str, Any]:
 
 
 def _plain_text(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
-    newlines = {"type": "Split", "pattern": {"Regex": r"[^\n]+|[\n]+"}, "behavior": "Isolated"}
     return {
         "normalizer": _SPACES,
-        "pre_tokenizer": {**newlines, "invert": False},
+        "pre_tokenizer": LINE_BREAKS,
         "decoder": _decoder(prefix=False),
         "model": _bpe(_vocabulary(tokens, types), _merges(metadata), byte_fallback=True),
     }
 
 
-def _scores(metadata: Mapping[str, Any], tokens: list[str]) -> list[float]:
-    scores = metadata.get("tokenizer.ggml.scores", [])
-    if len(scores) < len(tokens):
-        raise RequestError("the tokenizer of the GGUF file is broken: tokens without scores")
-    return [float(score) for score in scores[: len(tokens)]]
-
-
 def _sentencepiece(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int], special: dict[str, str]
 ) -> dict[str, Any]:
-    scores = _scores(metadata, tokens)
+    scores = _list(metadata, "scores", float, len(tokens))
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     # a piece of any type but byte can come of joining; what is found before is not text any more
     joined = {
@@ -229,7 +235,7 @@ def _sentencepiece(
 def _unigram(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int], special: dict[str, str]
 ) -> dict[str, Any]:
-    scores = _scores(metadata, tokens)
+    scores = _list(metadata, "scores", float, len(tokens))
     steps: list[dict[str, Any]] = []
     if charsmap := metadata.get("tokenizer.ggml.precompiled_charsmap"):
         text = base64.b64encode(bytes(byte & 255 for byte in charsmap)).decode("ascii")

@@ -60,24 +60,31 @@ class TokenizerSource:
         return found
 
     @property
+    def _pieces(self) -> dict[str, int]:
+        found = self.tokenizer["model"]["vocab"]
+        return (
+            found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
+        )
+
+    @property
     def vocabulary(self) -> dict[str, int]:
         """Text of every token of the model and of those added to it -> id."""
-        found = self.tokenizer["model"]["vocab"]
-        base = (
-            dict(found)
-            if isinstance(found, dict)
-            else {piece: i for i, (piece, _) in enumerate(found)}
-        )
-        return base | {token["content"]: token["id"] for token in self.added}
+        return self._pieces | {token["content"]: token["id"] for token in self.added}
 
     @property
     def added(self) -> list[dict[str, Any]]:
-        """Added tokens, as tokenizer.json lists them, and those that only the settings name."""
+        """Added tokens: those of tokenizer.json and those that only the settings name, as
+        transformers adds them on loading."""
         tokens: list[dict[str, Any]] = list(self.tokenizer.get("added_tokens") or ())
         known = {token["id"] for token in tokens}
         for number, token in (self.settings.get("added_tokens_decoder") or {}).items():
             if int(number) not in known:
                 tokens.append({**token, "id": int(number)})
+        known = {token["id"] for token in tokens}
+        for text in dict.fromkeys(self.special.values()):
+            number = self._pieces.get(text)
+            if number is not None and number not in known:
+                tokens.append({"id": number, "content": text, "special": True})
         return tokens
 
 

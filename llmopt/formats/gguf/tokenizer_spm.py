@@ -17,6 +17,13 @@ from typing import Any
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.tokenizer_source import Rules, TokenizerSource
 
+#: how llama.cpp's BPE over plain text cuts it first
+LINE_BREAKS = {
+    "type": "Split",
+    "pattern": {"Regex": r"[^\n]+|[\n]+"},
+    "behavior": "Isolated",
+    "invert": False,
+}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -32,7 +39,12 @@ def sentencepiece_rules(source: TokenizerSource) -> Rules:
         raise RequestError("llama.cpp has no BPE that is neither over bytes nor falls back to them")
     merges = source.merges
     prefix = _space_prefix(source.tokenizer, merges)
-    fault = _missing_merge(merges, model["vocab"]) or _scattered_merges(merges)
+    found_first = {token["content"] for token in source.added}
+    pieces = [piece for piece in model["vocab"] if piece not in found_first or "▁" in piece]
+    mixed = any(len({c == "\n" for c in left + right}) == 2 for left, right in merges)
+    cut = source.tokenizer.get("pre_tokenizer") == LINE_BREAKS
+    fault = "it cuts at line breaks first" if cut and mixed else None
+    fault = fault or _missing_merge(merges, pieces) or _scattered_merges(merges)
     if fault is None:
         keys = {
             "tokenizer.ggml.model": "llama",
@@ -40,7 +52,7 @@ def sentencepiece_rules(source: TokenizerSource) -> Rules:
             "tokenizer.ggml.add_space_prefix": prefix,
         }
         return Rules(keys, scores=_scores(source, merges))
-    if prefix or any(len({c == "\n" for c in left + right}) == 2 for left, right in merges):
+    if prefix or (mixed and not cut):
         raise RequestError(f"llama.cpp does not merge as this tokenizer does: {fault}")
     return Rules(
         {
@@ -66,9 +78,8 @@ def _space_prefix(tokenizer: dict[str, Any], merges: list[tuple[str, str]]) -> b
             raise RequestError(f"llama.cpp has no counterpart of the normalizer {part.get('type')}")
     chain = tokenizer.get("pre_tokenizer")
     for part in (chain or {}).get("pretokenizers", [chain]):
-        if not part or (
-            part.get("type") == "Split" and part["pattern"] == {"String": " "} and spaces
-        ):
+        at_spaces = part and part.get("type") == "Split" and part["pattern"] == {"String": " "}
+        if not part or part == LINE_BREAKS or (at_spaces and spaces):
             continue  # no space is left to split at
         if part.get("type") != "Metaspace" or part.get("replacement") != "▁":
             raise RequestError(
@@ -85,7 +96,7 @@ def _space_prefix(tokenizer: dict[str, Any], merges: list[tuple[str, str]]) -> b
     return prefix
 
 
-def _missing_merge(merges: list[tuple[str, str]], vocabulary: dict[str, int]) -> str | None:
+def _missing_merge(merges: list[tuple[str, str]], vocabulary: list[str]) -> str | None:
     """A pair that joins to a piece, and that no merge joins; None where there is none."""
     known = set(merges)
     pieces = {left + right for left, right in merges}

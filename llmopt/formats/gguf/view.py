@@ -73,7 +73,7 @@ def _make(gguf: GgufFile, folder: Path) -> None:
 
 def _link(link: Path, target: Path) -> None:
     """Make `link` point to the file, which may have been moved since."""
-    if link.is_symlink() and Path(os.readlink(link)) == target:
+    if link.is_symlink() and link.readlink() == target:
         return
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.names import Placement
+from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.gguf.writer import Source
 from llmopt.formats.headers import TensorHeader
 from llmopt.grids.ggml import encode
@@ -45,13 +46,13 @@ def unchanged(
     checkpoint: Checkpoint, placement: Placement, type_id: str
 ) -> list[TensorHeader] | None:
     """Where the bytes of a placement lie as they are, None where they have to be made."""
-    if placement.order is not None or placement.offset or placement.transposed:
-        return None
+    wanted = Arrangement(
+        order=placement.order, offset=placement.offset, transposed=placement.transposed
+    )
     found = [checkpoint.stored.get(name) for name in placement.sources]
     headers = [tensor.header for tensor in found if tensor is not None]
-    if not found or len(headers) < len(found) or any(h.dtype != type_id for h in headers):
-        return None
-    return headers
+    same = all(h.dtype == type_id and (h.arranged or Arrangement()) == wanted for h in headers)
+    return headers if found and len(headers) == len(found) and same else None
 
 
 def _encoder(
@@ -63,7 +64,7 @@ def _encoder(
         for name in placement.sources:
             weight = arranged(_read(checkpoint, placement, name), placement)
             rows = weight.reshape(-1, weight.shape[-1])
-            for some in rows.split(max(1, _PIECE // rows.shape[1])):
+            for some in torch.split(rows, max(1, _PIECE // rows.shape[1])):
                 yield _bytes(encode(type_id, some.float()))
 
     return pieces
@@ -79,4 +80,4 @@ def _read(checkpoint: Checkpoint, placement: Placement, name: str) -> Tensor:
 
 
 def _bytes(data: Tensor) -> memoryview:
-    return memoryview(data.contiguous().view(torch.uint8).numpy()).cast("B")
+    return data.contiguous().view(torch.uint8).numpy().data.cast("B")

@@ -37,23 +37,31 @@ class Affine(ScalarBlocks):
             state, codes = self._upstream_plain(x)
         else:
             deviation = block_energy(x) * (1.0 if self.bits == 2 else 2.0)
-            weights = importance * (deviation + x * x).sqrt_()
+            weights = importance * upstream.root(deviation + x * x)
             ranges = upstream.affine_ranges(self.high, -0.9, 0.05, 36)
             scale, minimum, codes = upstream.affine(x, weights, self.high, ranges)
             total = upstream.ordered_sum(weights)
-            d, scales = upstream.positive(scale, total, self.top)
-            dmin, mins = upstream.positive(minimum, total, self.top)
-            state = {"d": half(d), "dmin": half(dmin), "scales": scales, "mins": mins}
+            state = self._quantized(scale, minimum, total, total)
         scale, offset = self.spread(state)
         again = torch.div(x - offset, scale).round_().clamp_(0, self.high)
         return state, torch.where(scale == 0, codes, again)
+
+    def _quantized(
+        self, scale: Tensor, minimum: Tensor, weights: Tensor, min_weights: Tensor
+    ) -> State:
+        """scale and minimum [s, n] as integers times a float16 each."""
+        values, both = torch.cat([scale, minimum], 1), torch.cat([weights, min_weights], 1)
+        factor, levels = upstream.positive(values, both, self.top)
+        d, dmin = half(factor).chunk(2)
+        scales, mins = levels.chunk(2, 1)
+        return {"d": d, "dmin": dmin, "scales": scales, "mins": mins}
 
     def _upstream_plain(self, x: Tensor) -> tuple[State, Tensor]:
         if self.bits == 2:
             weights, ranges = x.abs(), upstream.affine_ranges(self.high, -0.5, 0.1, 15)
         else:
             mean = torch.div(upstream.ordered_sum(x * x), torch.tensor(float(self.sub)))
-            weights = mean.sqrt_() + x.abs()
+            weights = upstream.root(mean) + x.abs()
             first, steps = (-1.0, 20) if self.bits == 4 else (-0.5, 15)
             ranges = upstream.affine_ranges(self.high, first, 0.1, steps)
         scale, minimum, codes = upstream.affine(
@@ -103,9 +111,7 @@ class Affine(ScalarBlocks):
         offset = torch.where(determinant > 0, (ll * x - l * xl) / determinant, x / w)
         offset = offset.clamp_(max=0.0)
         scale = torch.where(ll > 0, (xl - offset * l) / ll, 0.0).clamp_(min=0.0)
-        d, scales = upstream.positive(scale, ll, self.top)
-        dmin, mins = upstream.positive(-offset, w, self.top)
-        return {"d": to_half(d), "dmin": to_half(dmin), "scales": scales, "mins": mins}
+        return self._quantized(scale, -offset, ll, w)
 
     def _integers(
         self, moments: Moments, scales: Tensor, mins: Tensor, d: Tensor, dmin: Tensor
@@ -200,7 +206,7 @@ class Symmetric(ScalarBlocks):
             scale, levels = upstream.stepwise(x, 4)
             state = self._by_extreme(scale)
         else:
-            weights = importance * (2 * block_energy(x) + x * x).sqrt_()
+            weights = importance * upstream.root(2 * block_energy(x) + x * x)
             scale, levels = upstream.symmetric(x, weights, 4)
             d, scales = upstream.symmetric(scale, upstream.ordered_sum(weights), self.half)
             state = {"d": half(d), "scales": scales}

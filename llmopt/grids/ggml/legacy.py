@@ -61,7 +61,7 @@ class Symmetric(Scaled):
     ) -> tuple[State, Tensor]:
         half = -self.low
         if importance is not None:
-            weights = importance * (energy + x * x).sqrt_()
+            weights = importance * upstream.root(energy + x * x)
             scale, levels = upstream.symmetric(x, weights, half)
             return {"d": scale.half().float()}, levels
         extreme, _ = upstream.signed_extreme(x)
@@ -94,7 +94,7 @@ class Affine(ScalarBlocks):
         self, x: Tensor, importance: Tensor | None, energy: Tensor
     ) -> tuple[State, Tensor]:
         if importance is not None:
-            weights = importance * (energy + x * x).sqrt_()
+            weights = importance * upstream.root(energy + x * x)
             ranges = upstream.affine_ranges(self.high, -0.9, 0.05, 36)
             scale, minimum, codes = upstream.affine(x, weights, self.high, ranges)
             return {"d": scale.half().float(), "m": -minimum.half().float()}, codes

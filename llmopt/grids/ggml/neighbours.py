@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from llmopt.grids.ggml.codebook import Codebook, codebook
 
@@ -61,7 +62,7 @@ class Neighbours:
         count = self.count[point[missing]]
         for rows, width in _classes(missing, count):
             ids = self.table[point[rows], :width]
-            levels = self.levels[ids]
+            levels = embedding(ids, self.levels)
             if shift is not None:
                 levels = levels + shift[rows, None, None]
             gap = scale[rows, None, None] * levels - x[rows, None, :]

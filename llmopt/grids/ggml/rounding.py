@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from llmopt.grids.ggml.neighbours import Neighbours, neighbours, running_sum
-from llmopt.grids.ggml.upstream import LANES, positive
+from llmopt.grids.ggml.upstream import LANES, positive, root
 
 __all__ = ["Encoder", "Rounded"]
 
@@ -98,7 +99,7 @@ class Encoder:
         mean = running_sum(square)[:, None] * (self.spread / x.shape[1])
         if importance is None:
             return self.floor * mean + square
-        return importance * (mean + square).sqrt()
+        return importance * root(mean + square)
 
     def _signs(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Which weights are minus, and their magnitudes, below zero where a sign was turned."""
@@ -121,10 +122,10 @@ class Encoder:
         entries = self.search.entry[:1].expand(len(a), self.part // dim)
         found = torch.full_like(entries, not self.again, dtype=torch.bool)
         best = torch.zeros_like(first)
-        root = weight.sqrt()
+        roots = root(weight)
         for count in range(-self.reach, self.reach + 1):
             inverse = (torch.tensor(self.step) * count + self.top) / first
-            tried, have = self._entries(a, root, inverse, 1 / inverse)
+            tried, have = self._entries(a, roots, inverse, 1 / inverse)
             linear, square = self._sums(a, weight, tried)
             better = (square > 0) & (linear * linear > best * square)
             scale = torch.where(better, linear / square, scale)
@@ -138,25 +139,25 @@ class Encoder:
     ) -> tuple[Tensor, Tensor]:
         """Rounds once more at the fitted scale, and fits it to what comes out."""
         redo = (scale > 0) & (True if self.fitted else ~found.all(1))
-        tried, _ = self._entries(a, weight.sqrt(), 1 / scale, scale)
+        tried, _ = self._entries(a, root(weight), 1 / scale, scale)
         change = redo[:, None] if self.again else redo[:, None] & ~found
         entries = torch.where(change, tried, entries)
         linear, square = self._sums(a, weight, entries)
         return torch.where(redo & (square > 0), linear / square, scale), entries
 
     def _entries(
-        self, a: Tensor, root: Tensor, inverse: Tensor, scale: Tensor
+        self, a: Tensor, roots: Tensor, inverse: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         book = self.search.book
         dim = book.places.shape[1]
         places = (0.5 * (inverse[:, None] * a - 1)).round().clamp(0, book.base - 1)
         places = places.nan_to_num(0.0).long().view(-1, dim)
         repeated = scale.repeat_interleave(self.part // dim)
-        entries, found = self.search.entries(places, a.view(-1, dim), root.view(-1, dim), repeated)
+        entries, found = self.search.entries(places, a.view(-1, dim), roots.view(-1, dim), repeated)
         return entries.view(len(a), -1), found.view(len(a), -1)
 
     def _sums(self, a: Tensor, weight: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-        level = self.search.levels[entries].flatten(1)
+        level = embedding(entries, self.search.levels).flatten(1)
         return running_sum(weight * a * level), running_sum(weight * level * level)
 
 

@@ -18,7 +18,7 @@ from llmopt.grids.ggml.upstream import LANES
 from llmopt.specs.ggml import GGML_TYPES
 
 # Weights that are worked on at once: the buffers of a search stay in the cache.
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 
 
 class ScalarBlocks(ABC):

@@ -18,6 +18,8 @@ from llmopt.grids.ggml.bits import to_half
 __all__ = ["Nearest", "Scaled", "fit_scales", "search"]
 
 _ROUNDS = 4
+#: a round that lowers the error by less than this share is the last
+_WORTH = 1e-3
 #: what is tried of d, around the one that lets the largest part have the largest multiplier
 _STRETCH = torch.linspace(0.85, 1.4, 45)
 
@@ -67,14 +69,21 @@ class Scaled:
 
 
 def search(
-    x: Tensor, weight: Tensor, nearest: Nearest, multipliers: Tensor, starts: Tensor
+    x: Tensor,
+    weight: Tensor,
+    nearest: Nearest,
+    multipliers: Tensor,
+    starts: Tensor,
+    possible: Tensor,
 ) -> Scaled:
     """The best found for x [n, k, part] under weight [n, k, part] > 0.
 
     multipliers: float32, ascending in equal steps. starts: what to divide the largest magnitude of
-    a part by for a first scale.
+    a part by for a first scale. possible: ascending, the levels that single units may have.
     """
-    s, curvature = _free_scales(x.flatten(0, 1), weight.flatten(0, 1), nearest, starts)
+    s, curvature = _free_scales(
+        x.flatten(0, 1), weight.flatten(0, 1), nearest, starts, possible
+    )
     shape = x.shape[:2]
     d, l = fit_scales(s.view(shape), curvature.view(shape), multipliers)  # noqa: E741
     state = _at(x, weight, d, l, nearest, multipliers)
@@ -83,33 +92,38 @@ def search(
         before = state.rows(active)
         after = _improve(x[active], weight[active], before, nearest, multipliers)
         state.put(active, after)
-        active = active[after.error.sum(1) < before.error.sum(1) * (1 - 1e-4)]
+        active = active[after.error.sum(1) < before.error.sum(1) * (1 - _WORTH)]
         if not len(active):
             break
     return state
 
 
 def _free_scales(
-    x: Tensor, weight: Tensor, nearest: Nearest, starts: Tensor
+    x: Tensor, weight: Tensor, nearest: Nearest, starts: Tensor, possible: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The best scale of each part [m] on its own, and how the error grows around it."""
+    """The best scale of each part [m] on its own, and how the error grows around it.
+
+    The scale is first sought as if any level could follow any other.
+    """
     top = x.abs().amax(1)
-    best = torch.zeros_like(top)
-    scale, curvature = torch.zeros_like(top), torch.zeros_like(top)
-
-    def attempt(at: Tensor) -> None:
-        _, units = nearest(x, weight, at)
-        linear, square = (weight * x * units).sum(1), (weight * units * units).sum(1)
-        fitted = torch.where(square > 0, linear / square, 0.0)
-        better = fitted * linear > best
-        best.copy_(torch.where(better, fitted * linear, best))
-        scale.copy_(torch.where(better, fitted, scale))
-        curvature.copy_(torch.where(better, square, curvature))
-
+    middles = (possible[1:] + possible[:-1]) / 2
+    best, scale = torch.zeros_like(top), torch.zeros_like(top)
     for start in starts.tolist():
-        attempt(top / start)
-    attempt(scale.clone())
-    return scale, curvature
+        inverse = torch.where(top > 0, start / top, 0.0)
+        units = possible[torch.bucketize(x * inverse[:, None], middles)]
+        fitted, square = _fit(x, weight, units)
+        better = fitted * fitted * square > best
+        best = torch.where(better, fitted * fitted * square, best)
+        scale = torch.where(better, fitted, scale)
+    _, units = nearest(x, weight, scale)
+    return _fit(x, weight, units)
+
+
+def _fit(x: Tensor, weight: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+    """The scales that lose least at given units, and sum weight * unit^2."""
+    weighed = weight * units
+    square = (weighed * units).sum(-1)
+    return torch.where(square > 0, (weighed * x).sum(-1) / square, 0.0), square
 
 
 def fit_scales(s: Tensor, curvature: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,24 +187,15 @@ def _improve(
     x: Tensor, weight: Tensor, state: Scaled, nearest: Nearest, multipliers: Tensor
 ) -> Scaled:
     """One round: a new d for the codes and multipliers there are, then each l a step either way."""
-    square = (weight * state.units * state.units).sum(2)
-    s = (weight * x * state.units).sum(2) / square
-    for levels in (state.l, None):
-        d = _refit(s, square, state.d, multipliers[state.l])
-        trial = _at(
-            x,
-            weight,
-            d,
-            _level(s, d, multipliers) if levels is None else levels,
-            nearest,
-            multipliers,
-        )
-        better = trial.error.sum(1) < state.error.sum(1)
-        state = state.where(better[:, None].expand_as(state.l), trial)
+    s, square = _fit(x, weight, state.units)
+    d = _refit(s, square, state.d, multipliers[state.l])
+    trial = _at(x, weight, d, _level(s, d, multipliers), nearest, multipliers)
+    better = trial.error.sum(1) < state.error.sum(1)
+    state = state.where(better[:, None].expand_as(state.l), trial)
     if len(multipliers) == 1:
         return state
-    for step in (-1, 1):
-        moved = (state.l + step).clamp(0, len(multipliers) - 1)
-        trial = _at(x, weight, state.d, moved, nearest, multipliers)
-        state = state.where(trial.error < state.error, trial)
-    return state
+    towards = torch.where(s > state.d[:, None] * multipliers[state.l], 1, -1)
+    towards = torch.where(state.d[:, None] < 0, -towards, towards)
+    moved = (state.l + towards).clamp(0, len(multipliers) - 1)
+    trial = _at(x, weight, state.d, moved, nearest, multipliers)
+    return state.where(trial.error < state.error, trial)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmopt.grids.ggml.base import Fields
 from llmopt.grids.ggml.bits import to_half
-from llmopt.grids.ggml.codebook import Codebook, codebook, nearest_entries
+from llmopt.grids.ggml.codebook import Codebook, codebook, nearest_entries, turn_signs
 from llmopt.grids.ggml.rounding import Encoder
 from llmopt.grids.ggml.scaled import fit_scales, search
 from llmopt.grids.ggml.superblock import SuperBlocks
@@ -72,9 +72,14 @@ class SignedGrid(SuperBlocks):
     def best(self, x: Tensor, importance: Tensor) -> tuple[Fields, Tensor]:
         """As in SuperBlocks."""
         shape = (len(x), -1, self.part)
-        starts = self.book.levels.max() * torch.tensor(_STARTS)
+        levels = self.book.possible
         found = search(
-            x.view(shape), importance.reshape(shape), self._nearest_part, self.multipliers, starts
+            x.reshape(shape),
+            importance.reshape(shape),
+            self._nearest_part,
+            self.multipliers,
+            levels[-1] * torch.tensor(_STARTS),
+            torch.cat([-levels.flip(0), levels]),
         )
         return {"d": found.d, "l": found.l}, found.codes.flatten(1)
 
@@ -113,10 +118,11 @@ class SignedGrid(SuperBlocks):
         # weight (s g - |x|)^2 without what does not depend on the entry g
         square = (weight * (scale * scale)[:, None]).view(-1, levels.shape[1])
         cross = (weight * x.abs() * (-2 * scale)[:, None]).view(-1, levels.shape[1])
-        odd = (minus.sum(1) % 2 == 1) if self.even else None
-        entries, flip = nearest_entries(levels, square, cross, odd)
-        if flip is not None:
-            minus = minus ^ flip
+        entries, value = nearest_entries(levels, square, cross)
+        if self.even:
+            odd = minus.sum(1) % 2 == 1
+            entries, turned = turn_signs(levels, square, cross, entries, value, odd)
+            minus = minus ^ turned
         codes = join((minus << _BITS).sum(1), entries)
         return codes, self._units(codes)
 

@@ -65,7 +65,7 @@ class SuperBlocks(ABC):
         if search == "reference":
             found = self.reference(x, None if weight is None else weight[place])
         else:
-            found = self.best(x, torch.ones_like(x) if weight is None else positive(weight)[place])
+            found = self.best(x, _natural(x) if weight is None else _positive(weight)[place])
         return self.pack(*found)
 
     def decode(self, data: Tensor) -> Tensor:
@@ -73,7 +73,14 @@ class SuperBlocks(ABC):
         return self.decode_blocks(data.reshape(-1, self.spec.nbytes)).view(len(data), -1)
 
 
-def positive(importance: Tensor) -> Tensor:
+def _natural(x: Tensor) -> Tensor:
+    """What weighs errors where there is no importance: large weights count more, as for ggml."""
+    square = x * x
+    weight = (square + square.mean(1, keepdim=True)).sqrt()
+    return torch.where(weight.amax(1, keepdim=True) > 0, weight, 1.0).clamp_min(1e-20)
+
+
+def _positive(importance: Tensor) -> Tensor:
     """importance with a floor, so that what no input reaches is still encoded sensibly."""
     mean = importance.mean()
     return torch.ones_like(importance) if mean <= 0 else (importance / mean).clamp_min(1e-6)

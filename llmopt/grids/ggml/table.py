@@ -16,6 +16,7 @@ from llmopt.grids.ggml.bits import half_bytes, read_half, to_half
 from llmopt.grids.ggml.neighbours import running_sum
 from llmopt.grids.ggml.scaled import fit_scales, search
 from llmopt.grids.ggml.superblock import SuperBlocks, nibbles, pairs
+from llmopt.grids.ggml.upstream import root
 
 __all__ = ["GRIDS"]
 
@@ -63,7 +64,12 @@ class _Table(SuperBlocks):
     def best(self, x: Tensor, importance: Tensor) -> tuple[Fields, Tensor]:
         """As in SuperBlocks."""
         found = search(
-            self._parts(x), self._parts(importance), _nearest, self.multipliers, _STARTS
+            self._parts(x),
+            self._parts(importance),
+            _nearest,
+            self.multipliers,
+            _STARTS,
+            _levels(),
         )
         return {"d": found.d, "l": found.l}, found.codes.flatten(1)
 
@@ -91,7 +97,7 @@ class _Table(SuperBlocks):
             weight = square
         else:
             spread = running_sum(square) * (2 / self.width)
-            weight = importance * (spread[:, None] + square).sqrt()
+            weight = importance * root(spread[:, None] + square)
         s = _reference_scale(x.reshape(-1, _PART), weight.reshape(-1, _PART)).view(len(x), -1)
         if len(self.multipliers) == 1:
             fields = {"d": to_half(s[:, 0]), "l": torch.zeros_like(s, dtype=torch.long)}

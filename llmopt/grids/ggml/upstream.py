@@ -7,25 +7,53 @@ elements beside `width` are independent blocks, a multiple of LANES of them, con
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold_
 
 #: torch sums fewer columns than a few vectors in another order
 LANES = 64
 
 #: below this a block counts as all zero.
 NOTHING = 1e-15
+# Elements that a search works on at once.
+_PIECE = 1 << 15
 # torch adds up to so many rows one after another, and more in a cascade.
 _RUN = 16
 
 
+def _pieces(x: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """x and weights in parts of the last dimension whose buffers stay in the cache."""
+    lanes = max(LANES, _PIECE * x.shape[-1] // x.numel() // LANES * LANES)
+    for part, weight in zip(x.split(lanes, -1), weights.split(lanes, -1), strict=True):
+        yield part.contiguous(), weight.contiguous()
+
+
+class OrderedSum:
+    """Sums of a buffer [k, width, ...] along its second dimension, one term after another.
+
+    A call writes them to `total` [k, ...] and overwrites the buffer.
+    """
+
+    def __init__(self, terms: Tensor, total: Tensor) -> None:
+        starts = range(0, terms.shape[1], _RUN)
+        self._spans = [(terms[:, at : at + _RUN], terms[:, at]) for at in starts]
+        self.total = total
+
+    def __call__(self) -> Tensor:
+        for index, (span, first) in enumerate(self._spans):
+            if index:
+                first.add_(self.total)
+            torch.sum(span, 1, out=self.total)
+        return self.total
+
+
 def ordered_sum(terms: Tensor) -> Tensor:
     """The sum along the first dimension, one term after another. Overwrites terms."""
-    total = terms[:_RUN].sum(0)
-    for start in range(_RUN - 1, terms.shape[0] - 1, _RUN - 1):
-        terms[start] = total
-        total = terms[start : start + _RUN].sum(0)
-    return total
+    terms = terms.unsqueeze(0)
+    return OrderedSum(terms, torch.empty_like(terms[:, 0]))()[0]
 
 
 def signed_extreme(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,46 +134,85 @@ def affine(
     the next range starts from the new minimum. `absolute` counts the magnitude of errors, not the
     square.
     """
-    low, high = x.amin(0).clamp_(max=0.0), x.amax(0)
-    terms = torch.empty(x.shape[0], 3, *x.shape[1:], dtype=x.dtype, device=x.device)
-    flat, codes = terms[:, 0], torch.empty_like(x)
-    sum_w = ordered_sum(weights.clone())
-    sum_x = ordered_sum(weights * x)
+    found = []
+    for part, weight in _pieces(x, weights):
+        search = _AffineSearch(part, weight, top, absolute=absolute)
+        for divisor in ranges:
+            search.consider(divisor)
+        found.append(search.result())
+    scale, minimum, codes = zip(*found, strict=True)
+    return torch.cat(scale, -1), torch.cat(minimum, -1), torch.cat(codes, -1)
 
-    def round_above(start: Tensor, inverse: Tensor) -> None:
-        torch.sub(x, start, out=codes).mul_(inverse).round_().clamp_(0, top)
 
-    def error(scale: Tensor, minimum: Tensor) -> Tensor:
-        torch.mul(codes, scale, out=flat).add_(minimum).sub_(x)
-        (flat.abs_() if absolute else flat.square_()).mul_(weights)
-        return ordered_sum(flat)
+class _AffineSearch:
+    """The best so far of `affine`, in buffers that are used again and again."""
 
-    chosen = torch.div(torch.tensor(float(top)), high - low)
-    scale, minimum, start = chosen.reciprocal(), low, low
-    round_above(start, chosen)
-    best = error(scale, minimum)
-    for divisor in ranges:
-        inverse = torch.div(divisor, high - minimum)
-        round_above(minimum, inverse)
-        torch.mul(weights, codes, out=terms[:, 0])
-        torch.mul(terms[:, 0], codes, out=terms[:, 1])
-        torch.mul(terms[:, 0], x, out=terms[:, 2])
-        sum_l, sum_ll, sum_xl = ordered_sum(terms)
-        determinant = sum_w * sum_ll - sum_l * sum_l
-        fitted = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        offset = (sum_ll * sum_x - sum_l * sum_xl) / determinant
-        positive = offset > 0
-        offset = offset.masked_fill_(positive, 0.0)
-        fitted = torch.where(positive, sum_xl / sum_ll, fitted)
-        found = error(fitted, offset)
-        better = (determinant > 0) & (found < best)
-        best = torch.where(better, found, best)
-        chosen, start = torch.where(better, inverse, chosen), torch.where(better, minimum, start)
-        scale, minimum = torch.where(better, fitted, scale), torch.where(better, offset, minimum)
-    round_above(start, chosen)
-    empty = high <= low
-    minimum = torch.where(empty, low, minimum).neg_()
-    return scale.masked_fill(empty, 0.0), minimum, codes.masked_fill_(empty, 0.0)
+    def __init__(self, x: Tensor, weights: Tensor, top: int, *, absolute: bool) -> None:
+        self._x, self._weights, self._top, self._absolute = x, weights, top, absolute
+        self._low, self._high = x.amin(0).clamp_(max=0.0), x.amax(0)
+        self._codes, terms = torch.empty_like(x), x.new_empty(3, *x.shape)
+        # sums of w l^2, w x l and w l, of which the terms are summed, and of w x
+        sums = x.new_empty(4, *x.shape[1:])
+        sums[3] = ordered_sum(weights * x)
+        self._sum_w = ordered_sum(weights.clone())
+        # error, inverse scale and lowest value that gave the codes, scale, offset: best and tried
+        self._best, self._tried = (x.new_empty(5, *x.shape[1:]) for _ in range(2))
+        self._sum, self._sum_error = OrderedSum(terms, sums[:3]), OrderedSum(terms[:1], self._tried[:1])
+        solved = x.new_empty(2, *x.shape[1:])
+        # views of the buffers: indexing costs as much as arithmetic on a few thousand numbers
+        self._terms, self._rows, self._solved = terms.unbind(), sums.unbind(), solved.unbind()
+        self._halves, self._both = (sums[:2], sums[2:]), solved
+        self._now, self._before = self._tried.unbind(), self._best.unbind()
+        self._start()
+
+    def _start(self) -> None:
+        """The whole range, its scale not fitted."""
+        error, inverse, start, scale, offset = self._now
+        torch.div(torch.tensor(float(self._top)), self._high - self._low, out=inverse)
+        start.copy_(self._low)
+        offset.copy_(self._low)
+        torch.reciprocal(inverse, out=scale)
+        self._round(start, inverse)
+        self._measure(scale, offset)
+        self._best.copy_(self._tried)
+
+    def _round(self, start: Tensor, inverse: Tensor) -> None:
+        torch.sub(self._x, start, out=self._codes).mul_(inverse).round_().clamp_(0, self._top)
+
+    def _measure(self, scale: Tensor, offset: Tensor) -> None:
+        """The error of the codes."""
+        off = torch.mul(self._codes, scale, out=self._terms[0]).add_(offset).sub_(self._x)
+        (off.abs_() if self._absolute else off.square_()).mul_(self._weights)
+        self._sum_error()
+
+    def consider(self, divisor: Tensor) -> None:
+        """One more range."""
+        error, inverse, start, scale, offset = self._now
+        start.copy_(self._before[4])
+        torch.div(divisor, torch.sub(self._high, start, out=inverse), out=inverse)
+        self._round(start, inverse)
+        squares, products, levels = self._terms
+        torch.mul(self._weights, self._codes, out=levels)
+        torch.mul(levels, self._codes, out=squares)
+        torch.mul(levels, self._x, out=products)
+        self._sum()
+        sum_ll, sum_xl, sum_l, sum_x = self._rows
+        torch.mul(self._halves[0], self._sum_w, out=self._both).sub_(self._halves[1] * sum_l)
+        determinant, numerator = self._solved
+        threshold_(determinant, 0.0, torch.nan)  # which is no candidate
+        torch.div(numerator, determinant, out=scale)
+        torch.mul(sum_ll, sum_x, out=offset).sub_(sum_l * sum_xl).div_(determinant)
+        torch.where(offset > 0, sum_xl / sum_ll, scale, out=scale)
+        offset.clamp_(max=0.0)
+        self._measure(scale, offset)
+        torch.where(error < self._before[0], self._tried, self._best, out=self._best)
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        _, inverse, start, scale, offset = self._before
+        self._round(start, inverse)
+        empty = self._high <= self._low
+        minimum = torch.where(empty, self._low, offset).neg_()
+        return scale.masked_fill(empty, 0.0), minimum, self._codes.masked_fill_(empty, 0.0)
 
 
 def affine_ranges(top: int, start: float, step: float, steps: int) -> Tensor:
@@ -203,3 +270,8 @@ def round_away(x: Tensor) -> Tensor:
     """C's roundf: to the nearest whole number, halves away from zero."""
     whole = x.trunc()
     return torch.where((x - whole).abs() >= 0.5, whole + x.sign(), whole)
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root, correctly rounded: torch's own may be the neighbour."""
+    return x.double().sqrt_().float()

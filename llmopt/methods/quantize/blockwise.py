@@ -84,7 +84,7 @@ class _Solver:
             for _ in range(self._refine):
                 self._pass(rows, forward=False)
         blocks = [
-            self._rounding.grid.pack(rows.fields[start], self._codes(rows, start).T.contiguous())
+            self._rounding.pack(rows.fields[start], self._codes(rows, start).T.contiguous())
             for start in range(0, columns.shape[0], self._width)
         ]
         return torch.cat(blocks, dim=1)
@@ -152,6 +152,10 @@ class _Scalars:
         cost = upper @ upper.T
         return self.improve(settled, cost @ (target - settled.values), cost)
 
+    def pack(self, fields: Fields, codes: Tensor) -> Tensor:
+        """uint8 [n, bytes] from codes [n, width]."""
+        return self.grid.pack(fields, codes.to(torch.uint8))
+
     def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
         """Other fields for the same codes, then other codes, where that lowers e^T A e.
 
@@ -218,6 +222,10 @@ class _Vectors:
             values[part] = value.T
             residual[part] = target[part] - values[part]
         return _Settled(fields, torch.stack(codes), values)
+
+    def pack(self, fields: Fields, codes: Tensor) -> Tensor:
+        """uint8 [n, bytes] from codes int64 [n, vectors]."""
+        return self.grid.pack(fields, codes)
 
     def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
         """Nothing yet is known to improve them."""
