@@ -270,9 +270,7 @@ def check_destination(destination: Path) -> None:
     """Refuse to write over anything that llmopt did not write."""
     path = file_of(destination)
     if path is not None and path.exists() and not read_manifest(destination):
-        raise RequestError(
-            f"{path} exists and is not of llmopt's making", hint="choose another -o"
-        )
+        raise RequestError(f"{path} exists and is not of llmopt's making", hint="choose another -o")
     if destination.is_dir() and any(destination.iterdir()) and not read_manifest(destination):
         raise RequestError(
             f"{destination} exists and is not an llmopt artifact", hint="choose another -o"

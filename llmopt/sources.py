@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmopt.artifact import cache_folder
+from llmopt.artifact import ONE_FILE, cache_folder, folder_of
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.view import model_folder
 
@@ -29,7 +29,8 @@ class ModelSource:
 def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> ModelSource:
     """The folder that holds `model`; a hub id is downloaded if `fetch`, else only looked up.
 
-    For a GGUF file it is a folder among the caches with a config, a tokenizer and a link to it.
+    For a GGUF file it is the artifact that stands behind it, or a folder among the caches with a
+    config, a tokenizer and a link to it.
     Raises RequestError for a model that is nowhere, LlmoptError where the hub cannot be reached.
     """
     if model == "demo":
@@ -38,7 +39,7 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
     if folder.is_dir():
         return ModelSource(folder.resolve().name, folder)
     if folder.is_file() and folder.name.endswith(".gguf"):
-        return ModelSource(folder.name.removesuffix(".gguf"), model_folder(folder, cache_folder()))
+        return ModelSource(folder.name.removesuffix(".gguf"), _behind(folder))
     if folder.is_file():
         raise RequestError(
             f"{model} is a file; a model is a folder with config.json and safetensors, or a .gguf",
@@ -47,6 +48,13 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or not _HUB_ID.match(model):
         raise RequestError(f"there is no model folder {model}")
     return _from_hub(model, revision, fetch)
+
+
+def _behind(file: Path) -> Path:
+    own = folder_of(file)
+    if (own / ONE_FILE).is_file() and file.samefile(own / ONE_FILE):
+        return own
+    return model_folder(file, cache_folder())
 
 
 def _from_hub(model: str, revision: str | None, fetch: bool) -> ModelSource:

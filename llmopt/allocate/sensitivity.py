@@ -125,9 +125,10 @@ class Sensitivity:
     def _groups(self, block: int, costs: Mapping[tuple[str, LinearSettings], float]) -> list[Group]:
         together: dict[tuple[str, tuple[LinearSettings, ...]], list[str]] = defaultdict(list)
         for inlet in self._naming.linears(block):
-            role = self._naming.pool_of(inlet[0]) or inlet[0]
             for options, names in self._alike(inlet).items():
-                together[role, options] += names
+                for name in names:
+                    shared = inlet[0] if self._spec.fuses else name
+                    together[self._naming.pool_of(shared) or shared, options].append(name)
         found = []
         for (role, options), names in together.items():
             shapes = [self._fates[name].shape for name in names]

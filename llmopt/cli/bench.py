@@ -95,11 +95,12 @@ def _measure(
 
 def _source_of(name: str) -> str | None:
     """The model that an artifact was made from, where its name alone finds it again."""
-    from llmopt.artifact import read_manifest
+    from llmopt.artifact import folder_of, read_manifest
 
-    if not Path(name).is_dir():
+    folder = folder_of(Path(name))
+    if not folder.is_dir():
         return None
-    for parent in read_manifest(Path(name)).get("parents", ()):
+    for parent in read_manifest(folder).get("parents", ()):
         source = parent.get("source")
         if source == "demo" or (source and "/" in source):
             return str(source)

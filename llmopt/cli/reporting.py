@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmopt.artifact import read_manifest
+from llmopt.artifact import file_of, read_manifest
 from llmopt.cli.output import Output
 from llmopt.cli.steps import run_record
 from llmopt.errors import RequestError
@@ -41,7 +41,8 @@ def collect(folders: list[Path]) -> Results:
             entries |= {entry["name"]: entry for entry in document["entries"]}
             merged = document
         elif manifest:
-            manifests[folder.resolve().name] = manifest
+            resolved = folder.resolve()
+            manifests[(file_of(resolved) or resolved).name] = manifest
     for entry in entries.values():  # the gate of the step that made it counts, too
         own = manifests.get(entry["name"], {}).get("gates", [])
         entry["gates"] = [*own, *(v for v in entry.get("gates", []) if v not in own)]

@@ -22,6 +22,8 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.mix import ModelFacts
 from llmopt.specs.presets import find_preset, fitting, is_quantized, needing_imatrix, preset_types
 
+#: the preset of what a budget leaves alone
+USUAL = "Q4_K_M"
 #: how the types of plain numbers are called where they come from
 _PLAIN = {4: "F32", 2: "F16"}
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -29,10 +31,11 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """A tensor of the file to be, and its type in specs.ggml."""
+    """A tensor of the file to be, and its type in specs.ggml. settled: by an override."""
 
     placement: Placement
     type_id: str
+    settled: bool = False
 
     @property
     def has_blocks(self) -> bool:
@@ -54,15 +57,17 @@ def wanted(contents: Contents, settings: ConvertStep, *, tied: bool, guided: boo
     """
     places = placements(contents, tied=tied)
     types = _types(contents, settings, places, guided=guided)
+    settled = set()
     for index, override in enumerate(settings.overrides):
         for name in _matching(index, override.match, places):
             types[name] = _checked(override.type, places, name)
-    return [Wanted(place, types[place.name]) for place in places]
+            settled.add(name)
+    return [Wanted(place, types[place.name], place.name in settled) for place in places]
 
 
 def file_type(settings: ConvertStep, found: Sequence[Wanted]) -> int:
     """`general.file_type`: the preset's number, else that of the type with the most weights."""
-    if settings.preset is not None and not settings.target_bpw and not settings.target_size:
+    if settings.preset is not None and not settings.has_budget:
         return find_preset(settings.preset).file_type
     weights: dict[str, int] = {}
     for each in found:
@@ -104,9 +109,9 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
 def _types(
     contents: Contents, settings: ConvertStep, places: Sequence[Placement], *, guided: bool
 ) -> dict[str, str]:
-    if settings.preset is None:
+    if settings.preset is None and not settings.has_budget:
         return {place.name: _own_type(contents, place, settings.dtype) for place in places}
-    preset = find_preset(settings.preset)
+    preset = find_preset(settings.preset or USUAL)
     shapes = [(place.name, place.shape) for place in places]
     types = preset_types(preset, shapes, _facts(contents), has_imatrix=guided)
     for place in places:
@@ -221,15 +226,6 @@ def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:
     if each.type_id == "F32" or _exact_type(tensor.layout) == each.type_id:
         return None
     return f"{tensor.layout.label} values are not {each.type_id} values"
-
-
-def importance_names(found: Sequence[Wanted]) -> Mapping[str, str]:
-    """The name in the file of each linear's weight, by the linear's own."""
-    return {
-        source.removesuffix(".weight"): each.placement.name
-        for each in found
-        for source in each.placement.sources
-    }
 
 
 def budgeted(found: Sequence[Wanted], chosen: Mapping[str, Any]) -> list[Wanted]:

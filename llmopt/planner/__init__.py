@@ -49,8 +49,12 @@ def plan(
         artifact.check_destination(path)
         if path.resolve() == model.folder.resolve():
             raise RequestError(f"{path} is the input model", hint="choose another -o")
-    folders = {name: Path(typed) for typed, name in externals.items()}
+    folders = {name: _external(Path(typed)) for typed, name in externals.items()}
     return Plan(recipe, model, tuple(steps), outputs, folders)
+
+
+def _external(path: Path) -> Path:
+    return path if path.is_dir() else resolve(str(path)).folder
 
 
 def states(plan: Plan) -> dict[str, str]:

@@ -19,7 +19,7 @@ from llmopt.fates import (
     quantize_fates,
 )
 from llmopt.formats.quantization import Contents
-from llmopt.planner.gguf import GgufRequest
+from llmopt.planner.gguf import GgufRequest, with_types
 from llmopt.planner.graph import members
 from llmopt.planner.located import located
 from llmopt.planner.steps import MODEL, PlannedStep
@@ -66,7 +66,7 @@ class Desugar:
             self._check_budget(settings, (*item.key, "quantize"))
         step = self.quantize(item, settings)
         if settings.has_budget:
-            yield from (steps := self.allocated(step, settings))
+            yield from (steps := self._budgeted(step, settings))
             step = steps[-1]
         else:
             yield step
@@ -161,26 +161,42 @@ class Desugar:
         step = PlannedStep(
             item.step.id, "convert", effective, (parent,), place, None, texts, fates, footprint
         )
-        yield step
+        if settings.has_budget:
+            key = (*place, "candidates")
+            options = located(self._source, key, lambda: list(with_types(fates, found, settings)))
+            yield from (steps := self.allocated(step, options, settings))
+            step = steps[-1]
+        else:
+            yield step
         rounds = any(each.loss and each.fate.quantize for each in lost)
         gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
         if gates:
             yield self.gate(item, gates, step)
 
-    def allocated(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
-        """A step with a budget: one that chooses settings, and one that quantizes with them."""
-        contents = self._model if step.parents[0] == MODEL else self._written[step.parents[0]]
-        fates = tuple(
-            located(self._source, (*step.key, "candidates"),
-                     lambda: list(with_options(step.fates, settings)))
-        )  # fmt: skip
+    def _budgeted(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
+        """A quantize step with a budget, and its allocation."""
+        contents = self._contents_of(step.parents[0])
+        key = (*step.key, "candidates")
+        fates = located(self._source, key, lambda: list(with_options(step.fates, settings)))
         self._check_mix(fates, contents, settings, step.key)
+        self._written[step.id] = contents_after(contents, fates, settings.format)
+        return self.allocated(step, fates, settings)
+
+    def allocated(
+        self, step: PlannedStep, found: list[TensorFate], settings: QuantizeStep | ConvertStep
+    ) -> list[PlannedStep]:
+        """A step with a budget: one that chooses settings, and one that quantizes with them.
+
+        `found` are its fates, with the options of each linear.
+        """
+        fates, contents = tuple(found), self._contents_of(step.parents[0])
+        spec = FORMATS[step.settings["format"]]
         place = (*step.key, "target_bpw" if settings.target_bpw else "target_size")
         size = settings.target_size
         if size is not None:
             size = located(self._source, place, lambda: parse_size(size))
         effective = step.settings | {"target_size": size}
-        least = sum(_smallest(fate, FORMATS[settings.format]) for fate in fates)
+        least = sum(_smallest(fate, spec) for fate in fates)
         if (budget := byte_budget(fates, effective)) < least:
             raise self._source.error(
                 f"the budget leaves {max(budget, 0):,} bytes for the quantized linears, "
@@ -188,7 +204,6 @@ class Desugar:
                 place,
                 "raise the target, or allow smaller candidates",
             )
-        self._written[step.id] = contents_after(contents, fates, settings.format)
         footprint = allocate_footprint(contents, fates, step.settings)
         name = f"{step.id}.allocation"
         step = replace(step, settings=effective, fates=fates)
@@ -316,6 +331,9 @@ class Desugar:
             if refused:
                 raise self._source.error(message, (*place, key), hint)
 
+    def _contents_of(self, parent: str) -> Contents:
+        return self._model if parent == MODEL else self._written[parent]
+
     def _parent(self, item: Expanded, name: str) -> tuple[str, Contents]:
         """The one model that a step is made from: its id, and what it holds."""
         place: Key = (*item.key, item.step.verb, "from")
@@ -326,7 +344,7 @@ class Desugar:
             )
         if found[0] != MODEL and found[0] not in self._written:
             raise self._source.error(f"{name!r} is no model", place, "from: model")
-        return found[0], self._model if found[0] == MODEL else self._written[found[0]]
+        return found[0], self._contents_of(found[0])
 
     def _refuse_idle_settings(
         self, settings: QuantizeStep, used: frozenset[str], place: Key

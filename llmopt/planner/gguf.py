@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from llmopt import artifact
 from llmopt.allocate.options import parse_size
 from llmopt.conversion import Conversion, gguf
 from llmopt.errors import RequestError
+from llmopt.fates import LinearSettings, TensorFate
 from llmopt.formats.quantization import Contents
 from llmopt.planner.located import located
 from llmopt.recipe import ConvertStep, Source
 from llmopt.recipe.source import Key
+from llmopt.specs import FORMATS
+from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import find_preset
 
 _FEEDBACK = {"damping": 0.01, "refine": 2}
@@ -43,7 +48,13 @@ class GgufRequest:
             )
         if feedback and settings.search == "reference":
             raise self._error("gptq does not write what llama.cpp's encoder writes", "search")
-        if settings.preset is None and (feedback or settings.imatrix is not None):
+        if settings.target_bpw and settings.target_size:
+            raise self._error("a step has one budget: target_bpw or target_size", "target_size")
+        if settings.has_budget and settings.imatrix is not None:
+            raise self._error("a budget takes calibration text to measure on", "imatrix")
+        if settings.candidates and not settings.has_budget:
+            raise self._error("only a budget chooses among candidates", "candidates")
+        if not self.rounds and (feedback or settings.imatrix is not None):
             raise self._error(
                 "without a preset the tensors are kept as they are, and none is rounded",
                 "method" if feedback else "imatrix",
@@ -55,10 +66,13 @@ class GgufRequest:
         """Whether weights may be rounded to blocks, so that importance says something."""
         preset = self._settings.preset
         plain = preset is None or find_preset(preset).is_plain
-        return not plain or bool(self._settings.overrides)
+        return not plain or bool(self._settings.overrides) or self._settings.has_budget
 
     def calibrated_for(self) -> tuple[str | None, Key]:
         """What needs calibration text, and where that is asked for."""
+        if self._settings.has_budget:
+            name = "target_bpw" if self._settings.target_bpw else "target_size"
+            return "a budget", (*self._place, name)
         if self._settings.method == "gptq":
             return "method gptq", (*self._place, "method")
         return None, self._place
@@ -127,3 +141,45 @@ class GgufRequest:
 
     def _error(self, message: str, name: str, hint: str | None = None) -> RequestError:
         return self._source.error(message, (*self._place, name), hint)
+
+
+#: what a budget chooses among: the types that lose least at their size
+_K_QUANTS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+_LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
+
+def with_types(
+    fates: Sequence[TensorFate], found: Sequence[gguf.Wanted], settings: ConvertStep
+) -> Iterator[TensorFate]:
+    """The fates with the types that a budget may give each linear in a block.
+
+    `bytes` of those is their share of the target, until the allocation is known.
+    """
+    inside = {
+        source: each.settled
+        for each in found
+        if each.has_blocks and each.placement.name.startswith("blk.")
+        for source in each.placement.sources
+    }
+    for fate in fates:
+        if fate.quantize is None or fate.name not in inside:
+            yield fate
+        elif inside[fate.name]:
+            yield replace(fate, options=(fate.quantize,))
+        else:
+            options = _options(fate, settings)
+            sizes = [
+                option.bytes((fate.shape[0], fate.shape[1]), FORMATS["gguf"]) for option in options
+            ]
+            wanted = math.prod(fate.shape) * (settings.target_bpw or 4.5) / 8
+            size = round(min(max(wanted, min(sizes)), max(sizes)))
+            yield replace(fate, options=options, bytes=size, why=f"{fate.why}, by budget")
+
+
+def _options(fate: TensorFate, settings: ConvertStep) -> tuple[LinearSettings, ...]:
+    cols = fate.shape[1]
+    usual = _K_QUANTS if cols % 256 == 0 else _LEGACY
+    types = [t for t in settings.candidates or usual if cols % GGML_TYPES[t].block == 0]
+    if not types:
+        raise RequestError(f"no candidate's blocks fill the {cols} inputs of {fate.name}")
+    return tuple(gguf.settings_of(type_id) for type_id in types)

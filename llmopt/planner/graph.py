@@ -12,14 +12,16 @@ from llmopt.specs import suggestion
 
 
 def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, str]:
-    """Folders that bench steps name instead of steps: as typed -> a short name of its own."""
+    """Models that bench steps name instead of steps: as typed -> a short name of its own."""
     found: dict[str, str] = {}
     taken = {MODEL, *(item.step.id for item in expanded)}
     for item in expanded:
         for typed in item.step.settings.from_ if item.step.verb == "bench" else ():
-            if typed in ids or typed in taken or typed in found or not Path(typed).is_dir():
+            path = Path(typed)
+            is_model = path.is_dir() or (path.is_file() and path.suffix == ".gguf")
+            if typed in ids or typed in taken or typed in found or not is_model:
                 continue
-            stem = Path(typed).resolve().name
+            stem = path.resolve().name if path.is_dir() else path.name
             name, number = stem, 2
             while name in taken:
                 name, number = f"{stem}-{number}", number + 1

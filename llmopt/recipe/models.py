@@ -176,6 +176,11 @@ class GgufSettings(Strict):
     batch_size: int = Field(8, ge=1, description="calibration sequences run at once")
     split_size: int | str | None = Field(None, description="largest file: 4GB; default: one file")
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether types are chosen for each linear so that all together meet a target."""
+        return self.target_bpw is not None or self.target_size is not None
+
 
 class ConvertStep(GgufSettings):
     """Another layout of the same values; what that cannot hold is rounded anew, and reported."""

@@ -158,7 +158,9 @@ def _size(manifest: dict[str, Any], entry: Entry | None) -> Iterable[tuple[str, 
             f" ({numbers.percent(entry.size_ratio)} of the original)" if entry.size_ratio else ""
         )
     else:
-        files = (file for file in manifest["files"] if file["path"].endswith((".safetensors", ".gguf")))
+        files = (
+            file for file in manifest["files"] if file["path"].endswith((".safetensors", ".gguf"))
+        )
         size, share = sum(file["bytes"] for file in files), ""
         count = sum(math.prod(item["shape"]) for item in manifest["ledger"] if item.get("shape"))
         bits = size * 8 / count if count else None

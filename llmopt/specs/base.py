@@ -72,6 +72,8 @@ class FormatSpec:
     asymmetric: bool = True
     #: smallest zero point that an asymmetric tensor may have
     min_zero: int = 0
+    #: whether linears that share an input are one to its engines, and so have the same settings
+    fuses: bool = True
     #: whether a model is one file, which a conversion writes; how it is quantized is not for
     #: `quantize` to say
     one_file: bool = False

@@ -108,6 +108,7 @@ FORMATS: dict[str, FormatSpec] = {
         module="llmopt.formats.gguf.codec",
         config_module="llmopt.formats.gguf.quantization",
         one_file=True,
+        fuses=False,
         quantizes_embeddings=True,
         group_index=False,
         summary="GGUF file of llama.cpp, with a preset's mix of types",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmopt.allocate import document
 from llmopt.artifact import ONE_FILE
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.conversion import gguf
@@ -54,7 +55,8 @@ def run(work: Work) -> Outcome:
         format="gguf",
         ledger=ledger,
         corpus=corpus,
-        evidence={"certificate": certificate(ledger)},
+        evidence={"certificate": certificate(ledger)}
+        | ({"allocation": conversion.allocation} if conversion.allocation else {}),
         run={"device": str(conversion.device)},
     )
 
@@ -68,6 +70,10 @@ class _Conversion:
         guided = bool(work.settings["imatrix"] or work.settings["calibration"])
         self._settings = settings
         self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
+        self.allocation: dict[str, Any] | None = None
+        if settings.has_budget:
+            self.allocation = document.read(list(work.parents.values())[1].path)
+            self._wanted = gguf.budgeted(self._wanted, self.allocation.pop("linears"))
         self._writer = ShardWriter(work.state / "parts")
         self._records: dict[str, Any] = {}
         self._streamed: dict[str, Any] = {}

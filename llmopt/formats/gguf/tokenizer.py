@@ -7,6 +7,8 @@ things that no metadata can mend and that touch little text: `tokenizer_differen
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +57,18 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
     filled in as unused. Ints are meant as uint32, lists of int as int32, floats as float32, bytes
     as uint8. RequestError, in one sentence, for a tokenizer that llama.cpp does not have.
     """
-    source = read_tokenizer(folder, config)
-    try:
+    with _blamed_on(folder):
+        source = read_tokenizer(folder, config)
         rules = _rules(source)
         tokens, types, scores = _tokens(source, rules, config)
-    except RequestError as error:
-        raise RequestError(
-            f"the tokenizer in {folder}: {error.message}", hint=error.hint
-        ) from error
-    found: Metadata = {
-        **rules.metadata,
-        "tokenizer.ggml.tokens": tokens,
-        **({"tokenizer.ggml.scores": scores} if scores else {}),
-        "tokenizer.ggml.token_type": types,
-    }
-    found |= _special_ids(source, config, tokens)
-    found |= _add_special(source, found)
+        found: Metadata = {
+            **rules.metadata,
+            "tokenizer.ggml.tokens": tokens,
+            **({"tokenizer.ggml.scores": scores} if scores else {}),
+            "tokenizer.ggml.token_type": types,
+        }
+        found |= _special_ids(source, config, tokens)
+        found |= _add_special(source, found)
     for name, template in source.templates.items():
         suffix = "" if name == "default" else f".{name}"
         found[f"tokenizer.chat_template{suffix}"] = template
@@ -79,28 +77,48 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
     return found
 
 
-def tokenizer_differences(folder: Path) -> list[str]:
+@contextmanager
+def _blamed_on(folder: Path) -> Iterator[None]:
+    """Say which tokenizer an error is about; what its files should not hold becomes one, too."""
+    try:
+        yield
+    except RequestError as error:
+        message = f"the tokenizer in {folder}: {error.message}"
+        raise RequestError(message, hint=error.hint) from error
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise RequestError(f"the tokenizer in {folder} has a part that is malformed") from error
+
+
+def tokenizer_differences(folder: Path, config: dict[str, Any]) -> list[str]:
     """What llama.cpp will cut otherwise than the tokenizer in `folder` does, in sentences.
 
     Empty where it cuts every text alike. RequestError as `tokenizer_metadata`.
     """
-    source = read_tokenizer(folder, {})
-    found = []
-    if source.merges and _is_byte_level(source.tokenizer):
-        if source.tokenizer.get("normalizer"):
-            found.append("text is not brought into Unicode's composed form (NFC) first")
-        if difference := _pre_tokenizer(source).difference:
-            found.append(difference)
-    if any(token.get("lstrip") or token.get("rstrip") for token in source.added):
-        found.append("white space beside special tokens is not stripped")
-    if any(token.get("single_word") for token in source.added):
-        found.append("added tokens are found inside of words, too")
-    names = {token["content"] for token in source.added}
-    if by_name := sorted(ENDS_BY_NAME & source.vocabulary.keys() - names):
-        found.append(f"{', '.join(by_name)} in a text ends it, as a special token would")
-    if not _is_byte_level(source.tokenizer):
-        found += _plain_text_differences(source)
+    with _blamed_on(folder):
+        source = read_tokenizer(folder, config)
+        if _is_byte_level(source.tokenizer):
+            found = _byte_level_differences(source)
+        else:
+            found = _plain_text_differences(source)
+        if any(token.get("lstrip") or token.get("rstrip") for token in source.added):
+            found.append("white space beside special tokens is not stripped")
+        if any(token.get("single_word") for token in source.added):
+            found.append("added tokens are found inside of words, too")
+        rows = _rows(source, config)
+        if unused := [token["content"] for token in source.added if token["id"] >= rows]:
+            found.append(f"{', '.join(unused)}: left out, as the model has no row for it")
+        names = {token["content"] for token in source.added}
+        if by_name := sorted(ENDS_BY_NAME & source.vocabulary.keys() - names):
+            found.append(f"{', '.join(by_name)} in a text ends it, as a special token would")
     return found
+
+
+def _byte_level_differences(source: TokenizerSource) -> list[str]:
+    found = []
+    if source.tokenizer.get("normalizer"):
+        found.append("text is not brought into Unicode's composed form (NFC) first")
+    difference = _pre_tokenizer(source).difference if source.merges else None
+    return found + ([difference] if difference else [])
 
 
 def _plain_text_differences(source: TokenizerSource) -> list[str]:
@@ -189,22 +207,25 @@ def _merges_reach_all(source: TokenizerSource) -> bool:
     return all([part.value for part in bpe.tokenize(token)] == [token] for token in vocabulary)
 
 
+def _rows(source: TokenizerSource, config: dict[str, Any]) -> int:
+    text = config.get("text_config") or {}
+    said = config.get("vocab_size") or text.get("vocab_size")
+    return int(said) if said else max(source.vocabulary.values()) + 1
+
+
 def _tokens(
     source: TokenizerSource, rules: Rules, config: dict[str, Any]
 ) -> tuple[list[str], list[int], list[float]]:
     """Tokens, types and scores (none where the rules have none), up to the rows of the model."""
-    vocabulary = source.vocabulary
-    text = config.get("text_config") or {}
-    rows = config.get("vocab_size") or text.get("vocab_size") or max(vocabulary.values()) + 1
-    last = max(vocabulary, key=lambda token: vocabulary[token])
-    if vocabulary[last] >= rows:
+    rows = _rows(source, config)
+    last = max(source.pieces, key=lambda token: source.pieces[token])
+    if source.pieces[last] >= rows:
         raise RequestError(
-            f"token {last!r} has id {vocabulary[last]}, and the model only {rows} rows",
-            hint="resize the model's embedding, or take the token out of the tokenizer's files",
+            f"token {last!r} has id {source.pieces[last]}, and the model only {rows} rows"
         )
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
-    for token, number in vocabulary.items():
+    for token, number in source.pieces.items():
         tokens[number] = token
         types[number] = BYTE if not rules.over_bytes and is_byte_token(token) else NORMAL
     if source.sentencepiece is not None:
@@ -213,7 +234,8 @@ def _tokens(
                 types[number] = UNUSED
     unknown = None if rules.over_bytes else source.tokenizer["model"].get("unk_token")
     for entry in source.added:
-        types[entry["id"]], tokens[entry["id"]] = _added(entry, unknown, rules.over_bytes)
+        if entry["id"] < rows:  # a model has no use for others, as Gemma 3's of images
+            types[entry["id"]], tokens[entry["id"]] = _added(entry, unknown, rules.over_bytes)
     if len(set(tokens)) != rows or "" in tokens:
         raise RequestError("a token is empty, or two have the same text")
     if rules.scores is None:
@@ -305,7 +327,7 @@ def _template_ends(processor: dict[str, Any] | None) -> tuple[str | None, str | 
     first = last = None
     for part in _parts(processor, "processors"):
         if part["type"] == "TemplateProcessing":
-            names = [next(iter(entry.items())) for entry in part.get("single", ())]
+            names = [item for entry in part["single"] for item in entry.items()]
             where = next((i for i, (kind, _) in enumerate(names) if kind == "Sequence"), 0)
             if len(names) > 3 or where > 1 or len(names) - where > 2:
                 raise RequestError("llama.cpp adds one token before a text and one behind, no more")

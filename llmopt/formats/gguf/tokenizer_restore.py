@@ -58,7 +58,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     if kind == "gpt2" and not plain:
         content = _byte_level(metadata, tokens, types)
     elif kind in ("gpt2", "gemma4"):
-        content = _plain_text(metadata, tokens, types)
+        content = _plain_text(metadata, tokens, types, special)
     elif kind == "llama":
         content = _sentencepiece(metadata, tokens, types, special)
     elif kind == "t5":
@@ -90,13 +90,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int = 0) -> list[Any]:
-    """A list of the metadata, checked; empty where there is none."""
+    """A list of the metadata, checked, with an entry for each of `length` tokens; empty if none."""
     found = metadata.get(f"tokenizer.ggml.{key}", [])
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
         raise RequestError(f"the GGUF file's tokenizer.ggml.{key} is not a list of {kind.__name__}")
     if len(found) < length:
         raise RequestError(f"the GGUF file's tokenizer.ggml.{key} has no entry for every token")
-    return found
+    return found[:length] if length else found
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
@@ -117,7 +117,7 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
     """Text -> id, without the names that fill the rows of no token."""
     return {
         token: i
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind != UNUSED or token != f"[PAD{i}]"
     }
 
@@ -142,7 +142,7 @@ def _added_tokens(
             "normalized": False,
             "special": kind != USER_DEFINED or token in ENDS_BY_NAME,
         }
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (CONTROL, UNKNOWN, USER_DEFINED) or token in ENDS_BY_NAME
     ]
 
@@ -197,12 +197,21 @@ def _decoder(prefix: bool) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _plain_text(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
+def _plain_text(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int], special: dict[str, str]
+) -> dict[str, Any]:
+    model = _bpe(
+        _vocabulary(tokens, types),
+        _merges(metadata),
+        unk_token=special.get("unk"),
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     return {
         "normalizer": _SPACES,
         "pre_tokenizer": LINE_BREAKS,
         "decoder": _decoder(prefix=False),
-        "model": _bpe(_vocabulary(tokens, types), _merges(metadata), byte_fallback=True),
+        "model": model,
     }
 
 
@@ -214,7 +223,7 @@ def _sentencepiece(
     # a piece of any type but byte can come of joining; what is found before is not text any more
     joined = {
         token: scores[i]
-        for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
+        for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind != BYTE
     }
     steps = [{"type": "Prepend", "prepend": "▁"}] if prefix else []

@@ -60,7 +60,8 @@ class TokenizerSource:
         return found
 
     @property
-    def _pieces(self) -> dict[str, int]:
+    def pieces(self) -> dict[str, int]:
+        """Text of every token of the model proper -> id."""
         found = self.tokenizer["model"]["vocab"]
         return (
             found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
@@ -69,7 +70,7 @@ class TokenizerSource:
     @property
     def vocabulary(self) -> dict[str, int]:
         """Text of every token of the model and of those added to it -> id."""
-        return self._pieces | {token["content"]: token["id"] for token in self.added}
+        return self.pieces | {token["content"]: token["id"] for token in self.added}
 
     @property
     def added(self) -> list[dict[str, Any]]:
@@ -82,7 +83,7 @@ class TokenizerSource:
                 tokens.append({**token, "id": int(number)})
         known = {token["id"] for token in tokens}
         for text in dict.fromkeys(self.special.values()):
-            number = self._pieces.get(text)
+            number = self.pieces.get(text)
             if number is not None and number not in known:
                 tokens.append({"id": number, "content": text, "special": True})
         return tokens
@@ -106,9 +107,7 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerSource:
     elif files := [*sorted(folder.glob("*.tiktoken")), *([model] if model.is_file() else [])]:
         tokenizer = _from_tiktoken(files[0], config)
     else:
-        raise RequestError(
-            f"{folder} has no tokenizer", hint="put the model's tokenizer.json into the folder"
-        )
+        raise RequestError("there is none", hint="put the model's tokenizer.json into the folder")
     return TokenizerSource(
         folder=folder,
         tokenizer=tokenizer,

@@ -80,8 +80,8 @@ class VectorGrid(BlockGrid, Protocol):
     def fit(self, blocks: Tensor, importance: Tensor) -> Fields:
         """As in ScalarGrid."""
 
-    def scales(self, fields: Fields) -> Tensor:
-        """float32 [n, width / vector]: what the codebook's vectors are multiplied by."""
+    def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
+        """As in ScalarGrid, with codes int64 [n, width / vector]."""
 
     def choose(
         self, fields: Fields, index: int, x: Tensor, importance: Tensor

@@ -11,7 +11,9 @@ from torch import Tensor
 __all__ = ["Codebook", "codebook", "nearest_entries", "turn_signs"]
 
 #: costs that are looked at together: what fits a core's cache
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 19
+#: how many of a vector's signs are tried as the one to turn
+_TURNS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,38 +63,30 @@ def nearest_entries(levels: Tensor, square: Tensor, cross: Tensor) -> tuple[Tens
 
 
 def turn_signs(
-    levels: Tensor, square: Tensor, cross: Tensor, entries: Tensor, value: Tensor, odd: Tensor
+    levels: Tensor, square: Tensor, cross: Tensor, entries: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What nearest_entries found, changed where one sign of 8 must be the opposite of its weight's.
+    """What nearest_entries found, changed so that one sign of 8 is the opposite of its weight's.
 
-    odd: bool [vectors]; a vector is 8 / dim consecutive rows. Turning a sign adds -2 * cross *
-    level; cross is not positive. Entries, and bool [vectors, 8]: the signs to turn.
+    A vector is 8 / dim consecutive rows; cross, which is not positive, changes its sign where a
+    weight's is turned. Tried are the weights that weigh least. Entries int64 [m], and int64
+    [vectors], which of the 8 to turn.
     """
-    table = torch.cat([levels * levels, levels], 1).T.contiguous()
-    terms = torch.cat([square, cross], 1)
-    entries = entries.clone()
     dim = levels.shape[1]
-    count = 8 // dim
-    columns = levels.T.contiguous()
-    flip = torch.zeros(len(odd), 8, dtype=torch.bool)
-    (vectors,) = odd.nonzero(as_tuple=True)
-    buffers = torch.empty(2, _AT_ONCE // len(levels), len(levels))
-    for some in vectors.split(buffers.shape[1] // count):
-        rows = (some[:, None] * count + torch.arange(count)).view(-1)
-        term = terms[rows]
-        added = term[:, dim:] * -2
-        cheapest, other = buffers[:, : len(rows)].unbind(0)
-        torch.mul(added[:, :1], columns[0], out=cheapest)
-        for i in range(1, dim):
-            torch.mul(added[:, i : i + 1], columns[i], out=other)
-            torch.minimum(cheapest, other, out=cheapest)
-        turned, entry = _least(cheapest.addmm_(term, table))
-        best = (turned - value[rows]).view(len(some), -1).argmin(1)
-        row = torch.arange(len(some)) * count + best
-        entries[rows[row]] = entry[row]
-        place = (added[row] * levels[entry[row]]).argmin(1)
-        flip[some, best * dim + place] = True
-    return entries, flip
+    vector = torch.arange(len(cross) * dim // 8)
+    best = torch.full((len(vector),), torch.inf)
+    turned = torch.zeros_like(vector)
+    row, entry = torch.zeros_like(vector), torch.zeros_like(vector)
+    for place in cross.view(-1, 8).topk(_TURNS, dim=1).indices.unbind(1):
+        at = vector * (8 // dim) + place // dim
+        other = cross[at]
+        other[vector, place % dim] *= -1
+        found, cost = nearest_entries(levels, square[at], other)
+        more = cost - value[at]
+        better = more < best
+        best = torch.where(better, more, best)
+        turned = torch.where(better, place, turned)
+        row, entry = torch.where(better, at, row), torch.where(better, found, entry)
+    return entries.index_put((row,), entry), turned
 
 
 def _least(cost: Tensor) -> tuple[Tensor, Tensor]:

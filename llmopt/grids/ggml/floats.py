@@ -117,7 +117,9 @@ class Nvfp4(Floats):
         return torch.where((bits >> 23) - 127 + 7 <= 0, small, normal.to(torch.float32))
 
     def steps(self, turn: int) -> tuple[int, ...]:
-        return tuple(step for size in range(1, 9) for step in (size, -size)) if turn == 0 else (1, -1)
+        return (
+            tuple(step for size in range(1, 9) for step in (size, -size)) if turn == 0 else (1, -1)
+        )
 
 
 GRIDS: dict[str, ScalarGrid] = {"MXFP4": Mxfp4("MXFP4"), "NVFP4": Nvfp4("NVFP4")}

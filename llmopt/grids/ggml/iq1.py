@@ -14,7 +14,7 @@ from llmopt.grids.ggml.base import Fields, VectorGrid
 from llmopt.grids.ggml.bits import half_bytes, read_half, to_half
 from llmopt.grids.ggml.codebook import codebook, nearest_entries
 from llmopt.grids.ggml.neighbours import running_sum
-from llmopt.grids.ggml.scaled import fit_scales, search
+from llmopt.grids.ggml.scaled import Space, fit_scales, search
 from llmopt.grids.ggml.splits import SHIFT, Part, Splitter
 from llmopt.grids.ggml.superblock import SuperBlocks, join_bytes, split_bytes
 
@@ -22,9 +22,11 @@ __all__ = ["GRIDS"]
 
 #: what each l stands for
 _MULTIPLIERS = torch.arange(1.0, 16.0, 2.0)
-#: a part's first scales are its largest magnitude over these
-_STARTS = torch.tensor([1.0, 1.25, 1.6, 2.0, 2.6])
-_POSSIBLE = torch.tensor([-1.0, 0.0, 1.0])
+_SPACE = Space(
+    multipliers=_MULTIPLIERS,
+    levels=torch.tensor([-1.0, 0.0, 1.0]),
+    starts=torch.tensor([1.0, 1.25, 1.6, 2.0, 2.6]),
+)
 _THREES = 3 * torch.arange(4)
 
 
@@ -74,9 +76,10 @@ class _Ternary(SuperBlocks):
         return self.settle(x, weight, {"d": d, "l": level}, codes)
 
     def _codes(self, found: Part) -> Tensor:
-        return found.entries | found.down.repeat_interleave(
-            self.part // 8 // self.splitter.groups, 1
-        ) << 11
+        return (
+            found.entries
+            | found.down.repeat_interleave(self.part // 8 // self.splitter.groups, 1) << 11
+        )
 
     @abstractmethod
     def settle(
@@ -87,9 +90,7 @@ class _Ternary(SuperBlocks):
     def best(self, x: Tensor, importance: Tensor) -> tuple[Fields, Tensor]:
         """As in SuperBlocks."""
         shape = (len(x), -1, self.part)
-        found = search(
-            x.reshape(shape), importance.reshape(shape), self.nearest, _MULTIPLIERS, _STARTS, _POSSIBLE
-        )
+        found = search(x.reshape(shape), importance.reshape(shape), self.nearest, _SPACE)
         return self.fields(found.d, found.l, found.codes.flatten(1)), found.codes.flatten(1)
 
     def fields(self, d: Tensor, level: Tensor, codes: Tensor) -> Fields:  # noqa: ARG002
@@ -209,7 +210,9 @@ class _Iq1M(_Ternary):
         half = join_bytes(half_bytes(fields["d"])[:, None].long())
         words = (fields["l"].view(-1, 4, 4) << _THREES).sum(2)
         words = words | (half >> 4 * torch.arange(4) & 15) << 12
-        data = torch.cat([codes & 255, rest[:, :, 0] | rest[:, :, 1] << 4, split_bytes(words, 2)], 1)
+        data = torch.cat(
+            [codes & 255, rest[:, :, 0] | rest[:, :, 1] << 4, split_bytes(words, 2)], 1
+        )
         return data.to(torch.uint8)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:

@@ -162,7 +162,18 @@ class Affine(ScalarBlocks):
 
 
 # Changes of (scale, min) of a sub-block that a search tries.
-_NEIGHBOURS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (2, 1), (-2, -1), (2, 2), (-2, -2))
+_NEIGHBOURS = (
+    (1, 0),
+    (-1, 0),
+    (0, 1),
+    (0, -1),
+    (1, 1),
+    (-1, -1),
+    (2, 1),
+    (-2, -1),
+    (2, 2),
+    (-2, -2),
+)
 
 
 def _solve(
@@ -259,7 +270,9 @@ class Symmetric(ScalarBlocks):
         d = half_bytes(fields["d"])
         if self.bits == 6:
             scales = fields["scales"].to(torch.int8).view(torch.uint8)
-            return torch.cat([pack_bits(codes & 15, 4, 64), pack_bits(codes >> 4, 2, 32), scales, d], 1)
+            return torch.cat(
+                [pack_bits(codes & 15, 4, 64), pack_bits(codes >> 4, 2, 32), scales, d], 1
+            )
         scales = (fields["scales"] + self.half).to(torch.uint8)
         scales = torch.cat([pack_bits(scales & 15, 4, 8), pack_bits(scales >> 4, 2, 4)], 1)
         return torch.cat([pack_bits(codes >> 2, 1, 32), pack_bits(codes & 3, 2, 32), scales, d], 1)

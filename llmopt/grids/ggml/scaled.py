@@ -7,6 +7,7 @@ as the weighed squared error falls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from llmopt.grids.ggml.bits import to_half
 
-__all__ = ["Nearest", "Scaled", "fit_scales", "search"]
+__all__ = ["Nearest", "Scaled", "Space", "fit_scales", "search"]
 
-_ROUNDS = 4
+_ROUNDS = 2
 #: a round that lowers the error by less than this share is the last
 _WORTH = 1e-3
 #: what is tried of d, around the one that lets the largest part have the largest multiplier
@@ -31,6 +32,21 @@ class Nearest(Protocol):
     """
 
     def __call__(self, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a type allows, and where a search begins.
+
+    multipliers: float32, ascending in equal steps. levels: float32, ascending, those that single
+    units may have. starts: the largest magnitude of a part over these is a first scale. around: the
+    best of those times these is tried with the units that there really are.
+    """
+
+    multipliers: Tensor
+    levels: Tensor
+    starts: Tensor
+    around: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,22 +84,10 @@ class Scaled:
             getattr(self, name)[rows] = getattr(other, name)
 
 
-def search(
-    x: Tensor,
-    weight: Tensor,
-    nearest: Nearest,
-    multipliers: Tensor,
-    starts: Tensor,
-    possible: Tensor,
-) -> Scaled:
-    """The best found for x [n, k, part] under weight [n, k, part] > 0.
-
-    multipliers: float32, ascending in equal steps. starts: what to divide the largest magnitude of
-    a part by for a first scale. possible: ascending, the levels that single units may have.
-    """
-    s, curvature = _free_scales(
-        x.flatten(0, 1), weight.flatten(0, 1), nearest, starts, possible
-    )
+def search(x: Tensor, weight: Tensor, nearest: Nearest, space: Space) -> Scaled:
+    """The best found for x [n, k, part] under weight [n, k, part] > 0."""
+    multipliers = space.multipliers
+    s, curvature = _free_scales(x.flatten(0, 1), weight.flatten(0, 1), nearest, space)
     shape = x.shape[:2]
     d, l = fit_scales(s.view(shape), curvature.view(shape), multipliers)  # noqa: E741
     state = _at(x, weight, d, l, nearest, multipliers)
@@ -99,24 +103,38 @@ def search(
 
 
 def _free_scales(
-    x: Tensor, weight: Tensor, nearest: Nearest, starts: Tensor, possible: Tensor
+    x: Tensor, weight: Tensor, nearest: Nearest, space: Space
 ) -> tuple[Tensor, Tensor]:
     """The best scale of each part [m] on its own, and how the error grows around it.
 
-    The scale is first sought as if any level could follow any other.
+    It is first sought as if every level could follow every other, which is quick, then around that.
     """
     top = x.abs().amax(1)
-    middles = (possible[1:] + possible[:-1]) / 2
-    best, scale = torch.zeros_like(top), torch.zeros_like(top)
-    for start in starts.tolist():
-        inverse = torch.where(top > 0, start / top, 0.0)
-        units = possible[torch.bucketize(x * inverse[:, None], middles)]
-        fitted, square = _fit(x, weight, units)
-        better = fitted * fitted * square > best
-        best = torch.where(better, fitted * fitted * square, best)
-        scale = torch.where(better, fitted, scale)
-    _, units = nearest(x, weight, scale)
-    return _fit(x, weight, units)
+    middles = (space.levels[1:] + space.levels[:-1]) / 2
+
+    def rounded(scale: Tensor) -> Tensor:
+        inverse = torch.where(scale == 0, 0.0, 1 / scale)
+        return space.levels[torch.bucketize(x * inverse[:, None], middles)]
+
+    starts = [top / start for start in space.starts.tolist()]
+    scale, _ = _best_fit(x, weight, starts, rounded)
+    around = [scale * factor for factor in space.around]
+    return _best_fit(x, weight, around, lambda at: nearest(x, weight, at)[1])
+
+
+def _best_fit(
+    x: Tensor, weight: Tensor, scales: list[Tensor], units_at: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The best of the fits to the units at each of some scales [m]."""
+    best = torch.zeros(len(x))
+    scale, curvature = torch.zeros_like(best), torch.zeros_like(best)
+    for at in scales:
+        fitted, square = _fit(x, weight, units_at(at))
+        gain = fitted * fitted * square
+        scale = torch.where(gain > best, fitted, scale)
+        curvature = torch.where(gain > best, square, curvature)
+        best = torch.maximum(best, gain)
+    return scale, curvature
 
 
 def _fit(x: Tensor, weight: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,16 @@ from llmopt.grids.ggml.base import Fields
 from llmopt.grids.ggml.bits import to_half
 from llmopt.grids.ggml.codebook import Codebook, codebook, nearest_entries, turn_signs
 from llmopt.grids.ggml.rounding import Encoder
-from llmopt.grids.ggml.scaled import fit_scales, search
+from llmopt.grids.ggml.scaled import Space, fit_scales, search
 from llmopt.grids.ggml.superblock import SuperBlocks
 
 __all__ = ["SignedGrid", "eighth_sign", "join", "split"]
 
 _BITS = torch.arange(8)
 #: the largest magnitude of a part is to meet the largest level times one of these
-_STARTS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25)
+_STARTS = torch.tensor([0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25])
+#: the codebook's gaps make other scales good than the lattice's
+_AROUND = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 class SignedGrid(SuperBlocks):
@@ -73,14 +75,13 @@ class SignedGrid(SuperBlocks):
         """As in SuperBlocks."""
         shape = (len(x), -1, self.part)
         levels = self.book.possible
-        found = search(
-            x.reshape(shape),
-            importance.reshape(shape),
-            self._nearest_part,
-            self.multipliers,
-            levels[-1] * torch.tensor(_STARTS),
-            torch.cat([-levels.flip(0), levels]),
+        space = Space(
+            multipliers=self.multipliers,
+            levels=torch.cat([-levels.flip(0), levels]),
+            starts=levels[-1] * _STARTS,
+            around=_AROUND,
         )
+        found = search(x.reshape(shape), importance.reshape(shape), self._nearest_part, space)
         return {"d": found.d, "l": found.l}, found.codes.flatten(1)
 
     def fit(self, blocks: Tensor, importance: Tensor) -> Fields:
@@ -120,11 +121,23 @@ class SignedGrid(SuperBlocks):
         cross = (weight * x.abs() * (-2 * scale)[:, None]).view(-1, levels.shape[1])
         entries, value = nearest_entries(levels, square, cross)
         if self.even:
-            odd = minus.sum(1) % 2 == 1
-            entries, turned = turn_signs(levels, square, cross, entries, value, odd)
-            minus = minus ^ turned
+            minus, entries = self._turn(minus, square, cross, entries, value)
         codes = join((minus << _BITS).sum(1), entries)
         return codes, self._units(codes)
+
+    def _turn(
+        self, minus: Tensor, square: Tensor, cross: Tensor, entries: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Signs and entries with an even number of minuses in each vector."""
+        levels = self.book.levels
+        count = 8 // levels.shape[1]
+        (odd,) = torch.nonzero(minus.sum(1) % 2, as_tuple=True)
+        rows = (odd[:, None] * count + torch.arange(count)).view(-1)
+        changed, place = turn_signs(levels, square[rows], cross[rows], entries[rows], value[rows])
+        minus, entries = minus.clone(), entries.clone()
+        minus[odd, place] ^= True
+        entries[rows] = changed
+        return minus, entries
 
 
 def join(signs: Tensor, entries: Tensor) -> Tensor:

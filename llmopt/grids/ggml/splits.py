@@ -140,9 +140,7 @@ def _whole_sums(
     linear, square = [], []
     for minus, zero, plus in (_levels(1), _levels(-1)):
         x, w = below_x[0], below_w[0]
-        linear.append(
-            x[first] * minus + (x[second] - x[first]) * zero + (x[-1] - x[second]) * plus
-        )
+        linear.append(x[first] * minus + (x[second] - x[first]) * zero + (x[-1] - x[second]) * plus)
         square.append(
             w[first] * minus * minus
             + (w[second] - w[first]) * zero * zero

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmopt.grids.ggml.base import Fields, Lattice, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, read_half, to_half
 from llmopt.grids.ggml.neighbours import running_sum
-from llmopt.grids.ggml.scaled import fit_scales, search
+from llmopt.grids.ggml.scaled import Space, fit_scales, search
 from llmopt.grids.ggml.superblock import SuperBlocks, nibbles, pairs
 from llmopt.grids.ggml.upstream import root
 
@@ -63,14 +63,8 @@ class _Table(SuperBlocks):
 
     def best(self, x: Tensor, importance: Tensor) -> tuple[Fields, Tensor]:
         """As in SuperBlocks."""
-        found = search(
-            self._parts(x),
-            self._parts(importance),
-            _nearest,
-            self.multipliers,
-            _STARTS,
-            _levels(),
-        )
+        space = Space(multipliers=self.multipliers, levels=_levels(), starts=_STARTS)
+        found = search(self._parts(x), self._parts(importance), _nearest, space)
         return {"d": found.d, "l": found.l}, found.codes.flatten(1)
 
     def fit(self, blocks: Tensor, importance: Tensor) -> Fields:

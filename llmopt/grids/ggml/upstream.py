@@ -157,12 +157,16 @@ class _AffineSearch:
         self._sum_w = ordered_sum(weights.clone())
         # error, inverse scale and lowest value that gave the codes, scale, offset: best and tried
         self._best, self._tried = (x.new_empty(5, *x.shape[1:]) for _ in range(2))
-        self._sum, self._sum_error = OrderedSum(terms, sums[:3]), OrderedSum(terms[:1], self._tried[:1])
+        self._sum, self._sum_error = (
+            OrderedSum(terms, sums[:3]),
+            OrderedSum(terms[:1], self._tried[:1]),
+        )
         solved = x.new_empty(2, *x.shape[1:])
         # views of the buffers: indexing costs as much as arithmetic on a few thousand numbers
         self._terms, self._rows, self._solved = terms.unbind(), sums.unbind(), solved.unbind()
         self._halves, self._both = (sums[:2], sums[2:]), solved
         self._now, self._before = self._tried.unbind(), self._best.unbind()
+        self._zero, self._flags = torch.zeros_like(self._low), self._low > 0
         self._start()
 
     def _start(self) -> None:
@@ -202,10 +206,13 @@ class _AffineSearch:
         threshold_(determinant, 0.0, torch.nan)  # which is no candidate
         torch.div(numerator, determinant, out=scale)
         torch.mul(sum_ll, sum_x, out=offset).sub_(sum_l * sum_xl).div_(determinant)
-        torch.where(offset > 0, sum_xl / sum_ll, scale, out=scale)
-        offset.clamp_(max=0.0)
+        positive = torch.gt(offset, self._zero, out=self._flags)
+        if bool(positive.any()):
+            torch.where(positive, sum_xl / sum_ll, scale, out=scale)
+            offset.clamp_(max=0.0)
         self._measure(scale, offset)
-        torch.where(error < self._before[0], self._tried, self._best, out=self._best)
+        better = torch.lt(error, self._before[0], out=self._flags)
+        torch.where(better, self._tried, self._best, out=self._best)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         _, inverse, start, scale, offset = self._before

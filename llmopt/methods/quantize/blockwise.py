@@ -10,6 +10,7 @@ contiguous row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -80,9 +81,8 @@ class _Solver:
         )  # fmt: skip
         rows = _Rows(columns, torch.zeros_like(columns), codes)
         self._pass(rows, forward=True)
-        if self._rounding.descends:
-            for _ in range(self._refine):
-                self._pass(rows, forward=False)
+        for _ in range(self._refine):
+            self._pass(rows, forward=False)
         blocks = [
             self._rounding.pack(rows.fields[start], self._codes(rows, start).T.contiguous())
             for start in range(0, columns.shape[0], self._width)
@@ -135,7 +135,6 @@ class _Scalars:
 
     vector = 1
     dtype = torch.int16
-    descends = True
 
     def __init__(self, grid: ScalarGrid) -> None:
         self.grid = grid
@@ -163,23 +162,15 @@ class _Scalars:
         """
         diagonal = cost.diagonal()
         wanted = gradient / diagonal.unsqueeze(1) + present.values
-        fields = self.grid.refit(wanted.T.contiguous(), present.codes.T.contiguous(), diagonal)
+        fields = self.grid.refit(wanted.T.contiguous(), present.codes.T.to(torch.int64), diagonal)
         lattice, offset = self._lattice(fields)
         values = lattice.kept(present.codes).mul_(lattice.scale).add_(offset)
-        moved = values - present.values
-        costly = cost @ moved
-        # e^T A e changes by -2 moved^T A e + moved^T A moved
-        gain = (moved * (costly - 2 * gradient)).sum(0)
-        better = gain < 0
-        fields = {
-            name: torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, present.fields[name])
-            for name, new in fields.items()
-        }
-        values = torch.where(better, values, present.values)
-        gradient = gradient - torch.where(better, costly, 0.0)
-        lattice, offset = self._lattice(fields)
+        settled, gradient = _accepted(present, fields, values, gradient, cost)
+        lattice, offset = self._lattice(settled.fields)
         chosen, _ = descend(gradient, cost, lattice.kept(present.codes), lattice)
-        return _Settled(fields, lattice.keep(chosen), chosen.mul_(lattice.scale).add_(offset))
+        return _Settled(
+            settled.fields, lattice.keep(chosen), chosen.mul_(lattice.scale).add_(offset)
+        )
 
     def _lattice(self, fields: Fields) -> tuple[Lattice, Tensor]:
         """The lattice without its offset, [n, rows], and the offset."""
@@ -199,34 +190,87 @@ class _Vectors:
     """Formats in which some consecutive weights share a code."""
 
     dtype = torch.int64
-    descends = False
 
     def __init__(self, grid: VectorGrid) -> None:
         self.grid, self.vector = grid, grid.vector
 
-    def round(self, target: Tensor, upper: Tensor, refine: int) -> _Settled:  # noqa: ARG002
-        """As for scalars; errors in a vector are spread over the vectors after it."""
-        importance = upper.diagonal().square()
-        fields = self.grid.fit(target.T.contiguous(), importance)
-        residual, values = torch.zeros_like(target), torch.empty_like(target)
-        codes = []
-        cost = upper @ upper.T
-        for index, first in enumerate(range(0, target.shape[0], self.vector)):
-            part = slice(first, first + self.vector)
+    def round(self, target: Tensor, upper: Tensor, refine: int) -> _Settled:
+        """As for scalars; what a vector leaves is spread over the vectors after it."""
+        fields = self.grid.fit(target.T.contiguous(), upper.diagonal().square())
+        residual, codes = torch.zeros_like(target), []
+        for index, part in self._parts(target):
             own = upper[part, part]
-            pending = upper[:first, part].T @ residual[:first]
+            pending = upper[: part.start, part].T @ residual[: part.start]
             wanted = torch.linalg.solve_triangular(own.T, pending, upper=False).add_(target[part])
-            weights = (own @ own.T).diagonal()
-            code, value = self.grid.choose(fields, index, wanted.T.contiguous(), weights)
+            code, value = self._choose(fields, index, wanted, own @ own.T)
             codes.append(code)
-            values[part] = value.T
-            residual[part] = target[part] - values[part]
-        return _Settled(fields, torch.stack(codes), values)
+            residual[part] = target[part] - value
+        settled = _Settled(fields, torch.stack(codes), target - residual)
+        if refine == 0:
+            return settled
+        cost = upper @ upper.T
+        return self.improve(settled, cost @ residual, cost)
+
+    def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
+        """Other fields for the same codes, then another code for one vector after the other, where
+        that lowers e^T A e.
+
+        gradient: [n, rows], A e, and A = cost.
+        """
+        settled, gradient = self._refitted(present, gradient, cost)
+        values, codes = settled.values.clone(), settled.codes.clone()
+        for index, part in self._parts(values):
+            own, asked = cost[part, part], gradient[part]
+            wanted = torch.linalg.solve(own, asked) + values[part]
+            code, value = self._choose(settled.fields, index, wanted, own)
+            moved = value - values[part]
+            better = (moved * (own @ moved - 2 * asked)).sum(0) < 0
+            moved = torch.where(better, moved, 0.0)
+            codes[index] = torch.where(better, code, codes[index])
+            values[part] = torch.where(better, value, values[part])
+            gradient = gradient - cost[:, part] @ moved
+        return _Settled(settled.fields, codes, values)
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         """uint8 [n, bytes] from codes int64 [n, vectors]."""
         return self.grid.pack(fields, codes)
 
-    def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
-        """Nothing yet is known to improve them."""
-        raise NotImplementedError
+    def _refitted(
+        self, present: _Settled, gradient: Tensor, cost: Tensor
+    ) -> tuple[_Settled, Tensor]:
+        """With fields that are better for these codes, and the gradient there."""
+        diagonal = cost.diagonal()
+        wanted = gradient / diagonal.unsqueeze(1) + present.values
+        codes = present.codes.T.contiguous()
+        fields = self.grid.refit(wanted.T.contiguous(), codes, diagonal)
+        values = self.grid.decode(self.grid.pack(fields, codes)).T
+        return _accepted(present, fields, values, gradient, cost)
+
+    def _choose(
+        self, fields: Fields, index: int, wanted: Tensor, cost: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Codes [rows] and values [vector, rows] near what is wanted [vector, rows]."""
+        code, value = self.grid.choose(fields, index, wanted.T.contiguous(), cost.diagonal())
+        return code, value.T
+
+    def _parts(self, values: Tensor) -> Iterator[tuple[int, slice]]:
+        return (
+            (index, slice(first, first + self.vector))
+            for index, first in enumerate(range(0, values.shape[0], self.vector))
+        )
+
+
+def _accepted(
+    present: _Settled, fields: Fields, values: Tensor, gradient: Tensor, cost: Tensor
+) -> tuple[_Settled, Tensor]:
+    """Other fields where their values [n, rows] lower e^T A e, and the gradient A e there."""
+    moved = values - present.values
+    costly = cost @ moved
+    # e^T A e changes by -2 moved^T A e + moved^T A moved
+    better = (moved * (costly - 2 * gradient)).sum(0) < 0
+    chosen = {
+        name: torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, present.fields[name])
+        for name, new in fields.items()
+    }
+    values = torch.where(better, values, present.values)
+    return _Settled(chosen, present.codes, values), gradient - torch.where(better, costly, 0.0)

@@ -171,7 +171,7 @@ class TestIds:
         self, name: str, folders: Any, metadata: Any, tmp_path: Path
     ) -> None:
         vocab = LlamaVocab(tmp_path / "v.gguf", metadata[name])
-        assert tokenizer_differences(folders[name]) == []
+        assert tokenizer_differences(folders[name], {}) == []
         assert differing(encoder(folders[name]), vocab, mixed_lines(1500)) == []
 
     @pytest.mark.slow
@@ -270,7 +270,7 @@ class TestBack:
         vocab = LlamaVocab(tmp_path / "v.gguf", found, name="Phi-3 mini")
         text = "one</s>  \n two"
         assert encoder(tmp_path)(text) == vocab(text)
-        assert tokenizer_differences(tmp_path) == [
+        assert tokenizer_differences(tmp_path, {}) == [
             "white space beside special tokens is not stripped"
         ]
 
@@ -306,9 +306,14 @@ class TestMetadata:
         added = found["tokenizer.ggml.tokens"].index("<tool>")
         assert found["tokenizer.ggml.token_type"][added] == 4
 
-    def test_a_token_past_the_rows_is_refused(self, folders: Any) -> None:
-        with pytest.raises(RequestError, match="'  <x>  ' has id 1501, and the model only 1500"):
-            tokenizer_metadata(folders["gpt-2"], {"vocab_size": 1500})
+    def test_tokens_past_the_rows(self, folders: Any) -> None:
+        with pytest.raises(RequestError, match="has id 1499, and the model only 1499 rows"):
+            tokenizer_metadata(folders["gpt-2"], {"vocab_size": 1499})
+        rows = {"text_config": {"vocab_size": 1501}}
+        assert len(tokenizer_metadata(folders["gpt-2"], rows)["tokenizer.ggml.tokens"]) == 1501
+        assert tokenizer_differences(folders["gpt-2"], rows) == [
+            "  <x>  : left out, as the model has no row for it"
+        ]
 
     def test_sentencepiece_types_and_scores(self, metadata: Any) -> None:
         found = metadata["sentencepiece"]
@@ -468,12 +473,16 @@ class TestRefused:
             tokenizer_metadata(folder, {})
 
     def test_no_tokenizer_and_broken_files(self, tmp_path: Path) -> None:
-        with pytest.raises(RequestError, match="has no tokenizer"):
+        with pytest.raises(RequestError, match="there is none"):
             tokenizer_metadata(tmp_path, {})
         for text, words in (
             ("{", "is not readable JSON"),
             ("[]", "not hold a JSON object"),
             ("{}", "no model with a vocabulary"),
+            (
+                '{"model": {"type": "BPE", "vocab": {}, "merges": [1], "byte_fallback": true}}',
+                "malf",
+            ),
         ):
             (tmp_path / "tokenizer.json").write_text(text, "utf-8")
             with pytest.raises(RequestError, match=words):
@@ -492,7 +501,7 @@ class TestDifferences:
         self, change: dict[str, Any], words: str, folders: Any, tmp_path: Path
     ) -> None:
         content = json.loads((folders["gpt-2"] / "tokenizer.json").read_text("utf-8"))
-        (found,) = tokenizer_differences(save(tmp_path / "model", content | change))
+        (found,) = tokenizer_differences(save(tmp_path / "model", content | change), {})
         assert words in found
 
     def test_metaspace_puts_one_space_in_front(self, folders: Any, tmp_path: Path) -> None:
@@ -500,7 +509,7 @@ class TestDifferences:
         metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
         content |= {"normalizer": None, "pre_tokenizer": metaspace | {"split": False}}
         folder = save(tmp_path / "model", content)
-        assert len(tokenizer_differences(folder)) == 1
+        assert len(tokenizer_differences(folder, {})) == 1
         vocab = LlamaVocab(tmp_path / "v.gguf", tokenizer_metadata(folder, {}))
         lines = tuple(x for x in mixed_lines(300) if "\n\n" not in x and "<" not in x)
         wrong = differing(encoder(folder), vocab, lines)
