@@ -83,7 +83,8 @@ class _Traits(ctypes.Structure):
 def load() -> ctypes.CDLL:
     """libggml's base library; llama_cpp itself is not imported."""
     spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None and spec.origin is not None, "llama-cpp-python is not installed"
+    assert spec, "llama-cpp-python is not installed"
+    assert spec.origin
     found = next(Path(spec.origin).parent.glob("lib/libggml-base.*"))
     library = ctypes.CDLL(str(found))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t

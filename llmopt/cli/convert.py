@@ -16,7 +16,7 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="gguf:Q4_K_M, gptq, gptq_v2, awq, compressed-tensors, ..., or hf for plain tensors."
+            help="gguf:Q4_K_M, gptq, awq, compressed-tensors, ..., or hf for plain tensors."
         ),
     ],
     exact: Annotated[

@@ -33,33 +33,28 @@ class GgufRequest:
     def check(self) -> None:
         """RecipeError for settings that do not go together."""
         settings, given = self._settings, self._settings.model_fields_set
-        for name in ("grid", "group_size", "symmetric"):
-            if name in given:
-                raise self._error("a GGUF file's preset settles this", name, "preset: Q4_K_M")
-        feedback = settings.method == "gptq"
-        for name in _FEEDBACK:
-            if name in given and not feedback:
-                raise self._error("only method gptq has this setting", name, "method: gptq")
-        if feedback and settings.imatrix is not None:
-            raise self._error(
-                "gptq reads calibration text, of which an importance matrix says too little",
-                "imatrix",
-                "leave it out, and give calibration text",
-            )
-        if feedback and settings.search == "reference":
-            raise self._error("gptq does not write what llama.cpp's encoder writes", "search")
-        if settings.target_bpw and settings.target_size:
-            raise self._error("a step has one budget: target_bpw or target_size", "target_size")
-        if settings.has_budget and settings.imatrix is not None:
-            raise self._error("a budget takes calibration text to measure on", "imatrix")
-        if settings.candidates and not settings.has_budget:
-            raise self._error("only a budget chooses among candidates", "candidates")
-        if not self.rounds and (feedback or settings.imatrix is not None):
-            raise self._error(
-                "without a preset the tensors are kept as they are, and none is rounded",
-                "method" if feedback else "imatrix",
-                "preset: Q4_K_M",
-            )
+        feedback, guided = settings.method == "gptq", settings.imatrix is not None
+        settled = ("a GGUF file's preset settles this", "preset: Q4_K_M")
+        own = ("only method gptq has this setting", "method: gptq")
+        idle = ("without a preset the tensors are kept, and none is rounded", "preset: Q4_K_M")
+        for refused, name, (message, hint) in (
+            *((name in given, name, settled) for name in ("grid", "group_size", "symmetric")),
+            *((name in given and not feedback, name, own) for name in _FEEDBACK),
+            (feedback and guided, "imatrix",
+             ("gptq reads calibration text, of which an importance matrix says too little", None)),
+            (feedback and settings.search == "reference", "search",
+             ("gptq does not write what llama.cpp's encoder writes", None)),
+            (settings.target_bpw and settings.target_size, "target_size",
+             ("a step has one budget: target_bpw or target_size", None)),
+            (settings.has_budget and guided, "imatrix",
+             ("a budget takes calibration text to measure on", None)),
+            (settings.candidates and not settings.has_budget, "candidates",
+             ("only a budget chooses among candidates", "give target_bpw or target_size")),
+            (feedback and not self.rounds, "method", idle),
+            (guided and not self.rounds, "imatrix", idle),
+        ):  # fmt: skip
+            if refused:
+                raise self._error(message, name, hint)
 
     @property
     def rounds(self) -> bool:

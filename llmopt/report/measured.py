@@ -41,7 +41,7 @@ def overview(results: Results, verdict: Verdict) -> Sheet:
         speed = results.speed.get(entry.name)
         cells = (
             entry.name,
-            (entry.format or numbers.MISSING) + entry.elsewhere,
+            ", ".join(filter(None, (entry.format or numbers.MISSING, entry.engine))),
             numbers.megabytes(entry.bytes),
             numbers.percent(entry.size_ratio),
             numbers.short(entry.bits_per_weight),
@@ -122,7 +122,10 @@ def speed(results: Results, verdict: Verdict) -> Sheet:
             numbers.megabytes(speed.peak_bytes),
         )
         rows.append(Row(cells, mark_of(entry, verdict)))
-    return Sheet("Speed", "On the machine that ran the measurement.", columns, tuple(rows))
+    note = "On the machine that ran the measurement."
+    if any(entry.runtime == "llama.cpp" for entry in results.entries):
+        note += " llama.cpp ran without repacked weights."
+    return Sheet("Speed", note, columns, tuple(rows))
 
 
 def gates(results: Results) -> Sheet:

@@ -125,9 +125,9 @@ class Entry(Document):
     gates: list[Verdict] = Field(default_factory=list)
 
     @property
-    def elsewhere(self) -> str:
-        """ ", in llama.cpp": what ran it, where that was another runtime than torch."""
-        return f", in {self.runtime}" if self.runtime not in (None, "torch") else ""
+    def engine(self) -> str:
+        """What ran it, where that was another runtime than torch: "in llama.cpp"."""
+        return f"in {self.runtime}" if self.runtime not in (None, "torch") else ""
 
     @property
     def passed(self) -> bool:

@@ -29,10 +29,9 @@ def table(results: Results) -> Table:
         made.add_column(heading, justify="right", no_wrap=True)
     for entry in results.entries:
         mark = mark_of(entry, verdict)
-        name = Text(
-            _SIGNS[mark] + entry.name + entry.elsewhere
-        )  # Text: a name is never read as rich's markup
-        made.add_row(name, *_cells(entry, results), style=_STYLES[mark])
+        name = "\n  ".join(filter(None, (entry.name, entry.engine)))
+        title = Text(_SIGNS[mark] + name)  # Text: a name is never read as rich's markup
+        made.add_row(title, *_cells(entry, results), style=_STYLES[mark])
     return made
 
 

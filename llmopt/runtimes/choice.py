@@ -11,13 +11,20 @@ from pathlib import Path
 import torch
 
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.container import first_file
+from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.base import Engine
 from llmopt.specs import FORMATS, RUNTIMES
 from llmopt.specs.runtimes import AUTO
 
 
+def format_of(folder: Path) -> str | None:
+    """The format of the model in a folder; None for plain tensors, unless a GGUF file has them."""
+    return "gguf" if first_file(folder) is not None else read_contents(folder).format
+
+
 def runtime_for(wanted: str, format_id: str | None) -> str:
-    """The runtime of a format (None: plain tensors); `auto` is the format's own where installed.
+    """The runtime of a format, as `format_of` says it; `auto` is its own where installed.
 
     RequestError where the one that is asked for does not run the format.
     """

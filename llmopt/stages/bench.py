@@ -16,7 +16,7 @@ from llmopt.evaluate.weights import weight_errors
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.base import Engine
-from llmopt.runtimes.choice import computing_threads, open_engine, runtime_for
+from llmopt.runtimes.choice import computing_threads, format_of, open_engine, runtime_for
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
 from llmopt.specs.runtimes import AUTO
@@ -81,7 +81,7 @@ def _runtimes(work: Work) -> dict[str, str]:
     The base need not run on what those that are compared with it do.
     """
     base, wanted = work.settings["against"], work.settings["runtime"]
-    formats = {name: read_contents(parent.path).format for name, parent in work.parents.items()}
+    formats = {name: format_of(parent.path) for name, parent in work.parents.items()}
     found = {
         name: runtime_for(wanted, formats[name]) for name in work.settings["from"] if name != base
     }
@@ -149,7 +149,7 @@ def _size(artifact: Artifact, base: Artifact) -> dict[str, Any]:
     contents = read_contents(artifact.path)
     return {
         "name": artifact.name,
-        "format": artifact.manifest.get("format") or contents.format or "hf",
+        "format": artifact.manifest.get("format") or format_of(artifact.path) or "hf",
         "digest": artifact.digest,
         "bytes": contents.nbytes,
         "size_ratio": contents.nbytes / read_contents(base.path).nbytes,

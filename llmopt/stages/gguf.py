@@ -23,6 +23,7 @@ from llmopt.formats.gguf.export import metadata
 from llmopt.formats.gguf.weights import arranged, sources, unchanged
 from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.headers import TensorHeader
+from llmopt.formats.imatrix import read_imatrix
 from llmopt.formats.quantization import Contents, read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.grids import ggml
@@ -32,9 +33,8 @@ from llmopt.recipe import ConvertStep
 from llmopt.runtimes.device import pick_device
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
-from llmopt.stages.records import certificate, compared
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
-from llmopt.stages.quantize import rows_of
+from llmopt.stages.records import certificate, compared
 from llmopt.stages.solving import Solver
 
 #: weights that are encoded at once where they are streamed
@@ -253,19 +253,24 @@ def _importance(
     """Of the inputs of each linear, float32 [cols], from an importance matrix; {} without one."""
     if work.settings["imatrix"] is None:
         return {}
-    from llmopt.formats.imatrix import read_imatrix
-
     matrix = read_imatrix(Path(work.texts["imatrix"]["source"]))
-    found = {}
+    found: dict[str, Tensor] = {}
     for each in wanted:
-        entry = matrix.entries.get(each.placement.name)
-        if entry is None:
+        place = each.placement
+        if not each.has_blocks or not place.sources:
             continue
-        for index, source in enumerate(each.placement.sources):
-            found[source.removesuffix(".weight")] = entry.importance(index)
-    naming = checkpoint.naming
-    if checkpoint.tied and (head := matrix.entries.get("output.weight")):
-        found[naming.head] = head.importance(0)
+        weights = matrix.importance(place.name, len(place.sources), place.shape[-1])
+        if weights is not None:
+            modules = [source.removesuffix(".weight") for source in place.sources]
+            found |= dict(zip(modules, weights, strict=True))
+    if checkpoint.tied:  # what flows into the head weighs the errors of what both are
+        naming = checkpoint.naming
+        shape = checkpoint.stored[f"{naming.embedding}.weight"].shape
+        own, shared = matrix.importance("output.weight", 1, shape[1]), found.get(naming.embedding)
+        if own is not None or shared is not None:
+            found[naming.head] = own[0] if own is not None else shared  # type: ignore[assignment]
+    if not found:
+        raise RequestError("the importance matrix knows none of the model's tensors")
     return found
 
 

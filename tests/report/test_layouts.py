@@ -230,3 +230,15 @@ def test_reports_import_no_torch() -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_another_runtime_measured_says_so(results: Make, entry: Make, base: Any) -> None:
+    base, ours = base | {"runtime": "torch"}, entry("q4", 30, 0.01, runtime="llama.cpp")
+    found = results(base, ours | {"format": "gguf"}, speed={"q4": SPEED})
+    console = Console(width=100, file=StringIO())
+    console.print(terminal.table(found))
+    pages = [console.file.getvalue(), markdown.render(found), html.render(found)]  # type: ignore[attr-defined]
+    for page in pages:
+        assert page.count("in llama.cpp") == 1
+        assert ("without repacked weights" in page) == (page is not pages[0])
+        assert "in torch" not in page

@@ -66,9 +66,9 @@ def write(model: nn.Module, path: Path, *, without: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
-    """A folder with the same model as safetensors and as GGUF."""
+    """A folder with a GGUF file, and the same model as safetensors in hf."""
     folder = tmp_path_factory.mktemp("model")
-    model = models.save(folder, "qwen2")
+    model = models.save(folder / "hf", "qwen2")
     write(model, folder / "model.gguf")
     return folder, model
 
@@ -106,7 +106,7 @@ def test_it_generates_what_the_torch_engine_does(
     temperature: float,
     seed: int,
 ) -> None:
-    other = torch_runtime.load(saved[0], dtype="float32")
+    other = torch_runtime.load(saved[0] / "hf", dtype="float32")
     prompt = models.tokens(1, 9)[0].tolist()
     ours, theirs = (
         list(e.generate(prompt, 20, temperature=temperature, seed=seed, ignore_end=True))
@@ -172,14 +172,8 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(
     assert capfd.readouterr() == ("", "")
 
 
-def test_which_file_of_a_folder(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"holds no \.gguf file"):
-        llamacpp.load(tmp_path)
-    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "mmproj-a.gguf"):
-        (tmp_path / name).touch()
-    assert llamacpp.model_file(tmp_path).name == "a-00001-of-00002.gguf"
-    (tmp_path / "b.gguf").touch()
-    with pytest.raises(RequestError, match="holds 2 GGUF models"):
+def test_a_folder_without_a_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="holds no GGUF model"):
         llamacpp.load(tmp_path)
 
 

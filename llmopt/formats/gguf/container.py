@@ -84,6 +84,15 @@ class GgufFile:
             raise RequestError(f"{self.paths[0].name} does not say its general.architecture")
         return found
 
+    @property
+    def block_count(self) -> int:
+        """How many blocks the model has."""
+        count = self.metadata.get(f"{self.architecture}.block_count")
+        # each has tensors of its own
+        if type(count) is not int or not 0 < count <= len(self.tensors):
+            raise RequestError(f"{self.paths[0].name} says it has {count!r} blocks"[:200])
+        return count
+
 
 def read_gguf(path: Path) -> GgufFile:
     """The header of a GGUF file, and of the files it goes on in where it is the first of several.

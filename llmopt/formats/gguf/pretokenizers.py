@@ -84,7 +84,7 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
         difference="the ideographic space U+3000 does not count as punctuation",
     ),
     PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
-    PreTokenizer("falcon", (_PUNCTUATION, GPT2, "[0-9][0-9][0-9]"), difference=_NEWER_UNICODE),
+    PreTokenizer("falcon", (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")),
     PreTokenizer("tekken", (_TEKKEN,), whole_words=True, difference=_ASCII_CASE),
     PreTokenizer("gpt-4o", (_GPT4O,), difference=_ASCII_CASE),
     PreTokenizer("seed-coder", (_SEED,)),
@@ -131,15 +131,15 @@ def normal_form(regex: str) -> str:
     return regex.replace(r"|\s*[\r\n]|", r"|\s*[\r\n]+|")
 
 
-#: chains whose further cuts change nothing for a vocabulary that was trained with them
-_TRAINED = {
-    (_PUNCTUATION, GPT2, _ON_BYTES + r"\p{N}+", _ON_BYTES + "[0-9][0-9][0-9]"): "falcon",
-}
+#: Falcon's own chain: its further cuts change nothing for a vocabulary that was trained with them
+_FALCON = PreTokenizer(
+    "falcon",
+    (_PUNCTUATION, GPT2, _ON_BYTES + r"\p{N}+", _ON_BYTES + "[0-9][0-9][0-9]"),
+    difference=_NEWER_UNICODE,
+)
 _BY_STEPS: dict[tuple[str, ...], list[PreTokenizer]] = {}
-for _known in PRE_TOKENIZERS:
+for _known in (*PRE_TOKENIZERS, _FALCON):
     _BY_STEPS.setdefault(tuple(map(normal_form, _known.steps)), []).append(_known)
-for _chain, _name in _TRAINED.items():
-    _BY_STEPS[tuple(map(normal_form, _chain))] = [_BY_NAME[_name]]
 
 
 def steps_of(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
@@ -197,23 +197,11 @@ def tokenizer_json_of(name: str) -> tuple[dict[str, Any], bool]:
     known = _BY_NAME.get(name)
     if known is None:
         raise RequestError(f"the pre-tokenizer {name!r} of this GGUF file is not known to llmopt")
-    steps: list[dict[str, Any]] = []
-    for regex in known.steps:
-        if regex == _PUNCTUATION:
-            steps.append({"type": "Punctuation", "behavior": "Contiguous"})
-        else:
-            steps.append(
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": regex},
-                    "behavior": "Isolated",
-                    "invert": False,
-                }
-            )
+    cut = {"type": "Split", "behavior": "Isolated", "invert": False}
+    steps: list[dict[str, Any]] = [cut | {"pattern": {"Regex": regex}} for regex in known.steps]
     steps.append(
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     )
-    whole = known.whole_words or name in ("glm4", "glm5")
     if known.steps == (GPT2,):  # as GPT-2's own tokenizer.json says it
-        return {**steps[-1], "use_regex": True}, whole
-    return {"type": "Sequence", "pretokenizers": steps}, whole
+        return {**steps[-1], "use_regex": True}, known.whole_words
+    return {"type": "Sequence", "pretokenizers": steps}, known.whole_words

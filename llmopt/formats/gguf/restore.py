@@ -66,7 +66,7 @@ class _Restorer:
         experts = {tensor.shape[0] for tensor in gguf.tensors.values() if len(tensor.shape) == 3}
         if len(experts) > 1:
             raise RequestError(f"{gguf.paths[0].name} has blocks of {sorted(experts)} experts")
-        blocks = _block_count(gguf)
+        blocks = gguf.block_count
         self._naming = Naming(
             family=family,
             base=base,
@@ -179,11 +179,3 @@ class _Restorer:
             name=f"{module}.{suffix}", dtype=dtype, shape=shape, file=tensor.file,
             start=start, end=end, arranged=arranged,
         )  # fmt: skip
-
-
-def _block_count(gguf: GgufFile) -> int:
-    count = gguf.metadata.get(f"{gguf.architecture}.block_count")
-    # each has tensors of its own
-    if type(count) is not int or not 0 < count <= len(gguf.tensors):
-        raise RequestError(f"{gguf.paths[0].name} says it has {count!r} blocks"[:200])
-    return count

@@ -46,6 +46,8 @@ ENDS_BY_NAME = frozenset(
     | {"<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "[e~["}
     | {"<｜end▁of▁sentence｜>"}
 )
+#: far above what vocabularies have; it bounds what a damaged file can ask for
+_MOST_ROWS = 1 << 24
 #: never formed by merging: what a vocabulary without merges has to name instead
 NO_MERGES = ["[no] [merges]"]
 
@@ -208,9 +210,13 @@ def _merges_reach_all(source: TokenizerSource) -> bool:
 
 
 def _rows(source: TokenizerSource, config: dict[str, Any]) -> int:
+    """How many tokens the model has; RequestError for ids that no model has."""
+    ids = source.vocabulary.values()
     text = config.get("text_config") or {}
-    said = config.get("vocab_size") or text.get("vocab_size")
-    return int(said) if said else max(source.vocabulary.values()) + 1
+    rows = int(config.get("vocab_size") or text.get("vocab_size") or max(ids) + 1)
+    if min(ids) < 0 or not 0 < rows <= _MOST_ROWS:
+        raise RequestError(f"ids of tokens from {min(ids)} in {rows} rows cannot be meant")
+    return rows
 
 
 def _tokens(

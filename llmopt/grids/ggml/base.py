@@ -84,12 +84,22 @@ class VectorGrid(BlockGrid, Protocol):
         """As in ScalarGrid, with codes int64 [n, width / vector]."""
 
     def choose(
-        self, fields: Fields, index: int, x: Tensor, importance: Tensor
+        self,
+        fields: Fields,
+        index: int,
+        x: Tensor,
+        importance: Tensor,
+        metric: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Codes int64 [n] and values float32 [n, vector] for the vectors at `index` of each block.
 
-        x: [n, vector], what is to be met; importance [n, vector] or what broadcasts to it.
+        x: [n, vector], what is to be met; importance [n, vector] or what broadcasts to it. With
+        metric [vector, vector], positive definite, an error e of a vector costs e^T metric e, and
+        importance, its diagonal, is where the search begins.
         """
+
+    def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
+        """As in ScalarGrid, for codes [n, width / vector]."""
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         """uint8 [n, nbytes] from fields and codes int64 [n, width / vector]."""

@@ -23,7 +23,8 @@ def unpack_bits(data: Tensor, bits: int, run: int) -> Tensor:
     """The inverse of pack_bits: uint8 [n, width] from uint8 [n, bytes]."""
     parts = data.reshape(data.shape[0], -1, 1, run)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device).view(-1, 1)
-    return ((parts >> shifts) & (2**bits - 1)).view(data.shape[0], -1)
+    values: Tensor = (parts >> shifts) & (2**bits - 1)
+    return values.view(data.shape[0], -1)
 
 
 def half_bytes(values: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["Codebook", "codebook", "nearest_entries", "turn_signs"]
+__all__ = ["Codebook", "codebook", "lowest", "nearest_entries", "turn_signs"]
 
 #: costs that are looked at together: what fits a core's cache
 _AT_ONCE = 1 << 19
@@ -50,11 +50,15 @@ def codebook(type_id: str) -> Codebook:
 
 def nearest_entries(levels: Tensor, square: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     """Entries int64 [m] of least sum of square * level^2 + cross * level, both [m, dim], and it."""
-    table = torch.cat([levels * levels, levels], 1).T.contiguous()
-    terms = torch.cat([square, cross], 1)
+    return lowest(torch.cat([square, cross], 1), torch.cat([levels * levels, levels], 1))
+
+
+def lowest(terms: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in each row terms [m, t] @ table [G, t].T is lowest, int64 [m], and how low."""
+    table = table.T.contiguous()
     value, entries = torch.empty(len(terms)), torch.empty(len(terms), dtype=torch.long)
-    step = _AT_ONCE // len(levels)
-    buffer = torch.empty(step, len(levels))
+    step = _AT_ONCE // table.shape[1]
+    buffer = torch.empty(min(step, len(terms)), table.shape[1])
     for start in range(0, len(terms), step):
         part = slice(start, start + step)
         cost = torch.mm(terms[part], table, out=buffer[: len(terms) - start])

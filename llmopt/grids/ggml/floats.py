@@ -14,7 +14,7 @@ from torch import Tensor
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import pack_bits, unpack_bits
 from llmopt.grids.ggml.refine import Moments, State
-from llmopt.grids.ggml.scalar import ScalarBlocks
+from llmopt.grids.ggml.scalar import Part, ScalarBlocks
 
 _MAGNITUDES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _LEVELS = torch.tensor([-value for value in _MAGNITUDES[:0:-1]] + list(_MAGNITUDES))
@@ -32,14 +32,15 @@ class Floats(ScalarBlocks):
     last: int
     #: weights between the two nibbles of a byte
     run: int
+    #: changes of scale bytes that a search tries first
+    steps: tuple[int, ...]
 
     @abstractmethod
     def first(self, largest: Tensor) -> Tensor:
         """The scale bytes that ggml takes for sub-blocks of this largest magnitude."""
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x = part.x
         magnitudes = x.abs()
         state = {"scales": self.first(magnitudes.amax(0))}
         scale, _ = self.spread(state)
@@ -55,17 +56,13 @@ class Floats(ScalarBlocks):
 
     def moves(self, state: State, turn: int) -> Iterator[Callable[[State], State]]:
         start = state["scales"]
-        for step in self.steps(turn):
+        for step in self.steps if turn == 0 else (1, -1):
             yield lambda _, by=step: {"scales": (start + by).clamp_(0, self.last)}  # type: ignore[misc]
 
-    @abstractmethod
-    def steps(self, turn: int) -> tuple[int, ...]:
-        """Changes of scale bytes that a search tries."""
-
-    def settle(self, moments: Moments, state: State | None) -> State:
+    def settle(self, moments: Moments, state: State | None) -> State:  # noqa: ARG002
         """The byte whose scale is nearest to the best one: the error is a parabola in the scale."""
         table = self.scales[: self.last + 1].to(moments.w.device)
-        fitted = torch.where(moments.ll > 0, moments.xl / moments.ll, 0.0)
+        fitted = torch.where(moments.qq > 0, moments.xq / moments.qq, 0.0)
         found = torch.bucketize(fitted, (table[1:] + table[:-1]) / 2)
         return {"scales": found.to(torch.float32)}
 
@@ -82,15 +79,12 @@ class Floats(ScalarBlocks):
 class Mxfp4(Floats):
     """32 weights with a power of two."""
 
-    sub, run, last = 32, 16, 254
+    sub, run, last, steps = 32, 16, 254, (1, -1, 2)
     scales = torch.tensor([2.0 ** (byte - 128) for byte in range(256)], dtype=torch.float32)
 
     def first(self, largest: Tensor) -> Tensor:
         exponent = largest.double().log2().float().floor() - 2 + 127
         return torch.where(largest > 0, exponent.clamp_(0, 255), 0.0)
-
-    def steps(self, turn: int) -> tuple[int, ...]:
-        return (1, -1, 2)
 
 
 def _ue4m3() -> Tensor:
@@ -106,6 +100,7 @@ class Nvfp4(Floats):
     """64 weights, each 16 with a scale of their own."""
 
     sub, run, last = 16, 8, 126
+    steps = tuple(sign * size for size in range(1, 9) for sign in (1, -1))
     scales = _ue4m3()
 
     def first(self, largest: Tensor) -> Tensor:
@@ -115,11 +110,6 @@ class Nvfp4(Floats):
         normal = ((bits >> 20) + ((bits >> 19) & 1) - ((127 - 7) << 3)).clamp_(max=126)
         small = (target * 512 + 0.5).trunc_().clamp_(max=7)
         return torch.where((bits >> 23) - 127 + 7 <= 0, small, normal.to(torch.float32))
-
-    def steps(self, turn: int) -> tuple[int, ...]:
-        return (
-            tuple(step for size in range(1, 9) for step in (size, -size)) if turn == 0 else (1, -1)
-        )
 
 
 GRIDS: dict[str, ScalarGrid] = {"MXFP4": Mxfp4("MXFP4"), "NVFP4": Nvfp4("NVFP4")}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmopt.grids.ggml.base import Fields, VectorGrid
 from llmopt.grids.ggml.bits import half_bytes, read_half, to_half
-from llmopt.grids.ggml.codebook import codebook, nearest_entries
+from llmopt.grids.ggml.codebook import codebook, lowest, nearest_entries
 from llmopt.grids.ggml.neighbours import running_sum
 from llmopt.grids.ggml.scaled import Space, fit_scales, search
 from llmopt.grids.ggml.splits import SHIFT, Part, Splitter
@@ -111,17 +111,37 @@ class _Ternary(SuperBlocks):
         return self.fields(*fit_scales(s, square, _MULTIPLIERS), codes)
 
     def choose(
-        self, fields: Fields, index: int, x: Tensor, importance: Tensor
+        self,
+        fields: Fields,
+        index: int,
+        x: Tensor,
+        importance: Tensor,
+        metric: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As in VectorGrid."""
         scale = self.scales(fields)[:, index]
-        costs = self.both(x, importance.expand_as(x), scale)
+        costs = (
+            self.both(x, importance.expand_as(x), scale)
+            if metric is None
+            else self.both_by(metric, x, scale)
+        )
         codes = self.pick(fields, index, *costs)
         return codes, scale[:, None] * self._units(codes)
 
     @abstractmethod
     def pick(self, fields: Fields, index: int, up: _Found, down: _Found) -> Tensor:
         """The codes [n] of what was found at either shift for the vectors at `index`."""
+
+    def both_by(self, metric: Tensor, x: Tensor, scale: Tensor) -> tuple[_Found, _Found]:
+        """As `both`, where an error e costs e^T metric e."""
+        terms = torch.cat([(scale * scale)[:, None], x @ metric * (-2 * scale)[:, None]], 1)
+        found = []
+        for shift in (SHIFT, -SHIFT):
+            levels = self.levels + shift
+            own = (levels @ metric * levels).sum(1, keepdim=True)
+            found.append(lowest(terms, torch.cat([own, levels], 1)))
+        (up, up_cost), (down, down_cost) = found
+        return (up, up_cost), (down | 1 << 11, down_cost)
 
     def both(self, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[_Found, _Found]:
         """Codes [m] and costs [m] of vectors [m, 8], moved up and moved down."""
@@ -217,7 +237,7 @@ class _Iq1M(_Ternary):
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in _Ternary."""
-        low, rest, scales = data.long().split([32, 16, 8], 1)
+        low, rest, scales = torch.split(data.long(), [32, 16, 8], 1)
         words = join_bytes(scales.view(-1, 4, 2))
         half = ((words >> 12) << 4 * torch.arange(4)).sum(1, keepdim=True)
         d = read_half(split_bytes(half, 2).to(torch.uint8), 0)

@@ -67,7 +67,7 @@ class _Iq2S(SignedGrid):
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""
-        low, signs, high = data[:, 2:74].long().split([32, 32, 8], 1)
+        low, signs, high = torch.split(data[:, 2:74].long(), [32, 32, 8], 1)
         entries = low | (high[:, :, None] >> 2 * torch.arange(4) & 3).flatten(1) << 8
         level = torch.stack(nibbles(data[:, 74:]), 2).flatten(1)
         return {"d": read_half(data, 0), "l": level}, join(signs, entries)

@@ -63,7 +63,7 @@ class _Iq3S(SignedGrid):
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""
-        low, high, signs = data[:, 2:106].long().split([64, 8, 32], 1)
+        low, high, signs = torch.split(data[:, 2:106].long(), [64, 8, 32], 1)
         entries = low | (high[:, :, None] >> _BITS & 1).flatten(1) << 8
         level = torch.stack(nibbles(data[:, 106:]), 2).flatten(1)
         return {"d": read_half(data, 0), "l": level}, join(signs, entries)

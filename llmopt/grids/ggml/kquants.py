@@ -7,6 +7,7 @@ one float16 of the block multiplies. A float16 times these integers is exact in 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,24 +16,26 @@ from llmopt.grids.ggml import upstream
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, pack_bits, read_half, to_half, unpack_bits
 from llmopt.grids.ggml.refine import Moments, State
-from llmopt.grids.ggml.scalar import ScalarBlocks
+from llmopt.grids.ggml.scalar import Part, ScalarBlocks
 
 # How often block and sub-block fields are fitted to each other for given codes.
 _SETTLE = 3
+# By how much a scale or a minimum moves in each turn of a search.
+_SIZES = ((1, 2, 3, 4, 5, 6, 8, 10), (1, 2, 3))
+_SIGNED_SIZES = ((1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16), (1, 2, 3))
 
 
 class Affine(ScalarBlocks):
     """value = d * scale * code - dmin * min."""
 
-    low = 0
+    low, rounds = 0, 3
 
     def __init__(self, type_id: str, bits: int, sub: int, top: int) -> None:
         super().__init__(type_id)
         self.bits, self.sub, self.high, self.top = bits, sub, (1 << bits) - 1, top
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x, importance, _ = part
         if importance is None:
             state, codes = self._upstream_plain(x)
         else:
@@ -42,9 +45,9 @@ class Affine(ScalarBlocks):
             scale, minimum, codes = upstream.affine(x, weights, self.high, ranges)
             total = upstream.ordered_sum(weights)
             state = self._quantized(scale, minimum, total, total)
-        scale, offset = self.spread(state)
-        again = torch.div(x - offset, scale).round_().clamp_(0, self.high)
-        return state, torch.where(scale == 0, codes, again)
+        scale, minimum = state["d"] * state["scales"], state["dmin"] * state["mins"]
+        again = (x + minimum).div_(scale).round_().clamp_(0, self.high)
+        return state, again if bool(scale.all()) else torch.where(scale == 0, codes, again)
 
     def _quantized(
         self, scale: Tensor, minimum: Tensor, weights: Tensor, min_weights: Tensor
@@ -82,20 +85,23 @@ class Affine(ScalarBlocks):
         return state["d"] * state["scales"], -(state["dmin"] * state["mins"])
 
     def moves(self, state: State, turn: int) -> Iterator[Callable[[State], State]]:
-        for scale, minimum in _NEIGHBOURS:
+        """The range of a sub-block changes at its upper end, its lower end, or both."""
+        sizes = _SIZES[min(turn, len(_SIZES) - 1)]
+        steps = [step for size in sizes for step in (size, -size)]
+        # how many steps of min are as long as a step of scale at the highest code
+        d, dmin = state["d"], state["dmin"]
+        length = torch.where(dmin == 0, 0.0, d * self.high / dmin)
+        for share in (0.0, 0.5, 1.0):
+            for step in steps:
+                yield partial(self._moved, scale=step, minimum=(length * (share * step)).round_())
+        for step in steps:
+            yield partial(self._moved, scale=0, minimum=step)
 
-            def move(now: State, scale: int = scale, minimum: int = minimum) -> State:
-                return {
-                    "d": now["d"],
-                    "dmin": now["dmin"],
-                    "scales": (now["scales"] + scale).clamp_(0, self.top),
-                    "mins": (now["mins"] + minimum).clamp_(0, self.top),
-                }
-
-            yield move
+    def _moved(self, state: State, scale: int, minimum: Tensor | int) -> State:
+        scales, mins = state["scales"] + scale, state["mins"] + minimum
+        return {**state, "scales": scales.clamp_(0, self.top), "mins": mins.clamp_(0, self.top)}
 
     def settle(self, moments: Moments, state: State | None) -> State:
-        w, x, l, ll, xl = moments
         if state is None:
             state = self._first(moments)
         d, dmin, scales, mins = (state[name] for name in ("d", "dmin", "scales", "mins"))
@@ -106,28 +112,28 @@ class Affine(ScalarBlocks):
 
     def _first(self, moments: Moments) -> State:
         """Each sub-block on its own, then what block fields make of that."""
-        w, x, l, ll, xl = moments
-        determinant = w * ll - l * l
-        offset = torch.where(determinant > 0, (ll * x - l * xl) / determinant, x / w)
+        w, x, q, qq, xq = moments
+        determinant = w * qq - q * q
+        offset = torch.where(determinant > 0, (qq * x - q * xq) / determinant, x / w)
         offset = offset.clamp_(max=0.0)
-        scale = torch.where(ll > 0, (xl - offset * l) / ll, 0.0).clamp_(min=0.0)
-        return self._quantized(scale, -offset, ll, w)
+        scale = torch.where(qq > 0, (xq - offset * q) / qq, 0.0).clamp_(min=0.0)
+        return self._quantized(scale, -offset, qq, w)
 
     def _integers(
         self, moments: Moments, scales: Tensor, mins: Tensor, d: Tensor, dmin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The scales and mins of least error for given d and dmin: three scales are tried."""
-        w, x, l, ll, xl = moments
+        w, x, q, qq, xq = moments
         inverse = torch.where(dmin == 0, 0.0, 1 / (dmin * w))
-        middle = torch.where(d == 0, 0.0, (xl + dmin * mins * l) / (d * ll))
-        middle = torch.where(ll > 0, middle, scales).round_()
+        middle = torch.where(d == 0, 0.0, (xq + dmin * mins * q) / (d * qq))
+        middle = torch.where(qq > 0, middle, scales).round_()
         best = torch.full_like(w, torch.inf)
         for step in (-1, 0, 1):
             tried = (middle + step).clamp_(0, self.top)
             a = d * tried
-            minimum = ((a * l - x) * inverse).round_().clamp_(0, self.top)
+            minimum = ((a * q - x) * inverse).round_().clamp_(0, self.top)
             b = dmin * minimum
-            found = a * (a * ll - 2 * xl - 2 * b * l) + b * (b * w + 2 * x)
+            found = a * (a * qq - 2 * xq - 2 * b * q) + b * (b * w + 2 * x)
             better = found < best
             best = torch.where(better, found, best)
             scales, mins = torch.where(better, tried, scales), torch.where(better, minimum, mins)
@@ -161,29 +167,14 @@ class Affine(ScalarBlocks):
         return fields, codes.to(torch.float32)
 
 
-# Changes of (scale, min) of a sub-block that a search tries.
-_NEIGHBOURS = (
-    (1, 0),
-    (-1, 0),
-    (0, 1),
-    (0, -1),
-    (1, 1),
-    (-1, -1),
-    (2, 1),
-    (-2, -1),
-    (2, 2),
-    (-2, -2),
-)
-
-
 def _solve(
     moments: Moments, scales: Tensor, mins: Tensor, d: Tensor, dmin: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The float16 d and dmin of least error for given integers; the old where there is none."""
-    w, x, l, ll, xl = moments
-    dd, mm = (scales * scales * ll).sum(0), (mins * mins * w).sum(0)
-    dm = (scales * mins * l).sum(0)
-    dx, mx = (scales * xl).sum(0), (mins * x).sum(0)
+    w, x, q, qq, xq = moments
+    dd, mm = (scales * scales * qq).sum(0), (mins * mins * w).sum(0)
+    dm = (scales * mins * q).sum(0)
+    dx, mx = (scales * xq).sum(0), (mins * x).sum(0)
     determinant = dd * mm - dm * dm
     solvable = determinant > 1e-6 * dd * mm
     both = (dx * mm - dm * mx) / determinant, (dx * dm - dd * mx) / determinant
@@ -197,16 +188,15 @@ def _solve(
 class Symmetric(ScalarBlocks):
     """Q3_K and Q6_K: value = d * scale * level, with signed scales."""
 
-    sub = 16
+    sub, rounds = 16, 4
 
     def __init__(self, type_id: str, bits: int, scale_bits: int) -> None:
         super().__init__(type_id)
         self.bits, self.low, self.high = bits, -(1 << (bits - 1)), (1 << (bits - 1)) - 1
         self.half = 1 << (scale_bits - 1)
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x, importance, _ = part
         if self.bits == 6:
             scale, levels = upstream.symmetric(x, x * x if importance is None else importance, 32)
             state = self._by_extreme(scale)
@@ -238,32 +228,31 @@ class Symmetric(ScalarBlocks):
         return state["d"] * state["scales"], None
 
     def moves(self, state: State, turn: int) -> Iterator[Callable[[State], State]]:
-        reach = self.half // 8
-        steps = (1, 2, 3, reach, 2 * reach) if turn == 0 else (1, 2, 3)
-        signs = (1, -1) if turn == 0 else (1,)
-        for sign in signs:
-            for step in (0, *steps, *(-step for step in steps)):
-                if (sign, step) == (1, 0):
-                    continue
+        """Scales become larger or smaller; first also with the other sign, which has other ends."""
+        sizes = _SIGNED_SIZES[min(turn, len(_SIGNED_SIZES) - 1)]
+        steps = [step for size in sizes for step in (size, -size)]
+        start = state["scales"]
+        for step in steps:
+            yield partial(self._moved, scales=start + step)
+        if turn == 0:
+            for step in (0, *steps):
+                yield partial(self._moved, scales=-(start + step))
 
-                def move(now: State, sign: int = sign, step: int = step) -> State:
-                    scales = (state["scales"] + step).mul_(sign)
-                    return {"d": now["d"], "scales": scales.clamp_(-self.half, self.half - 1)}
-
-                yield move
+    def _moved(self, state: State, scales: Tensor) -> State:
+        return {**state, "scales": scales.clamp(-self.half, self.half - 1)}
 
     def settle(self, moments: Moments, state: State | None) -> State:
-        ll, xl = moments.ll, moments.xl
-        own = torch.where(ll > 0, xl / ll, 0.0)
+        qq, xq = moments.qq, moments.xq
+        own = torch.where(qq > 0, xq / qq, 0.0)
         if state is None:
-            d, scales = upstream.symmetric(own, ll, self.half)
+            d, scales = upstream.symmetric(own, qq, self.half)
             state = {"d": to_half(d), "scales": scales}
         d, scales = state["d"], state["scales"]
         for _ in range(_SETTLE):
-            norm = (scales * scales * ll).sum(0)
-            d = torch.where(norm > 0, to_half((scales * xl).sum(0) / norm), d)
+            norm = (scales * scales * qq).sum(0)
+            d = torch.where(norm > 0, to_half((scales * xq).sum(0) / norm), d)
             fitted = (own / d).round_().clamp_(-self.half, self.half - 1)
-            scales = torch.where((d == 0) | (ll == 0), scales, fitted)
+            scales = torch.where((d == 0) | (qq == 0), scales, fitted)
         return {"d": d, "scales": scales}
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
@@ -310,7 +299,7 @@ def _pack_six(scales: Tensor, mins: Tensor) -> Tensor:
 
 def _unpack_six(data: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of _pack_six."""
-    first, second, low = data.split(4, 1)
+    first, second, low = torch.split(data, 4, 1)
     scales = torch.cat([first & 63, (low & 15) | ((first >> 6) << 4)], 1)
     return scales, torch.cat([second & 63, (low >> 4) | ((second >> 6) << 4)], 1)
 

@@ -11,7 +11,7 @@ from llmopt.grids.ggml import upstream
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, pack_bits, read_half, to_half, unpack_bits
 from llmopt.grids.ggml.refine import Moments, State
-from llmopt.grids.ggml.scalar import ScalarBlocks
+from llmopt.grids.ggml.scalar import Part, ScalarBlocks
 
 # Relative changes of a scale that a search tries, by turn: wide first, then finer.
 _STEPS = ((0.02, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.26), (0.005, 0.01, 0.015), (0.001, 0.0025))
@@ -41,7 +41,7 @@ class Scaled(ScalarBlocks):
 
     def settle(self, moments: Moments, state: State | None) -> State:
         before = torch.zeros_like(moments.w) if state is None else state["d"]
-        return {"d": torch.where(moments.ll > 0, to_half(moments.xl / moments.ll), before)}
+        return {"d": torch.where(moments.qq > 0, to_half(moments.xq / moments.qq), before)}
 
 
 class Symmetric(Scaled):
@@ -56,9 +56,8 @@ class Symmetric(Scaled):
     def energy(self, w: Tensor) -> Tensor:
         return row_energy(w, self.width)
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x, importance, energy = part
         half = -self.low
         if importance is not None:
             weights = importance * upstream.root(energy + x * x)
@@ -90,9 +89,8 @@ class Affine(ScalarBlocks):
     def energy(self, w: Tensor) -> Tensor:
         return row_energy(w, self.width)
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x, importance, energy = part
         if importance is not None:
             weights = importance * upstream.root(energy + x * x)
             ranges = upstream.affine_ranges(self.high, -0.9, 0.05, 36)
@@ -117,14 +115,13 @@ class Affine(ScalarBlocks):
                 yield lambda _, moved=moved: moved  # type: ignore[misc]
             yield lambda _, by=change: {"d": d, "m": to_half(m + 0.5 * by)}  # type: ignore[misc]
 
-    def settle(self, moments: Moments, state: State | None) -> State:
-        w, x, l, ll, xl = moments
-        determinant = w * ll - l * l
-        solvable = determinant > 1e-6 * w * ll
+    def settle(self, moments: Moments, state: State | None) -> State:  # noqa: ARG002
+        w, x, q, qq, xq = moments
+        determinant = w * qq - q * q
+        solvable = determinant > 1e-6 * w * qq
         mean = torch.where(w > 0, x / w, 0.0)
-        d = torch.where(solvable, (w * xl - x * l) / determinant, 0.0)
-        d = to_half(d)
-        m = torch.where(solvable, (x - d * l) / w, mean)
+        d = to_half(torch.where(solvable, (w * xq - x * q) / determinant, 0.0))
+        m = torch.where(solvable, (x - d * q) / w, mean)
         return {"d": d, "m": to_half(m)}
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
@@ -141,9 +138,8 @@ class Bytes(Scaled):
 
     sub, low, high = 32, -127, 127
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x = part.x
         d = torch.div(x.abs().amax(0), torch.tensor(127.0))
         inverse = torch.where(d == 0, 0.0, d.reciprocal())
         return {"d": d.half().float()}, upstream.round_away(x * inverse)

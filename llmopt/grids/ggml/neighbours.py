@@ -77,7 +77,7 @@ def _classes(rows: Tensor, count: Tensor) -> Iterator[tuple[Tensor, int]]:
     for width in _WIDTHS:
         part = rows[(count > lowest) & (count <= width)]
         lowest = width
-        yield from ((some, width) for some in part.split(max(1, _AT_ONCE // (8 * width))))
+        yield from ((some, width) for some in torch.split(part, max(1, _AT_ONCE // (8 * width))))
 
 
 @lru_cache

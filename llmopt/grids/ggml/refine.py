@@ -17,18 +17,21 @@ from torch import Tensor
 
 #: what blocks store, by name: float32, [s, n] for each sub-block or [n] for each block
 State = dict[str, Tensor]
-#: rounds scaled values to levels, in place
-Rounder = Callable[[Tensor], Tensor]
+#: writes the levels nearest to scaled values into the second tensor
+Rounder = Callable[[Tensor, Tensor], None]
+
+# Reciprocals of the smallest scales would be infinite, and times 0 not a number.
+_LARGEST = 3e38
 
 
 class Moments(NamedTuple):
-    """Weighted sums over the elements of each sub-block, [s, n]; l is the level."""
+    """Weighted sums over the elements of each sub-block, [s, n]; q is the level."""
 
     w: Tensor
     x: Tensor
-    l: Tensor  # noqa: E741
-    ll: Tensor
-    xl: Tensor
+    q: Tensor
+    qq: Tensor
+    xq: Tensor
 
 
 class Layout(Protocol):
@@ -38,7 +41,9 @@ class Layout(Protocol):
         """Scale and offset [s, n]; None for no offset."""
 
     def moves(self, state: State, turn: int) -> Iterator[Callable[[State], State]]:
-        """Changes of sub-block fields to try one after another, in this turn."""
+        """Changes of sub-block fields to try one after another, in this turn: other fields are
+        handed on as they are.
+        """
 
     def settle(self, moments: Moments, state: State | None) -> State:
         """Fields of small error for given codes; a state to start from, if there is one."""
@@ -56,27 +61,31 @@ class Problem:
 
     def levels(self, scale: Tensor, offset: Tensor | None) -> Tensor:
         """The nearest levels, in a buffer that the next call overwrites."""
-        inverse = torch.where(scale == 0, 0.0, scale.reciprocal())
-        torch.mul(self.x, inverse, out=self._scaled)
-        if offset is not None:
-            self._scaled.sub_(offset * inverse)
-        return self._round(self._levels.copy_(self._scaled))
+        inverse = scale.reciprocal().clamp_(-_LARGEST, _LARGEST)
+        if offset is None:
+            torch.mul(self.x, inverse, out=self._scaled)
+        else:
+            torch.addcmul(-offset * inverse, self.x, inverse, out=self._scaled)
+        self._round(self._scaled, self._levels)
+        return self._levels
 
     def error(self, scale: Tensor, offset: Tensor | None) -> Tensor:
         """[s, n]: the weighted squared error of the nearest levels."""
         off = self.levels(scale, offset).sub_(self._scaled)
         found = off.square_().mul_(self.weights).sum(0).mul_(scale).mul_(scale)
+        if bool(scale.all()):
+            return found
         flat = self._sum_xx
         if offset is not None:
             flat = flat - offset * (2 * self.sum_x - offset * self.sum_w)
-        return torch.where(scale == 0, flat, found).nan_to_num_(nan=torch.inf)
+        return torch.where(scale == 0, flat, found)
 
     def moments(self, levels: Tensor) -> Moments:
         """Sums for given levels."""
         product = self.weights * levels
-        sum_l = product.sum(0)
-        sum_xl = (product * self.x).sum(0)
-        return Moments(self.sum_w, self.sum_x, sum_l, product.mul_(levels).sum(0), sum_xl)
+        sum_q = product.sum(0)
+        sum_xq = (product * self.x).sum(0)
+        return Moments(self.sum_w, self.sum_x, sum_q, product.mul_(levels).sum(0), sum_xq)
 
 
 def refine(problem: Problem, layout: Layout, state: State, rounds: int) -> State:
@@ -89,7 +98,9 @@ def refine(problem: Problem, layout: Layout, state: State, rounds: int) -> State
             found = problem.error(*layout.spread(proposal))
             better = found < error
             state = {
-                name: torch.where(better, proposal[name], value) if value.ndim > 1 else value
+                name: value
+                if proposal[name] is value
+                else torch.where(better, proposal[name], value)
                 for name, value in state.items()
             }
             error = torch.where(better, found, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,20 @@ from llmopt.grids.ggml.refine import Moments, Problem, State, refine
 from llmopt.grids.ggml.upstream import LANES
 from llmopt.specs.ggml import GGML_TYPES
 
-# Weights that are worked on at once: the buffers of a search stay in the cache.
+# Weights that are worked on at once, and of these by a search, whose buffers stay in the cache.
 _CHUNK = 1 << 18
+_PIECE = 1 << 16
+
+
+class Part(NamedTuple):
+    """Blocks to encode, element-first: x [sub, s, n], importance of the same shape if there is any.
+
+    energy: [n] mean square of the row that a block lies in.
+    """
+
+    x: Tensor
+    importance: Tensor | None
+    energy: Tensor
 
 
 class ScalarBlocks(ABC):
@@ -40,13 +53,8 @@ class ScalarBlocks(ABC):
     # what a type provides
 
     @abstractmethod
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
-        """What ggml's encoder makes of x [sub, s, n]: fields, and levels like x.
-
-        energy: [n] mean square of the row that a block lies in.
-        """
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        """What ggml's encoder makes of part.x: fields, and levels like x."""
 
     @abstractmethod
     def spread(self, state: State) -> tuple[Tensor, Tensor | None]:
@@ -80,16 +88,16 @@ class ScalarBlocks(ABC):
         weights = None if importance is None else importance.view(per_row, self.width)
         out = torch.empty(len(blocks), self.spec.nbytes, dtype=torch.uint8, device=w.device)
         for part in self._chunks(len(blocks)):
-            weight = None
-            if weights is not None:
-                order = torch.arange(part.start, part.stop, device=w.device) % per_row
-                weight = weights[order]
-            x, weight = self._elements(blocks[part]), self._maybe(weight)
-            state, levels = self.upstream(x, weight, _padded(energy[part]))
-            if search == "best":
-                state, levels = self._search(x, weight, state)
-            count = part.stop - part.start
-            out[part] = self.pack(_fields(state, count), self._codes(levels, count))
+            with torch.inference_mode():  # calls cost less, and there are thousands
+                x, weight = self._elements(blocks[part]), None
+                if weights is not None:
+                    order = torch.arange(part.start, part.stop, device=w.device) % per_row
+                    weight = self._elements(weights[order])
+                state, levels = self.upstream(Part(x, weight, _padded(energy[part])))
+                if search == "best":
+                    state, levels = self._search(x, weight, state)
+                count = part.stop - part.start
+                out[part] = self.pack(_fields(state, count), self._codes(levels, count))
         return out.view(w.shape[0], -1)
 
     def decode(self, data: Tensor) -> Tensor:
@@ -102,21 +110,31 @@ class ScalarBlocks(ABC):
         return values.view(data.shape[0], -1)
 
     def fit(self, blocks: Tensor, importance: Tensor) -> Fields:
-        weights, energy = importance.expand_as(blocks), blocks.square().mean(1)
-        found = []
-        for part in self._chunks(len(blocks)):
-            x, weight = self._elements(blocks[part]), self._elements(weights[part])
-            start, _ = self.upstream(x, weight, _padded(energy[part]))
-            found.append(_fields(self._search(x, weight, start)[0], part.stop - part.start))
-        return {name: torch.cat([fields[name] for fields in found]) for name in found[0]}
+        energy = blocks.square().mean(1)
+
+        def found(x: Tensor, weight: Tensor, part: slice) -> State:
+            start, _ = self.upstream(Part(x, weight, _padded(energy[part])))
+            return self._search(x, weight, start)[0]
+
+        return self._by_chunks(found, blocks, importance)
 
     def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
-        weights, levels = importance.expand_as(blocks), self._levels(codes)
-        found = []
-        for part in self._chunks(len(blocks)):
-            x, weight = self._elements(blocks[part]), self._elements(weights[part])
+        levels = self._levels(codes)
+
+        def found(x: Tensor, weight: Tensor, part: slice) -> State:
             moments = Problem(x, weight, self._round).moments(self._elements(levels[part]))
-            found.append(_fields(self.settle(moments, None), part.stop - part.start))
+            return self.settle(moments, None)
+
+        return self._by_chunks(found, blocks, importance)
+
+    def _by_chunks(
+        self, work: Callable[[Tensor, Tensor, slice], State], blocks: Tensor, importance: Tensor
+    ) -> Fields:
+        weights, found = importance.expand_as(blocks), []
+        for part in self._chunks(len(blocks)):
+            with torch.inference_mode():
+                x, weight = self._elements(blocks[part]), self._elements(weights[part])
+                found.append(_fields(work(x, weight, part), part.stop - part.start))
         return {name: torch.cat([fields[name] for fields in found]) for name in found[0]}
 
     def lattice(self, fields: Fields) -> Lattice:
@@ -143,9 +161,6 @@ class ScalarBlocks(ABC):
         """[sub, s, n] of blocks [n, width], n filled up with zeros to a multiple of LANES."""
         parts = blocks.view(len(blocks), -1, self.sub).permute(2, 1, 0)
         return _padded(parts).contiguous()
-
-    def _maybe(self, blocks: Tensor | None) -> Tensor | None:
-        return None if blocks is None else self._elements(blocks)
 
     def _codes(self, levels: Tensor, count: int) -> Tensor:
         blocks = levels[..., :count].permute(2, 1, 0).reshape(count, self.width)
@@ -175,17 +190,33 @@ class ScalarBlocks(ABC):
         if weights is None:
             squares = x * x
             weights = (squares + squares.mean((0, 1))).sqrt_()
-        problem = Problem(x, weights, self._round)
-        state = refine(problem, self, start, self.rounds)
-        return state, problem.levels(*self.spread(state))
+        states, levels = [], []
+        lanes = _PIECE // self.width
+        for at in range(0, x.shape[-1], lanes):
+            part = slice(at, at + lanes)
+            problem = Problem(
+                x[..., part].contiguous(), weights[..., part].contiguous(), self._round
+            )
+            state = {name: value[..., part] for name, value in start.items()}
+            state = refine(problem, self, state, self.rounds)
+            states.append(state)
+            levels.append(problem.levels(*self.spread(state)))
+        return {name: torch.cat([s[name] for s in states], -1) for name in start}, torch.cat(
+            levels, -1
+        )
 
-    def _round(self, scaled: Tensor) -> Tensor:
-        """Nearest levels, in place."""
+    def _round(self, scaled: Tensor, out: Tensor) -> None:
+        """As refine.Rounder."""
         if self.table is None:
-            return scaled.clamp_(self.low, self.high).round_()
+            torch.clamp(scaled, self.low, self.high, out=out).round_()
+            return
         table = self.table.to(scaled.device)
-        middles = (table[1:] + table[:-1]) / 2
-        return scaled.copy_(table[torch.bucketize(scaled, middles)])
+        torch.index_select(
+            table,
+            0,
+            torch.bucketize(scaled, (table[1:] + table[:-1]) / 2).view(-1),
+            out=out.view(-1),
+        )
 
 
 def _padded(values: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class _Table(SuperBlocks):
     def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
         """As in ScalarGrid."""
         x, weight = self._parts(blocks), self._parts(importance.expand_as(blocks))
-        units = self._parts(_levels()[codes])
+        units = self._parts(_levels()[codes.long()])
         square = (weight * units * units).sum(2)
         d, l = fit_scales((weight * x * units).sum(2) / square, square, self.multipliers)  # noqa: E741
         return {"d": d, "l": l}

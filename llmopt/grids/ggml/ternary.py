@@ -10,6 +10,7 @@ from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, pack_bits, read_half, unpack_bits
 from llmopt.grids.ggml.legacy import Scaled
 from llmopt.grids.ggml.refine import State
+from llmopt.grids.ggml.scalar import Part
 
 
 class Ternary(Scaled):
@@ -17,9 +18,8 @@ class Ternary(Scaled):
 
     sub, low, high = 256, -1, 1
 
-    def upstream(
-        self, x: Tensor, importance: Tensor | None, energy: Tensor
-    ) -> tuple[State, Tensor]:
+    def upstream(self, part: Part) -> tuple[State, Tensor]:
+        x = part.x
         d = x.abs().amax(0)
         inverse = torch.where(d == 0, 0.0, d.reciprocal())
         return {"d": d.half().float()}, upstream.round_away(x * inverse)
@@ -44,8 +44,9 @@ class Trits(Ternary):
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         packed = []
-        for part, run in zip(codes.split([n for n, _ in _PARTS], 1), (r for _, r in _PARTS)):
-            digits = part.view(len(part), -1, run).to(torch.int32)
+        counts, runs = [n for n, _ in _PARTS], [run for _, run in _PARTS]
+        for part, run in zip(torch.split(codes, counts, 1), runs, strict=True):
+            digits = part.reshape(len(part), -1, run).to(torch.int32)
             number = torch.zeros_like(digits[:, 0])
             for index in range(5):
                 number = number * 3 + (digits[:, index] if index < digits.shape[1] else 0)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
+from torch.nn.functional import threshold
 
 #: torch sums fewer columns than a few vectors in another order
 LANES = 64
@@ -19,7 +19,7 @@ LANES = 64
 #: below this a block counts as all zero.
 NOTHING = 1e-15
 # Elements that a search works on at once.
-_PIECE = 1 << 15
+_PIECE = 1 << 16
 # torch adds up to so many rows one after another, and more in a cascade.
 _RUN = 16
 
@@ -27,7 +27,9 @@ _RUN = 16
 def _pieces(x: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """x and weights in parts of the last dimension whose buffers stay in the cache."""
     lanes = max(LANES, _PIECE * x.shape[-1] // x.numel() // LANES * LANES)
-    for part, weight in zip(x.split(lanes, -1), weights.split(lanes, -1), strict=True):
+    for part, weight in zip(
+        torch.split(x, lanes, -1), torch.split(weights, lanes, -1), strict=True
+    ):
         yield part.contiguous(), weight.contiguous()
 
 
@@ -101,24 +103,7 @@ def stepwise(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
     extreme, largest = signed_extreme(x)
     levels = torch.div(torch.tensor(-float(half)), extreme)
     levels = (x * levels).round_().clamp_(-half, half - 1)
-    weights = x * x
-    weighted = weights * x
-    dot, norm = ordered_sum(weighted * levels), ordered_sum(weights * levels * levels)
-    for _ in range(5):
-        before = levels.clone()
-        for value, weight, product, level in zip(x, weights, weighted, levels, strict=True):
-            rest = dot - product * level
-            square = norm - weight * level * level
-            tried = (value * square / rest).round_().clamp_(-half, half - 1)
-            moved_dot = rest + product * tried
-            moved_norm = square + weight * tried * tried
-            better = (rest > 0) & (tried != level) & (moved_norm > 0)
-            better &= moved_dot * moved_dot * norm > dot * dot * moved_norm
-            level.copy_(torch.where(better, tried, level))
-            dot = torch.where(better, moved_dot, dot)
-            norm = torch.where(better, moved_norm, norm)
-        if torch.equal(before, levels):
-            break
+    dot, norm = _climb(x, x * x, levels, -half, half - 1)
     nothing = largest < NOTHING
     scale = torch.where((norm > 0) & ~nothing, dot / norm, 0.0)
     return scale, levels.masked_fill_(nothing, -half)
@@ -171,7 +156,7 @@ class _AffineSearch:
 
     def _start(self) -> None:
         """The whole range, its scale not fitted."""
-        error, inverse, start, scale, offset = self._now
+        _, inverse, start, scale, offset = self._now
         torch.div(torch.tensor(float(self._top)), self._high - self._low, out=inverse)
         start.copy_(self._low)
         offset.copy_(self._low)
@@ -186,7 +171,7 @@ class _AffineSearch:
     def _measure(self, scale: Tensor, offset: Tensor) -> None:
         """The error of the codes."""
         off = torch.mul(self._codes, scale, out=self._terms[0]).add_(offset).sub_(self._x)
-        (off.abs_() if self._absolute else off.square_()).mul_(self._weights)
+        (off.abs_() if self._absolute else off.mul_(off)).mul_(self._weights)
         self._sum_error()
 
     def consider(self, divisor: Tensor) -> None:
@@ -203,7 +188,7 @@ class _AffineSearch:
         sum_ll, sum_xl, sum_l, sum_x = self._rows
         torch.mul(self._halves[0], self._sum_w, out=self._both).sub_(self._halves[1] * sum_l)
         determinant, numerator = self._solved
-        threshold_(determinant, 0.0, torch.nan)  # which is no candidate
+        threshold(determinant, 0.0, torch.nan, inplace=True)  # which is no candidate
         torch.div(numerator, determinant, out=scale)
         torch.mul(sum_ll, sum_x, out=offset).sub_(sum_l * sum_xl).div_(determinant)
         positive = torch.gt(offset, self._zero, out=self._flags)
@@ -230,17 +215,19 @@ def affine_ranges(top: int, start: float, step: float, steps: int) -> Tensor:
 def positive(x: Tensor, weights: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Scale and levels in [0, top] for x >= 0 [count, ...]: the best of nine scales, then up to
     five sweeps in which single levels move while (sum w x l)^2 / sum w l^2 rises.
+
+    Where x is below zero after all, levels wrap around as ggml's bytes do.
     """
     largest = x.amax(0).clamp_(min=0.0)
     chosen = torch.div(torch.tensor(float(top)), largest)
-    best = _distance(x, weights, chosen, (x * chosen).round_())
+    best = _distance(x, weights, chosen, (x * chosen).round_().remainder_(256))
     for step in (*range(-4, 0), *range(1, 5)):
         inverse = torch.div(_float32(top, 0.1, step), largest)
         found = _distance(x, weights, inverse, (x * inverse).round_().clamp_(max=top))
         chosen = torch.where(found < best, inverse, chosen)
         best = torch.where(found < best, found, best)
     levels = (x * chosen).round_().clamp_(max=top)
-    dot, norm = _climb(x, weights, levels, top)
+    dot, norm = _climb(x, weights, levels, 0, top)
     nothing = largest < NOTHING
     scale = torch.where((norm > 0) & ~nothing, dot / norm, 0.0)
     return scale, levels.masked_fill_(nothing, 0.0)
@@ -251,21 +238,24 @@ def _distance(x: Tensor, weights: Tensor, inverse: Tensor, levels: Tensor) -> Te
     return ordered_sum((weights * difference).mul_(difference))
 
 
-def _climb(x: Tensor, weights: Tensor, levels: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Change levels in place; sum w x l and sum w l^2."""
+def _climb(x: Tensor, weights: Tensor, levels: Tensor, low: int, top: int) -> tuple[Tensor, Tensor]:
+    """Change single levels in place while that pays; sum w x l and sum w l^2."""
     weighted = weights * x
     dot, norm = ordered_sum(weighted * levels), ordered_sum(weights * levels * levels)
+    if not low:
+        levels.remainder_(256)
     for _ in range(5):
         before = levels.clone()
         for value, weight, product, level in zip(x, weights, weighted, levels, strict=True):
             rest = dot - product * level
             square = norm - weight * level * level
-            tried = (value * square / rest).round_().clamp_(max=top)
+            tried = (value * square / rest).round_()
+            tried = tried.clamp_(low, top) if low else tried.clamp_(max=top)
             moved_dot = rest + product * tried
             moved_norm = square + weight * tried * tried
-            better = (rest > 0) & (square > 0) & (tried != level)
+            better = (rest > 0) & (tried != level) & ((moved_norm if low else square) > 0)
             better &= moved_dot * moved_dot * norm > dot * dot * moved_norm
-            level.copy_(torch.where(better, tried, level))
+            level.copy_(torch.where(better, tried if low else tried.remainder(256), level))
             dot = torch.where(better, moved_dot, dot)
             norm = torch.where(better, moved_norm, norm)
         if torch.equal(before, levels):

@@ -119,7 +119,9 @@ class _Solver:
         """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper[block, block]
         target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
-        return self._rounding.round(target.add_(rows.weight[block]), upper, self._refine)
+        # what comes back lies column by column, and every step to come works on rows
+        target = target.contiguous().add_(rows.weight[block])
+        return self._rounding.round(target, upper, self._refine)
 
     def _descend(self, rows: _Rows, block: slice, pending: Tensor) -> _Settled:
         """Improve a block given all others; pending [n, rows] is H times the residual."""
@@ -179,11 +181,15 @@ class _Scalars:
         bounds = torch.zeros(1, 1, device=scale.device)
         return (
             Lattice(
-                scale=scale, low=bounds.expand_as(scale), high=(bounds + found.top).expand_as(scale),
-                free=False, signed=True, levels=found.levels,
+                scale=scale,
+                low=bounds.expand_as(scale),
+                high=(bounds + found.top).expand_as(scale),
+                free=False,
+                signed=True,
+                levels=found.levels,
             ),
             found.offset.T.contiguous(),
-        )  # fmt: skip
+        )
 
 
 class _Vectors:
@@ -212,8 +218,9 @@ class _Vectors:
         return self.improve(settled, cost @ residual, cost)
 
     def improve(self, present: _Settled, gradient: Tensor, cost: Tensor) -> _Settled:
-        """Other fields for the same codes, then another code for one vector after the other, where
-        that lowers e^T A e.
+        """Other fields for the same codes, then another code for one vector after the other.
+
+        Each only where that lowers e^T A e.
 
         gradient: [n, rows], A e, and A = cost.
         """

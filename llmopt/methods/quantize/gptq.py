@@ -198,7 +198,8 @@ class _Solver:
         """Round a group; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper[block, block]
         wanted = torch.linalg.solve_triangular(upper.T, pending, upper=False)
-        target = wanted.add_(rows.weight[block])
+        # it lies column by column, and every step to come works on rows
+        target = wanted.contiguous().add_(rows.weight[block])
         if not self._settings.static_groups:
             scale, zero = self._grid.fit_block(target.T, self._options, self._importance[block])
             rows.scale[self._group[block.start]] = scale

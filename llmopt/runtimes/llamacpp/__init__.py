@@ -1,6 +1,6 @@
 """llama.cpp, through llama-cpp-python: GGUF files, run by the engine that they are made for."""
 
 from llmopt.runtimes.llamacpp.engine import LlamaCppEngine
-from llmopt.runtimes.llamacpp.loading import load, model_file
+from llmopt.runtimes.llamacpp.loading import load
 
-__all__ = ["LlamaCppEngine", "load", "model_file"]
+__all__ = ["LlamaCppEngine", "load"]

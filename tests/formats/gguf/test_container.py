@@ -6,6 +6,7 @@ import random
 import struct
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,7 @@ from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import first_file, read_gguf
 from llmopt.formats.gguf.hf_config import hf_config
 from llmopt.formats.gguf.restore import restore
-from tests.gguf_files import write_model
+from tests.gguf_files import FOR_LLAMA_CPP, write_model
 from tests.models import save
 
 
@@ -31,7 +32,9 @@ def write(path: Path, tokens: int = 4) -> Path:
     writer.add_array("a.tokens", [f"tok{index}" for index in range(tokens)])
     writer.add_array("a.scores", [float(index) for index in range(tokens)])
     writer.add_tensor("x.weight", np.arange(12, dtype=np.float32).reshape(3, 4))
-    writer.add_tensor("y.weight", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType(8))
+    writer.add_tensor(
+        "y.weight", np.zeros((2, 34), np.uint8), raw_dtype=gguf.GGMLQuantizationType(8)
+    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -83,7 +86,7 @@ def edited(raw: bytes, offset: int, form: str, value: int) -> bytes:
         (lambda raw: edited(raw, 24, "<Q", 1 << 40), "claims 1099511627776 bytes for a key"),
         (lambda raw: raw[:-40], "is truncated: tensor y.weight"),
         (lambda raw: raw[:100], "2 tensors and 8 keys in 100 bytes"),
-        (lambda raw: raw[:300], "is truncated: 300 bytes are fewer"),
+        (lambda raw: raw[:330], "is truncated: 330 bytes are fewer"),
         (lambda raw: raw.replace(b"y.weight", b"x.weight"), "holds tensor x.weight twice"),
         (lambda raw: raw.replace(b"a.i64", b"a.f32"), "has the key 'a.f32' twice"),
         (lambda raw: raw.replace(b"a.i64", b"a.\xff64"), "not UTF-8"),
@@ -133,25 +136,51 @@ def mutated(raw: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+def read(path: Path) -> tuple[str, int]:
+    """What is said against a file, nothing where it is read as a model; the memory that it took."""
+    fault = ""
+    tracemalloc.start()
+    try:
+        found = read_gguf(path)
+        restore(found, hf_config(found))
+    except RequestError as error:
+        fault = error.message
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return fault, peak
+
+
 def test_mutated_files_are_refused_or_read(tmp_path: Path) -> None:
-    save(tmp_path / "m", "llama")
+    save(tmp_path / "m", "llama", num_hidden_layers=1, hidden_size=32, head_dim=8)
     path = tmp_path / "a.gguf"
     write_model(tmp_path / "m", path)
     raw, chance, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(200):
         path.write_bytes(mutated(raw, chance))
-        tracemalloc.start()
-        try:
-            found = read_gguf(path)
-            restore(found, hf_config(found))
-        except RequestError as error:
-            refused += 1
-            assert "\n" not in error.message
-        finally:
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
+        fault, peak = read(path)
+        refused += bool(fault)
+        assert "\n" not in fault
         assert peak < 8 << 20
     assert 100 < refused < 200  # a changed letter of a name or digit of a number is no damage
+
+
+ODD = ["x", -1, 0, 3, 1 << 40, 0.0, float("nan"), 1e300, [], ["a"], [0, 0]]
+
+
+@pytest.mark.parametrize("family", ["phi3", "gemma3_text", "falcon"])
+def test_odd_values_are_refused_or_read(tmp_path: Path, family: str) -> None:
+    changes = FOR_LLAMA_CPP.get(family, {})
+    save(tmp_path / "m", family, num_hidden_layers=1, layer_types=None, **changes)
+    write_model(tmp_path / "m", tmp_path / "a.gguf")
+    found, refused = read_gguf(tmp_path / "a.gguf"), 0
+    for key in found.metadata:
+        for odd in ODD:
+            changed = replace(found, metadata={**found.metadata, key: odd})
+            try:
+                restore(changed, hf_config(changed))
+            except RequestError:
+                refused += 1
+    assert refused > 50
 
 
 def split(folder: Path) -> list[Path]:

@@ -399,6 +399,22 @@ class TestMetadata:
         found = tokenizer_metadata(save(tmp_path / "model", content), {})
         assert found["tokenizer.ggml.pre"] == "smaug-bpe"
 
+    def test_falcons_own_chain(self, folders: Any, tmp_path: Path) -> None:
+        content = json.loads((folders["gpt-2"] / "tokenizer.json").read_text("utf-8"))
+        three = {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "invert": False}
+        content["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Punctuation", "behavior": "Contiguous"},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+                {"type": "Digits", "individual_digits": False},
+                three | {"behavior": "Isolated"},
+            ],
+        }
+        folder = save(tmp_path / "model", content)
+        assert tokenizer_metadata(folder, {})["tokenizer.ggml.pre"] == "falcon"
+        assert "since version 9" in tokenizer_differences(folder, {})[0]
+
 
 def refused(folder: Path, change: dict[str, Any], words: str, tmp_path: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
@@ -466,6 +482,11 @@ class TestRefused:
         self, change: dict[str, Any], words: str, folders: Any, tmp_path: Path
     ) -> None:
         refused(folders["sentencepiece"], dict(change), words, tmp_path)
+
+    @pytest.mark.parametrize("number", [-1, 10**20])
+    def test_impossible_ids(self, number: int, folders: Any, tmp_path: Path) -> None:
+        added = [{"id": number, "content": "x y", "special": True}]
+        refused(folders["gpt-2"], {"added_tokens": added}, "cannot be meant", tmp_path)
 
     def test_merges_that_scores_cannot_say(self, tmp_path: Path) -> None:
         folder = sentencepiece(tmp_path / "model", PREPEND, drop=40)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.grids.ggml import cases
 
 TYPES = ("MXFP4", "NVFP4")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.grids.ggml import cases
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.grids.ggml import cases
 
 TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.grids.ggml import cases
 
 TYPES = ("TQ1_0", "TQ2_0")

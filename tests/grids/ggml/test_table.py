@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.grids.ggml import cases
+from tests.grids.ggml.vectors import check_any_bytes
+
+TYPES = ("IQ4_NL", "IQ4_XS")
+BOTH = [pytest.param(True, id="importance"), pytest.param(False, id="plain")]
+
+
+@pytest.mark.parametrize("weighted", BOTH)
+@pytest.mark.parametrize("name", cases.TENSORS)
+@pytest.mark.parametrize("type_id", TYPES)
+def test_reference_writes_what_ggml_writes(type_id: str, name: str, weighted: bool) -> None:
+    cases.check_reference(cases.table(*TYPES)[type_id, weighted], name)
+
+
+@pytest.mark.parametrize("type_id", TYPES)
+def test_decode_reads_what_ggml_reads(type_id: str) -> None:
+    cases.check_decode(cases.table(*TYPES)[type_id, True])
+    check_any_bytes(type_id)
+
+
+@pytest.mark.parametrize("weighted", BOTH)
+@pytest.mark.parametrize("name", cases.TENSORS)
+@pytest.mark.parametrize("type_id", TYPES)
+def test_best_loses_less(type_id: str, name: str, weighted: bool) -> None:
+    ratio = cases.check_best(cases.table(*TYPES)[type_id, weighted], name)
+    if name in ("normal", "heavy"):
+        assert ratio < 0.97
+
+
+@pytest.mark.parametrize("type_id", TYPES)
+def test_pieces_for_feedback_are_exact(type_id: str) -> None:
+    cases.check_pieces(type_id)
