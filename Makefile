@@ -6,6 +6,10 @@ READY := $(VENV)/.ready
 # keeps pip from fetching what this project does not ask for
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
+# compiling llama.cpp takes some minutes; its image models are not needed
+LLAMA := $(VENV)/.llama
+BUILD_LLAMA := CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc 2>/dev/null || echo 2)
+
 .PHONY: demo test test-slow compat check fix bench clean
 
 $(READY): pyproject.toml constraints.txt
@@ -13,16 +17,20 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
+$(LLAMA): $(READY)
+	$(BUILD_LLAMA) $(PIP) install -c constraints.txt -e ".[dev,llamacpp]"
+	touch $(LLAMA)
+
 demo: $(READY)  ## quantize the bundled model, measure it, write a report
 	$(BIN)/llmopt run demo -o build/demo
 
-test: $(READY)  ## the fast suite
+test: $(LLAMA)  ## the fast suite
 	$(BIN)/python -m pytest -q
 
-test-slow: $(READY)  ## minutes of CPU: kills, memory growth, corrupted artifacts
+test-slow: $(LLAMA)  ## minutes of CPU: kills, memory growth, corrupted artifacts
 	$(BIN)/python -m pytest -q -m slow
 
-compat: $(READY)  ## our files in foreign loaders, each in an environment of its own
+compat: $(LLAMA)  ## our files in foreign loaders, each in an environment of its own
 	$(BIN)/python scripts/environment.py compat peer-gptqmodel
 	$(BIN)/python -m pytest -q -m compat
 
@@ -36,10 +44,11 @@ fix: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## figures against peers; each script says what it needs
+bench: $(LLAMA)  ## figures against peers; each script says what it needs
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/gptq_kernel.py
 	$(BIN)/python benchmarks/int8_linear.py
+	$(BIN)/python benchmarks/gguf_encode.py
 	$(BIN)/python benchmarks/memory/peak_memory.py
 
 clean:

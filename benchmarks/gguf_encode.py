@@ -29,10 +29,13 @@ from llmopt.grids.ggml import decode, encode
 from llmopt.specs.ggml import GGML_TYPES
 from tests import ggml_reference
 
+#: seconds after which no further run of a type begins
+PATIENCE = 10.0
+
 
 @dataclass(frozen=True)
 class Row:
-    """nanoseconds: libggml's, per weight. The others are ratios to libggml."""
+    """nanoseconds: libggml's, per weight. runs: how many. The others are ratios to libggml."""
 
     type: str
     nanoseconds: float
@@ -40,6 +43,7 @@ class Row:
     best: float
     same_bytes: bool
     error: float
+    runs: int
 
 
 def draw(rows: int, cols: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,9 @@ def measure(library: Any, type_id: str, w: Tensor, importance: Tensor, runs: int
         lambda: encode(type_id, w, importance, "best"),
     )
     theirs, ours, best = (torch.as_tensor(call()) for call in calls)  # warms up, too
-    times = [[seconds(call) for call in calls] for _ in range(runs)]
+    times: list[list[float]] = []
+    while len(times) < runs and sum(map(sum, times)) < PATIENCE:
+        times.append([seconds(call) for call in calls])
     errors = [
         float((importance * (decode(type_id, data) - w).square()).double().sum())
         for data in (theirs, best)
@@ -75,6 +81,7 @@ def measure(library: Any, type_id: str, w: Tensor, importance: Tensor, runs: int
         best=round(statistics.median(t[2] / t[0] for t in times), 2),
         same_bytes=torch.equal(theirs, ours),
         error=round(errors[1] / errors[0], 4),
+        runs=len(times),
     )
 
 
@@ -84,7 +91,7 @@ def main() -> None:
     parser.add_argument("--types", default=",".join(types))
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--cols", type=int, default=4096)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=9, help="at most")
     parser.add_argument("--results", type=Path, help="write a JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -100,7 +107,7 @@ def main() -> None:
         )
         rows.append(asdict(row))
     if args.results:
-        report = {"rows": args.rows, "cols": args.cols, "runs": args.runs, "types": rows}
+        report = {"rows": args.rows, "cols": args.cols, "types": rows}
         args.results.write_text(json.dumps(report, indent=2) + "\n")
 
 

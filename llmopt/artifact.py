@@ -31,8 +31,8 @@ from llmopt.errors import LlmoptError, RequestError
 MANIFEST = "llmopt.json"
 RUN_RECORD = "llmopt.run.json"
 CARD = "README.md"
-#: the weights of a model that is one file, in its artifact
-ONE_FILE = "model.gguf"
+#: what artifacts call the file of a model that is one file, and of an importance matrix
+ONE_FILE, IMATRIX = "model.gguf", "imatrix.gguf"
 SCHEMA = 1
 _FOLDER_OF_FILE = ".llmopt"
 _CHUNK = 1 << 22
@@ -254,8 +254,13 @@ def file_of(folder: Path) -> Path | None:
 
 def expose(folder: Path) -> None:
     """Put a link to an artifact's one file where the user asked for that file."""
-    path, source = file_of(folder), folder / ONE_FILE
-    if path is None or (path.exists() and path.samefile(source)):
+    path = file_of(folder)
+    if path is None:
+        return
+    source, *more = sorted(folder.glob("*.gguf"))
+    if more:
+        raise RequestError(f"{path} cannot be several files", hint="-o FOLDER")
+    if path.exists() and path.samefile(source):
         return
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)

@@ -131,7 +131,7 @@ def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: s
         elif fate.quantize is not None:
             layout = fate.quantize.layout
             tensors[fate.name] = LogicalTensor(fate.name, fate.shape, fate.bytes, layout)
-    return replace(contents, tensors=tensors, format=format_id)
+    return replace(contents, tensors=tensors, format=format_id, in_gguf=False)
 
 
 def linear_names(naming: Naming, *, head: bool) -> set[str]:

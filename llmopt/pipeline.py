@@ -15,7 +15,7 @@ from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
 from llmopt.report import card, origin
-from llmopt.specs.formats import PLAIN
+from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.stages.base import Outcome, RunOptions, Stage, Work
 
 STAGES = {
@@ -25,7 +25,7 @@ STAGES = {
     "allocate": "llmopt.stages.allocate",
 }
 #: conversions whose target is no checkpoint of ours
-CONVERSIONS = {"gguf": "llmopt.stages.gguf"}
+CONVERSIONS = {"gguf": "llmopt.stages.gguf", IMATRIX: "llmopt.stages.imatrix"}
 
 
 class Reporter(Protocol):
@@ -182,9 +182,8 @@ def _work(
 
 
 def _stage(step: PlannedStep) -> Stage:
-    module: Any = importlib.import_module(
-        CONVERSIONS.get(step.settings.get("to", ""), STAGES[step.verb])
-    )
+    target = step.settings.get("to", "") if step.verb == "convert" else ""
+    module: Any = importlib.import_module(CONVERSIONS.get(target, STAGES[step.verb]))
     stage: Stage = module
     return stage
 
@@ -211,7 +210,7 @@ def _manifest(
         "evidence": outcome.evidence,
         "gates": outcome.gates,
     }
-    if step.verb in ("bench", "allocate"):
+    if step.verb in ("bench", "allocate") or outcome.format == IMATRIX:  # no models
         return manifest
     return manifest | _card(manifest, parents)
 

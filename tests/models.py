@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -117,6 +117,17 @@ def save_with_tokenizer(folder: Path, family: str = "llama", **settings: Any) ->
     vocabulary = {chr(code): code - 31 for code in range(32, 127)} | {"\n": 0}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+def save_with_bytes(folder: Path, family: str = "llama", **settings: Any) -> torch.nn.Module:
+    """... and a tokenizer of one token a byte, with the pre-tokenizer of GPT-2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    model = save(folder, family, **{"vocab_size": len(alphabet), **settings})
+    tokenizer = Tokenizer(BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
     return model
 

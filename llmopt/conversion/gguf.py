@@ -22,6 +22,8 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.mix import ModelFacts
 from llmopt.specs.presets import find_preset, fitting, is_quantized, needing_imatrix, preset_types
 
+#: what files call a head of its own
+HEAD = "output.weight"
 #: the preset of what a budget leaves alone
 USUAL = "Q4_K_M"
 #: how the types of plain numbers are called where they come from
@@ -103,7 +105,7 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
                 layout = settings_of(each.type_id).layout
             size = math.prod(shape) // spec.block * spec.nbytes
             tensors[name] = LogicalTensor(name, shape, size, layout)
-    return replace(contents, tensors=tensors, format="gguf")
+    return replace(contents, tensors=tensors, format="gguf", in_gguf=True)
 
 
 def _types(

@@ -89,7 +89,7 @@ def contents_after(
             shape = shape[::-1]
         tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
     format_id = None if settings.to == PLAIN else settings.to
-    return replace(contents, tensors=tensors, format=format_id)
+    return replace(contents, tensors=tensors, format=format_id, in_gguf=False)
 
 
 def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
@@ -112,7 +112,9 @@ def _plain(
         width, dtype = _DTYPE_BYTES[settings.dtype], str(settings.dtype)
     else:  # the embedding's, whatever the config says
         embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
-        width, dtype = embedding.nbytes // math.prod(embedding.shape), "the model's own dtype"
+        width, rest = divmod(embedding.nbytes, math.prod(embedding.shape))
+        # one in blocks of a GGUF type is read as float32
+        width, dtype = 4 if rest else width, "the model's own dtype"
     size = shape[0] * shape[1] * width
     fate = TensorFate(tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}")
     return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")

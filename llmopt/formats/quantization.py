@@ -134,7 +134,7 @@ class Contents:
     """A model as plans see it: on disk, or what a step is going to write.
 
     `tensors` are logical ones under the names that our files have (Naming.rename), in the
-    checkpoint's order.
+    checkpoint's order. `in_gguf`: they lie in a GGUF file, if only as plain numbers.
     """
 
     config: dict[str, Any]
@@ -142,6 +142,7 @@ class Contents:
     naming: Naming
     tensors: Mapping[str, LogicalTensor]
     format: str | None
+    in_gguf: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -172,4 +173,5 @@ def read_contents(folder: Path) -> Contents:
         for name, tensor in logical_tensors(headers, quantization).items()
     }
     found = quantization.format if quantization else None
-    return Contents(headers.config, family, naming, logical, found)
+    in_gguf = any(header.file.suffix == ".gguf" for header in headers.tensors.values())
+    return Contents(headers.config, family, naming, logical, found, in_gguf)

@@ -18,6 +18,7 @@ from llmopt.recipe import Recipe, Source
 from llmopt.recipe.matrix import expand
 from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve
+from llmopt.specs.formats import IMATRIX
 
 __all__ = ["MODEL", "Plan", "PlannedStep", "plan", "states"]
 
@@ -92,7 +93,7 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     """A step's folder. What a lone step is prepared by stands hidden beside it."""
     if not single:
         return out / step.id
-    if out.suffix == ".gguf" and step.settings.get("to") != "gguf":
+    if out.suffix == ".gguf" and step.settings.get("to") not in ("gguf", IMATRIX):
         raise RequestError(f"{out} is a file name, and the result is a folder")
     out = artifact.folder_of(out)
     return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out

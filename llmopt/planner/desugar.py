@@ -35,7 +35,7 @@ from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.base import FormatSpec
-from llmopt.specs.formats import PLAIN
+from llmopt.specs.formats import IMATRIX, PLAIN
 
 GATE_WINDOWS = 16
 _METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
@@ -115,6 +115,9 @@ class Desugar:
         if settings.to == "gguf":
             yield from self.to_gguf(item, settings)
             return
+        if settings.to == IMATRIX:
+            yield self.importance(item, settings)
+            return
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
         self._check_target(settings, contents, place)
@@ -172,6 +175,26 @@ class Desugar:
         gates = settings.gate if settings.gate is not None else ["default"] if rounds else []
         if gates:
             yield self.gate(item, gates, step)
+
+    def importance(self, item: Expanded, settings: ConvertStep) -> PlannedStep:
+        """An importance matrix of the parent's linears; no model, so nothing can be made from it."""
+        place: Key = (*item.key, "convert")
+        parent, contents = self._parent(item, settings.from_)
+        request = GgufRequest(settings, self._source, place)
+        for name in sorted(settings.model_fields_set - {"from_", "to", "batch_size", "gate"}):
+            raise self._source.error("an importance matrix has no such setting", (*place, name))
+        found = request.wanted(contents, guided=True)
+        calibration = self._texts.calibration("an importance matrix", (*place, "to"))
+        effective = {
+            "to": IMATRIX, "batch_size": settings.batch_size, "calibration": calibration,
+            "seed": self._recipe.seed,
+        }  # fmt: skip
+        fates = tuple(each.fate for each in request.conversions(contents, found))
+        footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
+        return PlannedStep(
+            item.step.id, "convert", effective, (parent,), place, None, self._texts.places(), (),
+            replace(footprint, disk_bytes=0),
+        )  # fmt: skip
 
     def _budgeted(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
         """A quantize step with a budget, and its allocation."""
@@ -270,7 +293,7 @@ class Desugar:
             for name in ("grid", "group_size", "symmetric"):
                 if getattr(settings, name) is not None:
                     raise self._source.error("plain tensors have no such setting", (*place, name))
-            if contents.format is None:
+            if contents.format is None and not contents.in_gguf:
                 raise self._source.error("the model has plain tensors already", (*place, "to"))
             return
         spec = FORMATS[settings.to]

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from llmopt.errors import RequestError
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
-from llmopt.specs.formats import PLAIN
+from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import PRESETS
 from llmopt.specs.runtimes import AUTO
@@ -42,7 +42,7 @@ GridId = Annotated[str, _known(GRIDS, "grid")]
 MethodId = Annotated[str, _known(METHODS, "method")]
 _WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids and not spec.one_file}
 FormatId = Annotated[str, _known(_WRITTEN, "format")]
-TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None, "gguf": None}, "target")]
+TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None, "gguf": None, IMATRIX: None}, "target")]
 PresetId = Annotated[str, _known(PRESETS, "preset")]
 TypeId = Annotated[str, _known(GGML_TYPES, "GGUF type")]
 RuntimeId = Annotated[str, _known({**RUNTIMES, AUTO: None}, "runtime")]
@@ -187,7 +187,8 @@ class ConvertStep(GgufSettings):
 
     from_: str = Field("model", alias="from", description="the model, or a step's id")
     to: TargetId = Field(
-        description="how the result lies on disk; hf: plain tensors; gguf:Q4_K_M names a preset"
+        description="how the result lies on disk; hf: plain tensors; gguf:Q4_K_M names a "
+        "preset; imatrix: an importance matrix for llama.cpp's tools"
     )
     exact: bool = Field(False, description="refuse, before work starts, whatever is not exact")
     grid: GridId | None = Field(None, description="default: the source's, where the format has it")

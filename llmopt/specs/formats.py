@@ -7,6 +7,8 @@ from llmopt.specs.ggml import GGML_TYPES
 
 _INTS = frozenset({"int2", "int3", "int4", "int8"})
 
+#: what a conversion to it writes is no model, but what calibration text says of one
+IMATRIX = "imatrix"
 #: a checkpoint of plain tensors, as conversions and manifests call it, and what loads it
 PLAIN = "hf"
 PLAIN_LOADERS = {"transformers": "transformers", "vllm": "vllm"}

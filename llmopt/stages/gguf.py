@@ -266,7 +266,7 @@ def _importance(
     if checkpoint.tied:  # what flows into the head weighs the errors of what both are
         naming = checkpoint.naming
         shape = checkpoint.stored[f"{naming.embedding}.weight"].shape
-        own, shared = matrix.importance("output.weight", 1, shape[1]), found.get(naming.embedding)
+        own, shared = matrix.importance(gguf.HEAD, 1, shape[1]), found.get(naming.embedding)
         if own is not None or shared is not None:
             found[naming.head] = own[0] if own is not None else shared  # type: ignore[assignment]
     if not found:

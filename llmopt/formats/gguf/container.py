@@ -245,8 +245,7 @@ class _Reader:
         if self._elements > _MAX_ELEMENTS or count * width > self._limit - self._position:
             raise self._bad(f"claims {count} elements for {key!r}, more than it can have")
         if kind == _STRING:
-            where = f"an element of {key}"
-            return [self._string(where) for _ in range(count)]
+            return self._strings(count, f"an element of {key}")
         if kind == 0:
             return self._take(count)
         return list(struct.unpack(f"<{count}{_SCALARS[kind]}", self._take(count * width)))
@@ -290,15 +289,24 @@ class _Reader:
                 raise self._bad(f"lets tensors {before} and {tensor.name} overlap")
             end, before = tensor.end, tensor.name
 
-    def _string(self, what: str) -> str:
-        (length,) = struct.unpack("<Q", self._take(8))
-        if length > _MAX_STRING:
-            raise self._bad(f"claims {length} bytes for {what}, more than it can have")
-        raw = self._take(length)
+    def _strings(self, count: int, what: str) -> list[str]:
+        # a vocabulary has some hundred thousand: as few calls for each as there can be
+        found, read, number = [], self._file.read, int.from_bytes
+        for _ in range(count):
+            length = number(read(8), "little")
+            self._position += 8 + length
+            if length > _MAX_STRING:
+                raise self._bad(f"claims {length} bytes for {what}, more than it can have")
+            if self._position > self._limit:
+                raise self._cut()
+            found.append(read(length))
         try:
-            return raw.decode("utf-8")
+            return [raw.decode("utf-8") for raw in found]
         except UnicodeDecodeError:
             raise self._bad(f"has {what} that is not UTF-8 text") from None
+
+    def _string(self, what: str) -> str:
+        return self._strings(1, what)[0]
 
     def _word(self, what: str) -> str:
         """A string that messages may quote."""
@@ -312,14 +320,17 @@ class _Reader:
 
     def _take(self, count: int) -> bytes:
         if count > self._limit - self._position:
-            if self._limit < self._size:
-                raise self._bad(f"has a header of more than {_MAX_HEADER >> 20} MiB")
-            raise self._bad(f"is truncated: {self._size} bytes are fewer than its header needs")
+            raise self._cut()
         self._position += count
         taken = self._file.read(count)
         if len(taken) < count:
             raise self._bad("became shorter while it was read")
         return taken
+
+    def _cut(self) -> RequestError:
+        if self._limit < self._size:
+            return self._bad(f"has a header of more than {_MAX_HEADER >> 20} MiB")
+        return self._bad(f"is truncated: {self._size} bytes are fewer than its header needs")
 
     def _bad(self, fault: str) -> RequestError:
         return RequestError(f"{self._name} {fault}")

@@ -70,7 +70,7 @@ def placements(
         )
     builder = _Builder(naming, spec, text, tensors)
     found = [*builder.outside_first(), *builder.blocks(), *builder.outside_last(tied)]
-    _check_complete(naming, tensors, found, tied)
+    _check_complete(naming, text, tensors, found, tied)
     return found
 
 
@@ -158,7 +158,11 @@ class _Builder:
 
 
 def _check_complete(
-    naming: Naming, tensors: Mapping[str, Shaped], found: list[Placement], tied: bool
+    naming: Naming,
+    text: Mapping[str, Any],
+    tensors: Mapping[str, Shaped],
+    found: list[Placement],
+    tied: bool,
 ) -> None:
     """RequestError where a tensor of the text model would be lost."""
     placed = {source for placement in found for source in placement.sources}
@@ -168,8 +172,16 @@ def _check_complete(
             continue
         if _DERIVED.search(name) or (tied and name == f"{naming.head}.weight"):
             continue
-        if not math.prod(tensor.shape):
+        if not math.prod(tensor.shape) or _is_filler(name, text, tensors):
             continue
         raise RequestError(
             f"llama.cpp has no place for tensor {name} of a {naming.family.id} model"
         )
+
+
+def _is_filler(name: str, text: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> bool:
+    """Whether a bias is the zeros that AutoGPTQ gives every linear of models that have none."""
+    module, _, suffix = name.rpartition(".")
+    weight = tensors.get(f"{module}.weight")
+    quantized = weight is not None and weight.layout is not None
+    return suffix == "bias" and quantized and not (text.get("attention_bias") or text.get("bias"))

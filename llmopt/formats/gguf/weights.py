@@ -14,8 +14,8 @@ from llmopt.formats.gguf.writer import Source
 from llmopt.formats.headers import TensorHeader
 from llmopt.grids.ggml import encode
 
-#: weights that are converted at once
-_PIECE = 1 << 22
+#: weights that are converted at once: few enough to stay in the cache of a processor
+_PIECE = 1 << 20
 
 
 def sources(checkpoint: Checkpoint, placement: Placement) -> Iterator[Tensor]:

@@ -42,7 +42,9 @@ def to_blocks(tensor: QuantizedTensor, type_id: str) -> BlockTensor | str:
     grid = cast("ScalarBlocks", GRIDS[type_id])
     codes, params = moved.codes.view(-1, 32), moved.params
     levels = codes.to(torch.int16) - params.zero.view(-1, 1).to(torch.int16) * symmetric
-    if int(levels.min()) < grid.low or int(levels.max()) > grid.high:
+    # a byte holds -128, which ggml's encoder never writes, and its readers read
+    lowest = -128 if type_id == "Q8_0" else grid.low
+    if int(levels.min()) < lowest or int(levels.max()) > grid.high:
         return f"integers from {int(levels.min())} to {int(levels.max())} do not fit {type_id}"
     scale = params.scale.view(-1, 1)
     fields: Fields = {"d": scale}
@@ -50,7 +52,9 @@ def to_blocks(tensor: QuantizedTensor, type_id: str) -> BlockTensor | str:
         fields["m"] = -(scale * params.zero.view(-1, 1))
     if any(not torch.equal(each.half().float(), each) for each in fields.values()):
         return "a scale or a minimum is not exact in float16"
-    data = grid.pack(fields, levels - grid.low).view(len(tensor.codes), -1)
+    stored = levels - grid.low
+    data = grid.pack(fields, stored if type_id == "Q8_0" else stored.to(torch.uint8))
+    data = data.view(len(tensor.codes), -1)
     if not torch.equal(grid.decode(data), integer.decode(tensor.codes, tensor.params)):
         return f"{type_id} rounds its values differently"
     return BlockTensor(grid=type_id, data=data)

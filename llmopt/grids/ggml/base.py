@@ -98,8 +98,5 @@ class VectorGrid(BlockGrid, Protocol):
         importance, its diagonal, is where the search begins.
         """
 
-    def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
-        """As in ScalarGrid, for codes [n, width / vector]."""
-
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         """uint8 [n, nbytes] from fields and codes int64 [n, width / vector]."""

@@ -106,9 +106,7 @@ class _Ternary(SuperBlocks):
         shape = (len(blocks), -1, self.part)
         units = self._units(codes).view(shape)
         weight, x = importance.expand_as(blocks).reshape(shape), blocks.reshape(shape)
-        square = (weight * units * units).sum(2)
-        s = (weight * x * units).sum(2) / square
-        return self.fields(*fit_scales(s, square, _MULTIPLIERS), codes)
+        return self.fields(*fit_scales(x, weight, units, _MULTIPLIERS), codes)
 
     def choose(
         self,

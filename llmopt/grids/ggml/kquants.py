@@ -114,7 +114,8 @@ class Affine(ScalarBlocks):
         """Each sub-block on its own, then what block fields make of that."""
         w, x, q, qq, xq = moments
         determinant = w * qq - q * q
-        offset = torch.where(determinant > 0, (qq * x - q * xq) / determinant, x / w)
+        mean = torch.where(w > 0, x / w, 0.0)
+        offset = torch.where(determinant > 0, (qq * x - q * xq) / determinant, mean)
         offset = offset.clamp_(max=0.0)
         scale = torch.where(qq > 0, (xq - offset * q) / qq, 0.0).clamp_(min=0.0)
         return self._quantized(scale, -offset, qq, w)

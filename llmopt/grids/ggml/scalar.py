@@ -77,7 +77,7 @@ class ScalarBlocks(ABC):
         """Fields and levels (float32 [n, width]) of blocks uint8 [n, nbytes]."""
 
     def energy(self, w: Tensor) -> Tensor:
-        """[blocks]: see upstream. Zeros where a type does not ask for it."""
+        """[blocks]: as in Part. Zeros where a type does not ask for it."""
         return w.new_zeros(w.numel() // self.width)
 
     # base.ScalarGrid

@@ -89,7 +89,7 @@ def search(x: Tensor, weight: Tensor, nearest: Nearest, space: Space) -> Scaled:
     multipliers = space.multipliers
     s, curvature = _free_scales(x.flatten(0, 1), weight.flatten(0, 1), nearest, space)
     shape = x.shape[:2]
-    d, l = fit_scales(s.view(shape), curvature.view(shape), multipliers)  # noqa: E741
+    d, l = _quantized(s.view(shape), curvature.view(shape), multipliers)  # noqa: E741
     state = _at(x, weight, d, l, nearest, multipliers)
     active = torch.arange(len(x))
     for _ in range(_ROUNDS):
@@ -144,7 +144,14 @@ def _fit(x: Tensor, weight: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(square > 0, (weighed * x).sum(-1) / square, 0.0), square
 
 
-def fit_scales(s: Tensor, curvature: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
+def fit_scales(
+    x: Tensor, weight: Tensor, units: Tensor, multipliers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """d [n] and l [n, k] that lose least at given units; all others [n, k, part]."""
+    return _quantized(*_fit(x, weight, units), multipliers)
+
+
+def _quantized(s: Tensor, curvature: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor]:
     """d [n] and l [n, k] of the least sum of curvature * (d * multiplier[l] - s)^2, all [n, k]."""
     largest = s.gather(1, s.abs().argmax(1, keepdim=True)).squeeze(1)
     ends = multipliers[[0, -1]] if multipliers[0] < 0 else multipliers[-1:]
@@ -204,7 +211,7 @@ def _at(
 def _improve(
     x: Tensor, weight: Tensor, state: Scaled, nearest: Nearest, multipliers: Tensor
 ) -> Scaled:
-    """One round: a new d for the codes and multipliers there are, then each l a step either way."""
+    """One round: d, l, then codes, given the units; then each l a step to where its part pulls."""
     s, square = _fit(x, weight, state.units)
     d = _refit(s, square, state.d, multipliers[state.l])
     trial = _at(x, weight, d, _level(s, d, multipliers), nearest, multipliers)

@@ -93,9 +93,8 @@ class SignedGrid(SuperBlocks):
         """The fields that lose least when the codes [n, width / 8] are to stay as they are."""
         shape = (len(blocks), -1, self.part)
         units = self._units(codes).view(shape)
-        weight, x = importance.expand_as(blocks).reshape(shape), blocks.view(shape)
-        square = (weight * units * units).sum(2)
-        d, level = fit_scales((weight * x * units).sum(2) / square, square, self.multipliers)
+        weight, x = importance.expand_as(blocks).reshape(shape), blocks.reshape(shape)
+        d, level = fit_scales(x, weight, units, self.multipliers)
         return {"d": d, "l": level}
 
     def choose(

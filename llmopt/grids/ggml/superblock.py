@@ -18,7 +18,7 @@ _CHUNK = 1 << 18
 
 
 class SuperBlocks(ABC):
-    """Encoding and decoding of one type by blocks [n, width]."""
+    """Encoding and decoding of one type by blocks [n, width]. Tensors are on the CPU."""
 
     def __init__(self, type_id: str) -> None:
         self.type_id = type_id

@@ -75,8 +75,7 @@ class _Table(SuperBlocks):
         """As in ScalarGrid."""
         x, weight = self._parts(blocks), self._parts(importance.expand_as(blocks))
         units = self._parts(_levels()[codes.long()])
-        square = (weight * units * units).sum(2)
-        d, l = fit_scales((weight * x * units).sum(2) / square, square, self.multipliers)  # noqa: E741
+        d, l = fit_scales(x, weight, units, self.multipliers)  # noqa: E741
         return {"d": d, "l": l}
 
     def lattice(self, fields: Fields) -> Lattice:

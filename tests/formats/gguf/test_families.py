@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from llmopt.formats.gguf.container import read_gguf
 from llmopt.formats.gguf.families import GGUF_FAMILIES
 from llmopt.formats.gguf.hf_config import hf_config
 from llmopt.formats.gguf.names import placements
-from llmopt.formats.quantization import read_contents
+from llmopt.formats.layout import LayerLayout
+from llmopt.formats.quantization import LogicalTensor, read_contents
 from llmopt.runtimes.torch.loading import load
 from llmopt.specs.families import FAMILIES
 from tests.gguf_files import (
@@ -217,6 +219,23 @@ def test_what_llama_cpp_cannot_run_is_refused(
     with pytest.raises(RequestError) as caught:
         write_model(tmp_path / "m", tmp_path / "a.gguf")
     assert fault in caught.value.message
+
+
+def test_biases_that_autogptq_adds_are_left_out(tmp_path: Path) -> None:
+    build(tmp_path / "m", "qwen3", {})
+    contents = read_contents(tmp_path / "m")
+    weight = "model.layers.0.self_attn.o_proj.weight"
+    layout = LayerLayout(grid="int4", group_size=32, symmetric=True)
+    quantized = {
+        **contents.tensors,
+        weight: replace(contents.tensors[weight], layout=layout),
+        weight.replace("weight", "bias"): LogicalTensor("", (64,), 128),
+    }
+    found = placements(contents.naming, contents.config, quantized, tied=False)
+    assert "blk.0.attn_output.bias" not in [place.name for place in found]
+    config = {**contents.config, "attention_bias": True}
+    with pytest.raises(RequestError, match=r"no place for tensor model.*o_proj\.bias"):
+        placements(contents.naming, config, quantized, tied=False)
 
 
 def test_a_window_limits_the_context_where_llama_cpp_has_none(tmp_path: Path) -> None:

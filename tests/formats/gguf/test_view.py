@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
-from llmopt.formats.gguf.names import placements
-from llmopt.formats.gguf.tokenizer import tokenizer_metadata
+from llmopt.formats.gguf.export import metadata, placements
 from llmopt.formats.gguf.view import model_folder
-from llmopt.formats.gguf.weights import unchanged
-from llmopt.formats.gguf.writer import write_gguf
+from llmopt.formats.gguf.weights import nearest, unchanged
+from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_file_headers, read_tensor
 from llmopt.grids.ggml import BlockTensor, encode
 from llmopt.sources import resolve
 from tests.gguf_files import write_model
-from tests.models import save, save_with_tokenizer
+from tests.models import save
 
 
 @pytest.fixture
@@ -72,25 +72,22 @@ def test_split_files_are_linked_together(tmp_path: Path, caches: Path) -> None:
 
 
 def test_the_tokenizer_comes_along(tmp_path: Path, caches: Path) -> None:
-    from llmopt.formats.gguf.metadata import model_metadata
-    from llmopt.formats.gguf.weights import nearest
-    from llmopt.formats.gguf.writer import Entry
+    demo = resolve("demo").folder
+    contents = read_contents(demo)
+    about = metadata(contents, demo, "demo", 1)
+    (head,) = (p for p in placements(contents, tied=True) if p.name == "token_embd.weight")
+    entry = Entry(head.name, "F16", head.shape, nearest(Checkpoint.open(demo), head, "F16"))
+    write_gguf(tmp_path / "demo.gguf", about, [entry, *_nothing(5)])
+    found = AutoTokenizer.from_pretrained(model_folder(tmp_path / "demo.gguf", caches))
+    text = "def f(x):\n    return x + 1  # ünïcode 🙂\n"
+    assert found(text).input_ids == AutoTokenizer.from_pretrained(demo)(text).input_ids
 
-    save_with_tokenizer(tmp_path / "m")
-    contents, checkpoint = read_contents(tmp_path / "m"), Checkpoint.open(tmp_path / "m")
-    try:
-        words = tokenizer_metadata(tmp_path / "m", contents.config)
-    except RequestError:
-        pytest.skip("llama.cpp has no counterpart of this tokenizer")
-    entries = [
-        Entry(place.name, "F32", place.shape, nearest(checkpoint, place, "F32"))
-        for place in placements(
-            contents.naming, contents.config, contents.tensors, tied=checkpoint.tied
-        )
+
+def _nothing(count: int) -> list[Entry]:
+    """So many tensors that a model with that many blocks could be there."""
+    return [
+        Entry(f"blk.{i}.attn_norm.weight", "F32", (1,), lambda: [bytes(4)]) for i in range(count)
     ]
-    about = model_metadata(contents.family, contents.config, "tiny", 0) | words
-    write_gguf(tmp_path / "tiny.gguf", about, entries)
-    assert (model_folder(tmp_path / "tiny.gguf", caches) / "tokenizer.json").is_file()
 
 
 def test_damaged_files_leave_no_folder(tmp_path: Path, caches: Path) -> None:
@@ -171,7 +168,7 @@ def test_from_file_to_file_bytes_are_copied(tmp_path: Path, caches: Path, family
     path = written(tmp_path, "F16", family)
     folder = model_folder(path, caches)
     contents, checkpoint = read_contents(folder), Checkpoint.open(folder)
-    for place in placements(contents.naming, contents.config, contents.tensors, tied=False):
+    for place in placements(contents, tied=False):
         assert unchanged(checkpoint, place, "F32" if place.float32 else "F16") is not None
         assert unchanged(checkpoint, place, "BF16") is None
     write_model(folder, tmp_path / "again.gguf", "F16")
