@@ -124,6 +124,8 @@ def summary_line(result: StepResult) -> str:
     else:
         line += f"{len(quantized)} tensors quantized, {len(ledger) - len(quantized)} kept"
     cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
+    if differences := manifest["evidence"].get("tokenizer"):
+        line += f"; tokenizer: {'; '.join(differences)}"
     if cold:
         line += f"; {len(cold)} cold experts (few tokens) on the statistics of their block's"
     evidence = manifest.get("gate", {}).get("evidence", {})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
-from llmopt.grids.base import Grid, Quantized, QuantizedTensor
+from llmopt.grids.base import Grid, Quantized
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.levels import spacing
 from llmopt.specs import GRIDS, lookup

@@ -177,7 +177,7 @@ class Desugar:
             yield self.gate(item, gates, step)
 
     def importance(self, item: Expanded, settings: ConvertStep) -> PlannedStep:
-        """An importance matrix of the parent's linears; no model, so nothing can be made from it."""
+        """An importance matrix of the parent's linears: no model, nothing is made from it."""
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
         request = GgufRequest(settings, self._source, place)

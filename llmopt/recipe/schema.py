@@ -6,15 +6,20 @@ from typing import Any
 
 from llmopt.recipe.models import Recipe
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
-from llmopt.specs.formats import PLAIN
+from llmopt.specs.formats import IMATRIX, PLAIN
+from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.presets import PRESETS
 from llmopt.specs.runtimes import AUTO
 
-_WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids)
+_WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids and not spec.one_file)
+_PRESETS = [f"gguf:{preset}" for preset in PRESETS]
 _NAMES: dict[str, list[str]] = {
     "method": sorted(METHODS),
     "grid": sorted(GRIDS),
     "format": _WRITTEN,
-    "to": [*_WRITTEN, PLAIN],
+    "to": [*_WRITTEN, PLAIN, "gguf", *_PRESETS, IMATRIX],
+    "preset": sorted(PRESETS),
+    "type": list(GGML_TYPES),
     "runtime": [AUTO, *sorted(RUNTIMES)],
 }
 

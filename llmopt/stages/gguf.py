@@ -20,6 +20,7 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.gguf.export import metadata
+from llmopt.formats.gguf.tokenizer import tokenizer_differences
 from llmopt.formats.gguf.weights import arranged, sources, unchanged
 from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.headers import TensorHeader
@@ -37,6 +38,8 @@ from llmopt.stages.checkpoint_files import copy_side_files, write_config
 from llmopt.stages.records import certificate, compared
 from llmopt.stages.solving import Solver
 
+#: what the ledger says of a tensor that is as it was
+_MOVED = {"exact": True, "error": 0.0, "how": "moved"}
 #: weights that are encoded at once where they are streamed
 _AT_ONCE = 1 << 22
 
@@ -51,12 +54,16 @@ def run(work: Work) -> Outcome:
     copy_side_files(checkpoint, work.folder)
     write_config(checkpoint, work.folder, format_id=None, layers={})
     ledger = list(conversion.ledger())
+    evidence: dict[str, Any] = {"certificate": certificate(ledger)}
+    if conversion.allocation:
+        evidence["allocation"] = conversion.allocation
+    if differences := tokenizer_differences(checkpoint.folder, checkpoint.config):
+        evidence["tokenizer"] = differences
     return Outcome(
         format="gguf",
         ledger=ledger,
         corpus=corpus,
-        evidence={"certificate": certificate(ledger)}
-        | ({"allocation": conversion.allocation} if conversion.allocation else {}),
+        evidence=evidence,
         run={"device": str(conversion.device)},
     )
 
@@ -88,7 +95,8 @@ class _Conversion:
             if each.has_blocks
         }
         naming = checkpoint.naming
-        if checkpoint.tied and (shared := types.get(naming.embedding)):
+        shared = types.get(naming.embedding)
+        if checkpoint.tied and shared and not self._embedding_is_there():
             types[naming.head] = shared  # one tensor: what it is as a head weighs its errors
         linears = {
             n for block in range(naming.block_count) for i in naming.linears(block) for n in i
@@ -110,6 +118,12 @@ class _Conversion:
             on_block=lambda done, total: self._work.progress("blocks", done, total),
         )  # fmt: skip
         return corpus
+
+    def _embedding_is_there(self) -> bool:
+        """Whether the source has the embedding's very bytes."""
+        name = f"{self._checkpoint.naming.embedding}.weight"
+        found = (w for w in self._wanted if w.placement.sources == (name,))
+        return any(unchanged(self._checkpoint, w.placement, w.type_id) is not None for w in found)
 
     def write(self, name: str) -> None:
         """The file, from what the walk finished and from the checkpoint."""
@@ -141,6 +155,7 @@ class _Conversion:
                 return headers
             return lambda: (_bytes(arranged(read_tensor(each), place)) for each in headers)
         if (copied := unchanged(self._checkpoint, place, wanted.type_id)) is not None:
+            self._streamed |= dict.fromkeys(place.sources, _MOVED)
             return copied
         return lambda: self._stream(wanted)
 
@@ -157,9 +172,9 @@ class _Conversion:
                 except RequestError as error:
                     raise RequestError(f"{name}: {error.message}", hint=error.hint) from None
                 if wanted.type_id != "F32":
-                    change = ggml.decode(wanted.type_id, data) - rows
-                    lost += float(change.square().sum(dtype=torch.float64))
-                    whole += float(rows.square().sum(dtype=torch.float64))
+                    change = (ggml.decode(wanted.type_id, data) - rows).view(-1)
+                    lost += float(change @ change)
+                    whole += float(rows.reshape(-1) @ rows.reshape(-1))
                 yield _bytes(data)
             wrong = math.sqrt(lost / whole) if whole else 0.0
             self._streamed[name] = {"exact": lost == 0, "error": float(f"{wrong:.6g}")}
@@ -210,7 +225,7 @@ class _Encode:
             if moved is None:
                 together[type_id].append(name)
             else:
-                inlet.replace(name, moved, {"exact": True, "error": 0.0, "how": "moved"})
+                inlet.replace(name, moved, _MOVED)
         for type_id, names in together.items():
             self._solve(inlet, names, type_id)
 

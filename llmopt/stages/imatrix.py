@@ -46,7 +46,7 @@ def run(work: Work) -> Outcome:
 
 
 class _Squares:
-    """The walk's operation: E[x^2] of every linear's inputs, in a file each, which outlives a kill."""
+    """The walk's operation: E[x^2] of every linear's inputs, in files that outlive a kill."""
 
     needs_statistics = True
 

@@ -257,7 +257,7 @@ class _Vectors:
         self, fields: Fields, index: int, wanted: Tensor, cost: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Codes [rows] and values [vector, rows] near what is wanted [vector, rows]."""
-        code, value = self.grid.choose(fields, index, wanted.T.contiguous(), cost.diagonal())
+        code, value = self.grid.choose(fields, index, wanted.T.contiguous(), cost.diagonal(), cost)
         return code, value.T
 
     def _parts(self, values: Tensor) -> Iterator[tuple[int, slice]]:
