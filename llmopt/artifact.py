@@ -218,7 +218,11 @@ def verify(folder: Path) -> list[str]:
     found = {path.relative_to(folder).as_posix(): path for path in content_files(folder)}
     if "card" in manifest:
         found.pop(CARD, None)
-    problems = [f"missing: {name}" for name in expected if name not in found]
+    link, linked = file_of(folder), [name for name in found if name.endswith(".gguf")]
+    problems = []
+    if link is not None and not (link.exists() and any(link.samefile(found[n]) for n in linked)):
+        problems.append(f"{'content differs' if link.exists() else 'missing'}: {link.name}")
+    problems += [f"missing: {name}" for name in expected if name not in found]
     problems += [f"not in the manifest: {name}" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
         if found[name].stat().st_size != expected[name]["bytes"]:
@@ -244,6 +248,12 @@ def card_matches(folder: Path, manifest: dict[str, Any]) -> bool:
 def folder_of(out: Path) -> Path:
     """The artifact's folder where the user says -o `out`."""
     return out.with_name(out.name + _FOLDER_OF_FILE) if out.suffix == ".gguf" else out
+
+
+def at(path: Path) -> Path:
+    """The artifact's folder, where `path` may be the file that stands for it."""
+    folder = folder_of(path)
+    return folder if path.is_file() and folder.is_dir() else path
 
 
 def file_of(folder: Path) -> Path | None:

@@ -47,6 +47,8 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
         )
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or not _HUB_ID.match(model):
         raise RequestError(f"there is no model folder {model}")
+    if folder.suffix == ".gguf":
+        raise RequestError(f"there is no file {model}")
     return _from_hub(model, revision, fetch)
 
 

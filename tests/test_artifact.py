@@ -155,3 +155,30 @@ def test_finite_replaces_what_json_cannot_hold() -> None:
         "a": [None, 1.0],
         "b": None,
     }
+
+
+def test_a_file_stands_for_the_artifact_beside_it(tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    folder = artifact.folder_of(out)
+    assert folder == tmp_path / "m.gguf.llmopt"
+    assert artifact.folder_of(tmp_path / "m") == tmp_path / "m"
+    built = tmp_path / "built"
+    built.mkdir()
+    (built / "model.gguf").write_bytes(b"weights")
+    files = artifact.describe_files(built)
+    manifest = {"schema": 1, "files": files, "digest": artifact.digest_of(files)}
+    artifact.publish(built, folder, manifest, {})
+    artifact.expose(folder)
+    assert out.samefile(folder / "model.gguf")
+    assert artifact.at(out) == folder
+    assert artifact.verify(folder) == []
+    out.unlink()
+    assert artifact.verify(folder) == ["missing: m.gguf"]
+    out.write_bytes(b"others'")
+    assert artifact.verify(folder) == ["content differs: m.gguf"]
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"mine")
+    with pytest.raises(RequestError, match="not of llmopt's making"):
+        artifact.check_destination(artifact.folder_of(tmp_path / "m.gguf"))

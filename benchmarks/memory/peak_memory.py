@@ -1,6 +1,6 @@
-"""Peak memory of `llmopt quantize` (gptq) as a model gets deeper.
+"""Peak memory of error feedback (gptq) as a model gets deeper, to GPTQ's format or to GGUF.
 
-    python benchmarks/memory/peak_memory.py [--blocks 4 8 16]
+    python benchmarks/memory/peak_memory.py [--blocks 4 8 16] [--to gguf:Q4_K_M]
 
 Random llamas of identical blocks of width 1024 are written to a temporary folder and quantized,
 each in a process of its own, with the same calibration tokens. benchmarks/process.py says what the
@@ -87,11 +87,14 @@ def _shapes(blocks: int) -> dict[str, tuple[int, ...]]:
 
 
 def quantize(model: Path, out: Path, arguments: argparse.Namespace) -> Measured:
+    if arguments.to == "gptq":
+        how = ["quantize", model, "--grid", "int4", "--group-size", "128", "--format", "gptq"]
+    else:
+        how = ["convert", model, "--to", arguments.to]
     command = [
-        sys.executable, "-m", "llmopt", "quantize", model, "-o", out, "--method", "gptq",
-        "--grid", "int4", "--group-size", "128", "--format", "gptq", "--calibration", "demo",
-        "--sequences", str(arguments.sequences), "--length", str(arguments.length),
-        "--gate", "none", "--quiet",
+        sys.executable, "-m", "llmopt", *how, "-o", out, "--method", "gptq",
+        "--calibration", "demo", "--sequences", str(arguments.sequences),
+        "--length", str(arguments.length), "--gate", "none", "--quiet",
     ]  # fmt: skip
     return measure(command, log=out.parent / "log")
 
@@ -99,6 +102,7 @@ def quantize(model: Path, out: Path, arguments: argparse.Namespace) -> Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--blocks", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--to", default="gptq", help="gptq, or gguf:PRESET")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--results", type=Path, help="write the figures here, too (JSON)")

@@ -33,10 +33,11 @@ def push(
     verbose: o.Verbose = False,
 ) -> None:
     """Upload a model to the Hugging Face hub, after checking that it is as it was written."""
+    from llmopt import artifact as artifacts
     from llmopt import hub
     from llmopt.cli.output import Output
 
-    output = Output(json, quiet)
+    output, artifact = Output(json, quiet), artifacts.at(artifact)
     manifest = hub.checked(artifact, failed_gate_ok=failed_gate_ok)
     to = hub.Destination(
         repo=repo_id, private=private, branch=revision, token=hub.find_token(token_env)

@@ -23,14 +23,14 @@ def report(
     verbose: o.Verbose = False,
 ) -> None:
     """Write a report page from results that are there already."""
-    from llmopt.artifact import MANIFEST
+    from llmopt.artifact import MANIFEST, at
     from llmopt.cli.output import Output
     from llmopt.cli.reporting import collect, write_report
 
     if out.suffix not in (".html", ".md"):
         raise RequestError(f"{out}: a report is .html or .md")
     found = []
-    for folder in folders:
+    for folder in map(at, folders):
         if not folder.is_dir():
             raise RequestError(f"there is no folder {folder}")
         inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))

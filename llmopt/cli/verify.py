@@ -12,7 +12,7 @@ from llmopt.errors import LlmoptError, RequestError
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="A folder that llmopt wrote.")],
+    artifact: Annotated[Path, typer.Argument(help="A folder or .gguf file that llmopt wrote.")],
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -21,6 +21,7 @@ def verify(
     from llmopt import artifact as artifacts
     from llmopt.cli.output import Output
 
+    artifact = artifacts.at(artifact)
     if not artifact.is_dir():
         raise RequestError(f"there is no folder {artifact}")
     problems = artifacts.verify(artifact)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.specs.presets import PRESETS, find_preset
 from tests.cli.conftest import Llmopt
 
 pytest.importorskip("llama_cpp")
@@ -45,3 +46,39 @@ def test_what_cannot_run_is_refused(llmopt: Llmopt) -> None:
     done = llmopt("bench", "demo", "--runtime", "lama.cpp")
     assert done.code == 2
     assert "did you mean 'llama.cpp'" in done.err
+
+
+@pytest.mark.slow
+def test_every_preset_loads_and_generates(llmopt: Llmopt, tmp_path: Path) -> None:
+    text = ["--sequences", 16, "--length", 128]
+    assert llmopt("convert", "demo", "-o", "im.gguf", "--to", "imatrix", *text).code == 0
+    for preset in PRESETS:
+        rounded = not find_preset(preset).is_plain
+        guided = ["--imatrix", "im.gguf"] if rounded else []
+        made = llmopt(
+            "convert", "demo", "-o", "m.gguf", "--to", f"gguf:{preset}", "--gate", "none", *guided
+        )
+        assert made.code == 0, made.err
+        done = llmopt("generate", "m.gguf", "-p", "import os", "-n", 4, "--runtime", "llama.cpp")
+        assert done.code == 0, f"{preset}: {done.err}"
+
+
+def test_feedback_and_importance_run_from_the_command_line(llmopt: Llmopt) -> None:
+    text = ["--sequences", 4, "--length", 64, "--calibration", "demo"]
+    done = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q2_K", "--method", "gptq", *text)
+    assert done.code == 0, done.err
+    assert "KL" in done.out
+    again = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q2_K", "--method", "gptq", *text)
+    assert again.code == 0
+    assert "done in" not in again.err  # reused
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(llmopt: Llmopt, tmp_path: Path) -> None:
+    (tmp_path / "mine.gguf").write_text("not yours")
+    done = llmopt("convert", "demo", "-o", "mine.gguf", "--to", "gguf:F16")
+    assert done.code == 2
+    assert "not of llmopt's making" in done.err
+    assert (tmp_path / "mine.gguf").read_text() == "not yours"
+    done = llmopt("quantize", "demo", "-o", "q.gguf", "--method", "rtn")
+    assert done.code == 2
+    assert "is a file name" in done.err
