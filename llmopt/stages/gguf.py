@@ -21,7 +21,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.gguf.export import metadata
 from llmopt.formats.gguf.tokenizer import tokenizer_differences
-from llmopt.formats.gguf.weights import arranged, sources, unchanged
+from llmopt.formats.gguf.weights import Watch, arranged, as_bytes, nearest, unchanged
 from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.headers import TensorHeader
 from llmopt.formats.imatrix import read_imatrix
@@ -40,8 +40,6 @@ from llmopt.stages.solving import Solver
 
 #: what the ledger says of a tensor that is as it was
 _MOVED = {"exact": True, "error": 0.0, "how": "moved"}
-#: weights that are encoded at once where they are streamed
-_AT_ONCE = 1 << 22
 
 
 def run(work: Work) -> Outcome:
@@ -83,7 +81,8 @@ class _Conversion:
             self._wanted = gguf.budgeted(self._wanted, self.allocation.pop("linears"))
         self._writer = ShardWriter(work.state / "parts")
         self._records: dict[str, Any] = {}
-        self._streamed: dict[str, Any] = {}
+        #: of each tensor that is streamed, the sums of squares of its errors and its weights
+        self._lost: dict[str, tuple[float, float]] = {}
 
     def walk(self) -> dict[str, Any] | None:
         """Encode what gets blocks, part by part; returns what the text is called."""
@@ -153,31 +152,32 @@ class _Conversion:
             headers = [header for header in found if header]
             if place.order is None:
                 return headers
-            return lambda: (_bytes(arranged(read_tensor(each), place)) for each in headers)
-        if (copied := unchanged(self._checkpoint, place, wanted.type_id)) is not None:
-            self._streamed |= dict.fromkeys(place.sources, _MOVED)
-            return copied
-        return lambda: self._stream(wanted)
+            return lambda: (as_bytes(arranged(read_tensor(each), place)) for each in headers)
+        # copies lose nothing; what is encoded notes what it loses while it is written
+        self._lost |= dict.fromkeys(place.sources, (0.0, 0.0))
+        search, watch = self._work.settings["search"], self._errors(wanted.type_id)
+        return nearest(self._checkpoint, place, wanted.type_id, search, watch)
 
-    def _stream(self, wanted: gguf.Wanted) -> Iterator[memoryview]:
-        """The bytes of a tensor that the walk did not encode, some rows at a time."""
-        place = wanted.placement
-        names = place.sources or (place.name,)
-        for name, values in zip(names, sources(self._checkpoint, place), strict=True):
-            matrix = values.reshape(-1, values.shape[-1])
-            lost = whole = 0.0
-            for rows in torch.split(matrix, max(1, _AT_ONCE // matrix.shape[1])):
-                try:
-                    data = ggml.encode(wanted.type_id, rows, None, self._work.settings["search"])
-                except RequestError as error:
-                    raise RequestError(f"{name}: {error.message}", hint=error.hint) from None
-                if wanted.type_id != "F32":
-                    change = (ggml.decode(wanted.type_id, data) - rows).view(-1)
-                    lost += float(change @ change)
-                    whole += float(rows.reshape(-1) @ rows.reshape(-1))
-                yield _bytes(data)
-            wrong = math.sqrt(lost / whole) if whole else 0.0
-            self._streamed[name] = {"exact": lost == 0, "error": float(f"{wrong:.6g}")}
+    def _errors(self, type_id: str) -> Watch:
+        """Notes what streaming a tensor as this type loses."""
+
+        def watch(name: str, rows: Tensor, data: Tensor) -> None:
+            lost, whole = self._lost[name]
+            if type_id != "F32":
+                change = (ggml.decode(type_id, data) - rows).view(-1)
+                lost += float(change @ change)
+                whole += float(rows.reshape(-1) @ rows.reshape(-1))
+            self._lost[name] = lost, whole
+
+        return watch
+
+    def _streamed(self, name: str) -> dict[str, Any]:
+        """What the ledger says of a tensor that the walk did not encode."""
+        if name not in self._lost:
+            raise LlmoptError(f"{name} was to be written and was not reached")
+        lost, whole = self._lost[name]
+        wrong = math.sqrt(lost / whole) if whole else 0.0
+        return {"exact": lost == 0, "error": float(f"{wrong:.6g}")}
 
     def ledger(self) -> Iterator[dict[str, Any]]:
         """Every tensor of the input, and what became of it."""
@@ -188,13 +188,13 @@ class _Conversion:
             module = fate.name.removesuffix(".weight")
             if self._checkpoint.tied and module == naming.embedding:
                 module = naming.head
-            record = self._records.get(module) or self._streamed.get(fate.name)
-            if fate.quantize is None:
-                action = "kept" if fate.bytes else "left out"
-                yield entry | {"action": action, "to": None} | (record or {})
+            if not fate.bytes:
+                yield entry | {"action": "left out", "to": None}
                 continue
-            if record is None:
-                raise LlmoptError(f"{fate.name} was to be quantized and was not reached")
+            record = self._records.get(module) or self._streamed(fate.name)
+            if fate.quantize is None:
+                yield entry | {"action": "kept", "to": None} | record
+                continue
             bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
             to = {"action": "quantized", "to": fate.quantize.label, "bits_per_weight": bits}
             yield entry | to | record
@@ -287,7 +287,3 @@ def _importance(
     if not found:
         raise RequestError("the importance matrix knows none of the model's tensors")
     return found
-
-
-def _bytes(data: Tensor) -> memoryview:
-    return memoryview(data.contiguous().view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]

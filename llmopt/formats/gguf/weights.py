@@ -7,23 +7,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.gguf.writer import Source
 from llmopt.formats.headers import TensorHeader
-from llmopt.grids.ggml import encode
+from llmopt.grids.ggml import Search, encode
+
+#: is shown the name of a source, some of its rows float32 [n, cols] and the bytes made of them
+Watch = Callable[[str, Tensor, Tensor], None]
 
 #: weights that are converted at once: few enough to stay in the cache of a processor
 _PIECE = 1 << 20
-
-
-def sources(checkpoint: Checkpoint, placement: Placement) -> Iterator[Tensor]:
-    """Each source's weight as float32, rows and values as in the file: [rows, cols], or [n]."""
-    if not placement.sources:
-        yield torch.tensor(placement.values, dtype=torch.float32)
-    for name in placement.sources:
-        yield arranged(_read(checkpoint, placement, name).float(), placement)
 
 
 def arranged(weight: Tensor, placement: Placement) -> Tensor:
@@ -33,13 +29,21 @@ def arranged(weight: Tensor, placement: Placement) -> Tensor:
     return weight + placement.offset if placement.offset else weight
 
 
-def nearest(checkpoint: Checkpoint, placement: Placement, type_id: str) -> Source:
+def nearest(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    type_id: str,
+    search: Search = "best",
+    watch: Watch | None = None,
+) -> Source:
     """What to write for a placement whose weights are to be rounded to the nearest values.
 
     Byte ranges to copy where the checkpoint has the very bytes, else pieces encoded when they are
-    asked for, without importance; RequestError then where the type cannot hold the weights.
+    asked for, without importance, which `watch` is shown; RequestError then where the type cannot
+    hold the weights.
     """
-    return unchanged(checkpoint, placement, type_id) or _encoder(checkpoint, placement, type_id)
+    copied = unchanged(checkpoint, placement, type_id)
+    return copied or _encoder(checkpoint, placement, type_id, search, watch)
 
 
 def unchanged(
@@ -56,16 +60,27 @@ def unchanged(
 
 
 def _encoder(
-    checkpoint: Checkpoint, placement: Placement, type_id: str
+    checkpoint: Checkpoint,
+    placement: Placement,
+    type_id: str,
+    search: Search,
+    watch: Watch | None,
 ) -> Callable[[], Iterator[memoryview]]:
     def pieces() -> Iterator[memoryview]:
         if not placement.sources:
-            yield _bytes(encode(type_id, torch.tensor([placement.values])))
+            yield as_bytes(encode(type_id, torch.tensor([placement.values])))
         for name in placement.sources:
             weight = arranged(_read(checkpoint, placement, name), placement)
-            rows = weight.reshape(-1, weight.shape[-1])
-            for some in torch.split(rows, max(1, _PIECE // rows.shape[1])):
-                yield _bytes(encode(type_id, some.float()))
+            matrix = weight.reshape(-1, weight.shape[-1])
+            for rows in torch.split(matrix, max(1, _PIECE // matrix.shape[1])):
+                rows = rows.float()
+                try:
+                    data = encode(type_id, rows, None, search)
+                except RequestError as error:
+                    raise RequestError(f"{name}: {error.message}", hint=error.hint) from None
+                if watch is not None:
+                    watch(name, rows, data)
+                yield as_bytes(data)
 
     return pieces
 
@@ -79,5 +94,6 @@ def _read(checkpoint: Checkpoint, placement: Placement, name: str) -> Tensor:
     return weight.T if placement.transposed else weight
 
 
-def _bytes(data: Tensor) -> memoryview:
+def as_bytes(data: Tensor) -> memoryview:
+    """The bytes of a tensor, to be written."""
     return data.contiguous().view(torch.uint8).numpy().data.cast("B")
