@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from llmopt.formats.gguf.names import placements
 from llmopt.formats.gguf.weights import nearest
 from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.quantization import read_contents
+from llmopt.runtimes.llamacpp.library import library
 
 #: what the families' settings in tests.models have to change for llama.cpp to run them
 FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
@@ -45,9 +45,7 @@ def llama_cpp_logits(path: Path, tokens: list[int]) -> torch.Tensor:
 
     Flash attention, and keys and values in half precision, would each cost three digits.
     """
-    import llama_cpp as cpp
-
-    cpp.llama_backend_init()
+    cpp = library().api
     model_settings = cpp.llama_model_default_params()
     model_settings.use_extra_bufts = False
     model = cpp.llama_model_load_from_file(str(path).encode(), model_settings)
@@ -71,12 +69,3 @@ def llama_cpp_logits(path: Path, tokens: list[int]) -> torch.Tensor:
     cpp.llama_free(context)
     cpp.llama_model_free(model)
     return torch.from_numpy(found)
-
-
-def silence_llama_cpp() -> object:
-    """Keep llama.cpp from telling what it loads; what is returned must be kept."""
-    import llama_cpp as cpp
-
-    callback = cpp.llama_log_callback(lambda *_: None)
-    cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    return callback

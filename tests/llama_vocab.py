@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmopt.formats.gguf.writer import write_gguf
+from llmopt.runtimes.llamacpp.library import library as quiet_library
 
 _MODEL = {
     "general.architecture": "llama",
@@ -27,10 +28,8 @@ class LlamaVocab:
     """`metadata` (the tokenizer's keys) written to `path` and loaded by llama.cpp."""
 
     def __init__(self, path: Path, metadata: dict[str, Any], name: str = "model") -> None:
-        self.library = library = pytest.importorskip("llama_cpp")
-        self._log = library.llama_log_callback(lambda level, text, data: None)
-        library.llama_log_set(self._log, ctypes.c_void_p(0))
-        library.llama_backend_init()
+        pytest.importorskip("llama_cpp")
+        self.library = library = quiet_library().api
         write_gguf(path, {**_MODEL, "general.name": name, **metadata}, [])
         settings = library.llama_model_default_params()
         settings.vocab_only = True

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from llmopt.errors import RequestError
+from llmopt.runtimes.llamacpp.library import library
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.mix import ModelFacts
 from llmopt.specs.presets import (
@@ -126,10 +127,9 @@ MODELS = {
 @pytest.fixture(scope="module")
 def llama_cpp() -> Iterator[Any]:
     module = pytest.importorskip("llama_cpp")
-    listener, data = module.llama_log_callback(), ctypes.c_void_p()
-    module.llama_log_get(ctypes.byref(listener), ctypes.byref(data))
+    quiet = library()
     yield module
-    module.llama_log_set(listener, data)
+    quiet.listen()  # a callback that is gone would be called by whatever logs next
 
 
 @pytest.fixture(scope="module")

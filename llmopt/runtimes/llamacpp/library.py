@@ -22,8 +22,12 @@ class Library:
         self._level = 0
         # kept here: llama.cpp calls it for as long as the process lives
         self._listener = package.llama_log_callback(self._listen)
-        package.llama_log_set(self._listener, None)
+        self.listen()
         package.llama_backend_init()
+
+    def listen(self) -> None:
+        """Take over what llama.cpp logs, from whoever had it."""
+        self.api.llama_log_set(self._listener, None)
 
     def _listen(self, level: int, text: bytes, _: object) -> None:
         self._level = self._level if level == _CONTINUED else level
