@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 LLAMA := $(VENV)/.llama
 BUILD_LLAMA := CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc 2>/dev/null || echo 2)
 
+# a worker a core, and a thread a worker
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
 .PHONY: demo test test-slow compat check fix bench clean
 
 $(READY): pyproject.toml constraints.txt
@@ -25,7 +28,7 @@ demo: $(READY)  ## quantize the bundled model, measure it, write a report
 	$(BIN)/llmopt run demo -o build/demo
 
 test: $(LLAMA)  ## the fast suite
-	$(BIN)/python -m pytest -q
+	$(TESTS) -n auto --dist loadfile
 
 test-slow: $(LLAMA)  ## minutes of CPU: kills, memory growth, corrupted artifacts
 	$(BIN)/python -m pytest -q -m slow
