@@ -20,7 +20,10 @@ from llmopt.evaluate.comparison import kl_divergence
 from llmopt.fates import LinearSettings
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
+from llmopt.formats.gguf.export import metadata, placements
+from llmopt.formats.gguf.writer import Entry, header_bytes
 from llmopt.formats.headers import read_json
+from llmopt.formats.quantization import read_contents
 from llmopt.methods.quantize.base import InletStatistics
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
@@ -38,7 +41,7 @@ def run(work: Work) -> Outcome:
     """Write allocation.json into `work.folder`."""
     checkpoint, sensitivity, held_out, corpus = _sensitivity(work)
     groups = sensitivity.groups()
-    budget = byte_budget(work.fates, work.settings)
+    budget = byte_budget(work.fates, work.settings) - _header(work, checkpoint)
     windows = HeldOut(
         checkpoint, held_out, kl_divergence,
         batch_size=work.settings["batch_size"], device=pick_device(work.options.device),
@@ -86,6 +89,17 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     return checkpoint, sensitivity, held_out, corpus
+
+
+def _header(work: Work, checkpoint: Checkpoint) -> int:
+    """Bytes of a file's header where a target counts them and headers alone do not tell."""
+    if work.settings["format"] != "gguf" or work.settings["target_size"] is None:
+        return 0
+    contents = read_contents(checkpoint.folder)
+    places = placements(contents, tied=checkpoint.tied)
+    entries = [Entry(place.name, "F32", place.shape, []) for place in places]
+    about = metadata(contents, checkpoint.folder, checkpoint.folder.name, 0)
+    return header_bytes(about, entries, work.state / "header")
 
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,13 @@ def test_a_budget_is_met_and_its_types_are_written(tmp_path: Path, model: Path) 
             assert found[names[entry["name"]]] == entry["to"]
 
 
+def test_a_size_is_that_of_the_whole_file(tmp_path: Path, model: Path) -> None:
+    target = 850_000
+    made = converted(tmp_path, model, target_size=target, candidates=["Q2_K", "Q4_K", "Q8_0"])
+    size = (made.path / artifact.ONE_FILE).stat().st_size
+    assert 0.9 * target < size <= target
+
+
 def test_overrides_and_splits(tmp_path: Path, model: Path) -> None:
     rules = [{"match": "blk.*.attn_v.weight", "type": "Q6_K"}]
     made = converted(tmp_path, model, preset="Q8_0", overrides=rules, split_size="200kB")

@@ -67,6 +67,14 @@ def write_gguf(
     return names
 
 
+def header_bytes(metadata: Mapping[str, Any], entries: Sequence[Entry], scratch: Path) -> int:
+    """What stands before the data of a file, padding included; `scratch` is a file to write to."""
+    _write_header(scratch, metadata, {}, entries)
+    size = scratch.stat().st_size
+    scratch.unlink()
+    return size + ALIGNMENT * (len(entries) + 1)
+
+
 def _deal(entries: Sequence[Entry], max_file_bytes: int | None) -> list[list[Entry]]:
     groups: list[list[Entry]] = [[]]
     size = 0
