@@ -1,10 +1,16 @@
+"""The types with a code for every weight, against ggml: legacy, kquants, floats, ternary."""
+
 from __future__ import annotations
 
 import pytest
 
 from tests.grids.ggml import cases
 
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+TYPES = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
+)
 BOTH = [pytest.param(True, id="importance"), pytest.param(False, id="plain")]
 
 
