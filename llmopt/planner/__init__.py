@@ -42,7 +42,7 @@ def plan(
     contents = located(source, ("model",), lambda: read_contents(model.folder))
     if any(item.step.verb != "bench" for item in expanded):
         located(source, ("model",), lambda: origin.declared(model.folder))
-    desugar = Desugar(recipe, source, ids, contents, set(externals.values()))
+    desugar = Desugar(recipe, source, ids, contents, set(externals.values()), model.name)
     steps = [planned for item in in_order for planned in desugar.steps(item)]
     single = source.file == "<command line>" and len(expanded) == 1
     outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}

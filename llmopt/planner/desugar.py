@@ -46,10 +46,11 @@ class Desugar:
 
     def __init__(
         self, recipe: Recipe, source: Source, ids: dict[str, list[str]], contents: Contents,
-        outside: set[str],
+        outside: set[str], name: str,
     ) -> None:  # fmt: skip
         self._recipe, self._source, self._ids, self._model = recipe, source, ids, contents
         self._outside, self._texts = outside, Texts(recipe, source, contents.config)
+        self._name = name
         #: what steps planned so far will have written, those that write a model
         self._written: dict[str, Contents] = {}
 
@@ -157,7 +158,10 @@ class Desugar:
         found = request.wanted(contents, guided=bool(calibration or settings.imatrix))
         lost = request.conversions(contents, found)
         fates = tuple(each.fate for each in lost)
-        effective = request.effective() | {"calibration": calibration, "seed": self._recipe.seed}
+        effective = request.effective() | {
+            "name": self._name.rpartition("/")[2], "calibration": calibration,
+            "seed": self._recipe.seed,
+        }  # fmt: skip
         texts = (self._texts.places() if calibration else {}) | request.places()
         self._written[item.step.id] = gguf.contents_after(contents, found)
         footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)

@@ -48,7 +48,7 @@ def run(work: Work) -> Outcome:
     checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
     conversion = _Conversion(work, checkpoint, contents)
     corpus = conversion.walk()
-    conversion.write(parent.name)
+    conversion.write(work.settings["name"])
     copy_side_files(checkpoint, work.folder)
     write_config(checkpoint, work.folder, format_id=None, layers={})
     ledger = list(conversion.ledger())

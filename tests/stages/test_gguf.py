@@ -85,6 +85,13 @@ def test_a_preset_mixes_types_and_the_ledger_says_so(tmp_path: Path, model: Path
     assert entry["tokens"] == 8 * 48
 
 
+def test_the_file_has_the_models_name(tmp_path: Path, model: Path) -> None:
+    model = model.rename(tmp_path / "Phi-3-mini")
+    made = converted(tmp_path, model, preset="F16", calibrated=False)
+    # without the hyphen: llama.cpp would look for Phi-3's tokens, which this model has not
+    assert read_gguf(made.path / artifact.ONE_FILE).metadata["general.name"] == "Phi 3-mini"
+
+
 def test_eight_bits_compute_nearly_the_same(tmp_path: Path, model: Path) -> None:
     made = converted(tmp_path, model, preset="Q8_0")
     assert set(types(made).values()) == {"F32", "Q8_0"}

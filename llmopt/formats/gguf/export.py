@@ -11,6 +11,8 @@ function that yields the bytes of other codes, made for the rows that `weights.a
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from llmopt.formats.gguf import names
@@ -20,6 +22,9 @@ from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.tokenizer import tokenizer_metadata
 from llmopt.formats.quantization import Contents
 
+#: what llama.cpp looks up in the vocabulary of a model whose name has "phi-3" in it
+_PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
+
 
 def placements(contents: Contents, *, tied: bool) -> list[Placement]:
     """The tensors of a GGUF file, in order; see `names.placements`."""
@@ -28,7 +33,13 @@ def placements(contents: Contents, *, tied: bool) -> list[Placement]:
 
 def metadata(contents: Contents, folder: Path, name: str, file_type: int) -> Metadata:
     """All metadata of a GGUF file: the model's, and that of the tokenizer in `folder`."""
-    return {
-        **model_metadata(contents.family, contents.config, name, file_type),
-        **tokenizer_metadata(folder, contents.config),
-    }
+    tokenizer = tokenizer_metadata(folder, contents.config)
+    name = _harmless(name, tokenizer.get("tokenizer.ggml.tokens", ()))
+    return {**model_metadata(contents.family, contents.config, name, file_type), **tokenizer}
+
+
+def _harmless(name: str, tokens: Collection[str]) -> str:
+    """A name that llama.cpp does not take for Phi-3's, whose tokens it then expects."""
+    if set(tokens).issuperset(_PHI3_TOKENS):
+        return name
+    return re.sub(r"(?i)(phi)-?3", r"\1 3", name)
