@@ -104,7 +104,7 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
             if each.has_blocks and contents.naming.block_of(name) is not None:
                 layout = settings_of(each.type_id).layout
             size = math.prod(shape) // spec.block * spec.nbytes
-            tensors[name] = LogicalTensor(name, shape, size, layout)
+            tensors[name] = LogicalTensor(name, shape, size, layout, each.type_id)
     return replace(contents, tensors=tensors, format="gguf", in_gguf=True)
 
 
@@ -135,9 +135,17 @@ def _own_type(contents: Contents, place: Placement, dtype: str) -> str:
     if place.float32 or not tensors or not is_quantized(place.name, place.shape):
         return "F32"
     plain = _DTYPES.get(dtype) or _plain_type(contents)
-    types = {plain if t.layout is None else _exact_type(t.layout) or plain for t in tensors}
+    types = {
+        _exact_type(t.layout) or plain if t.layout else _stored_type(t) or plain for t in tensors
+    }
     chosen = types.pop() if len(types) == 1 else plain
     return fitting(chosen, place.shape[-1]) if GGML_TYPES[chosen].block > 1 else chosen
+
+
+def _stored_type(tensor: LogicalTensor) -> str | None:
+    """The type of a tensor that a GGUF file has in blocks."""
+    spec = GGML_TYPES.get(tensor.dtype)
+    return tensor.dtype if spec and spec.block > 1 else None
 
 
 def _exact_type(layout: LayerLayout) -> str | None:
@@ -156,6 +164,8 @@ def _exact_type(layout: LayerLayout) -> str | None:
 def _plain_type(contents: Contents) -> str:
     """What the model's plain weights are, going by the embedding's."""
     embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
+    if embedding.dtype in _DTYPES.values():
+        return embedding.dtype
     width = embedding.nbytes / math.prod(embedding.shape)
     if width == 2:
         config = contents.family.language_config(contents.config)
@@ -221,8 +231,12 @@ def _conversion(tensor: LogicalTensor, each: Wanted) -> Conversion:
 def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:
     """What the layouts alone say will be lost."""
     if tensor.layout is None:
+        if tensor.dtype == each.type_id or each.type_id == "F32":
+            return None
         if each.has_blocks:
             return "plain weights are rounded"
+        if tensor.dtype in GGML_TYPES:
+            return f"{tensor.dtype} values are rounded to {each.type_id}"
         kept = tensor.nbytes <= GGML_TYPES[each.type_id].nbytes * math.prod(tensor.shape)
         return None if kept else f"values are rounded to {each.type_id}"
     if each.type_id == "F32" or _exact_type(tensor.layout) == each.type_id:

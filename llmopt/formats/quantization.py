@@ -41,13 +41,15 @@ class Stored(Protocol):
 class LogicalTensor:
     """A tensor of the model: a quantized linear counts as one `<module>.weight`, [out, in].
 
-    nbytes: what it takes on disk, all its parts together. layout: None where it is not quantized.
+    nbytes: what it takes on disk, all its parts together. layout: None where it is not quantized;
+    dtype then says how it is stored, as headers do, and is empty for what a step is going to write.
     """
 
     name: str
     shape: tuple[int, ...]
     nbytes: int
     layout: LayerLayout | None = None
+    dtype: str = ""
 
 
 def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
@@ -125,7 +127,8 @@ def logical_tensors(
         if name in owner:
             logical[f"{owner[name]}.weight"] = found[f"{owner[name]}.weight"]
         else:
-            logical[name] = LogicalTensor(name, header.shape, header.nbytes)
+            dtype = header.dtype
+            logical[name] = LogicalTensor(name, header.shape, header.nbytes, dtype=dtype)
     return logical
 
 

@@ -107,6 +107,8 @@ class _Conversion:
             tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
         importance = _importance(self._work, self._wanted, checkpoint)
         operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
+        if settings["exact"]:
+            operation.refuse_what_is_not_exact()
         self._records = walk(
             checkpoint, tokens, [operation], Sink(self._writer, codec_of("gguf")),
             self._work.state / "walk",
@@ -222,22 +224,32 @@ class _Encode:
             if type_id is None:
                 continue
             moved = self._moved(name, type_id)
-            if moved is None:
+            if isinstance(moved, str):
                 together[type_id].append(name)
             else:
                 inlet.replace(name, moved, _MOVED)
         for type_id, names in together.items():
             self._solve(inlet, names, type_id)
 
-    def _moved(self, name: str, type_id: str) -> BlockTensor | None:
-        """A linear that has blocks of the type, or integers that they hold unchanged."""
+    def refuse_what_is_not_exact(self) -> None:
+        """RequestError where a quantized linear's values do not fit, whatever layouts said."""
+        for name in sorted(self._types.keys() & self._checkpoint.layers.keys()):
+            type_id = self._types[name]
+            moved = self._moved(name, type_id)
+            if isinstance(moved, str):
+                raise RequestError(
+                    f"{name} is not exact as {type_id}: {moved}",
+                    hint="without --exact it is rounded, and the error is reported",
+                )
+
+    def _moved(self, name: str, type_id: str) -> BlockTensor | str:
+        """A linear in blocks of the type, or whose integers they hold unchanged; or why not."""
         if name not in self._checkpoint.layers:
-            return None
+            return "plain weights are rounded"
         layer = self._checkpoint.read_layer(name)
-        if isinstance(layer, BlockTensor):
-            return layer if layer.grid == type_id else None
-        found = to_blocks(layer, type_id)
-        return None if isinstance(found, str) else found
+        if not isinstance(layer, BlockTensor):
+            return to_blocks(layer, type_id)
+        return layer if layer.grid == type_id else f"{layer.grid} values are not {type_id} values"
 
     def _solve(self, inlet: Inlet, names: list[str], type_id: str) -> None:
         weights = [inlet.weight(name) for name in names]

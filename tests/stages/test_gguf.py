@@ -155,6 +155,24 @@ def test_exact_refuses_before_work_starts(tmp_path: Path, model: Path) -> None:
         plan_of(tmp_path, model, preset="Q4_K_M", exact=True)
 
 
+def test_a_file_copies_itself_exactly(tmp_path: Path, model: Path) -> None:
+    first = converted(tmp_path, model, preset="Q4_K_M", calibrated=False).path / artifact.ONE_FILE
+    first = first.rename(tmp_path / "model.gguf")
+    again = converted(tmp_path, first, exact=True, calibrated=False)
+    assert again.manifest["evidence"]["certificate"]["rounded"] == 0
+    assert tensors(again.path / artifact.ONE_FILE) == tensors(first)
+
+
+def test_exact_refuses_values_that_turn_out_not_to_fit(tmp_path: Path, model: Path) -> None:
+    quantized(tmp_path, model, method="rtn", group_size=32, symmetric=False)
+    shutil.move(tmp_path / "out", tmp_path / "first")
+    with pytest.raises(RequestError, match="is not exact as Q4_1: a scale or a minimum"):
+        converted(tmp_path, tmp_path / "first", exact=True, calibrated=False)
+    assert not (tmp_path / "out").exists()
+    made = converted(tmp_path, tmp_path / "first", calibrated=False)
+    assert made.manifest["evidence"]["certificate"]["rounded"] > 0
+
+
 def test_an_importance_matrix_is_written_and_read(tmp_path: Path, model: Path) -> None:
     made = converted(tmp_path, model, to="imatrix")
     path = (made.path / artifact.IMATRIX).rename(tmp_path / "imatrix.gguf")
