@@ -133,7 +133,9 @@ def test_only_the_command_line_prints() -> None:
         assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "demo"], ["plan", "gguf"], ["recipes", "list"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "demo"], ["plan", "gguf"], ["recipes", "list"]]
+)
 def test_what_must_answer_fast_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\n"

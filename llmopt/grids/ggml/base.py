@@ -94,8 +94,8 @@ class VectorGrid(BlockGrid, Protocol):
         """Codes int64 [n] and values float32 [n, vector] for the vectors at `index` of each block.
 
         x: [n, vector], what is to be met; importance [n, vector] or what broadcasts to it. With
-        metric [vector, vector], positive definite, an error e of a vector costs e^T metric e, and
-        importance, its diagonal, is where the search begins.
+        metric [vector, vector], positive definite, an error e of a vector costs e^T metric e; types
+        for which that would take much longer go by importance, its diagonal, all the same.
         """
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:

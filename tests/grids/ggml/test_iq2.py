@@ -49,8 +49,3 @@ def test_choice_is_the_nearest(type_id: str, even: bool) -> None:
 def test_importance_is_required(type_id: str, search: Search) -> None:
     with pytest.raises(RequestError, match=f"{type_id} needs an importance matrix"):
         encode(type_id, torch.ones(2, 256), search=search)
-
-
-@pytest.mark.parametrize("type_id", TYPES)
-def test_errors_may_be_weighed_together(type_id: str) -> None:
-    vectors.check_metric(type_id)

@@ -52,8 +52,3 @@ def test_a_part_of_zeros_spoils_ggmls_iq3_s_and_not_ours() -> None:
         for data in (encode("IQ3_S", w, importance), theirs)
     ]
     assert errors[0] < 0.1 * errors[1]
-
-
-@pytest.mark.parametrize("type_id", TYPES)
-def test_errors_may_be_weighed_together(type_id: str) -> None:
-    vectors.check_metric(type_id)
