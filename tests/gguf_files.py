@@ -14,7 +14,7 @@ from llmopt.formats.gguf.names import placements
 from llmopt.formats.gguf.weights import nearest
 from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.quantization import read_contents
-from llmopt.runtimes.llamacpp.library import library
+from llmopt.runtimes.llamacpp.native import native
 
 #: what the families' settings in tests.models have to change for llama.cpp to run them
 FOR_LLAMA_CPP: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def llama_cpp_logits(path: Path, tokens: list[int]) -> torch.Tensor:
 
     Flash attention, and keys and values in half precision, would each cost three digits.
     """
-    cpp = library().api
+    cpp = native().api
     model_settings = cpp.llama_model_default_params()
     model_settings.use_extra_bufts = False
     model = cpp.llama_model_load_from_file(str(path).encode(), model_settings)

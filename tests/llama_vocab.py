@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmopt.formats.gguf.writer import write_gguf
-from llmopt.runtimes.llamacpp.library import library as quiet_library
+from llmopt.runtimes.llamacpp.native import native
 
 _MODEL = {
     "general.architecture": "llama",
@@ -29,13 +29,13 @@ class LlamaVocab:
 
     def __init__(self, path: Path, metadata: dict[str, Any], name: str = "model") -> None:
         pytest.importorskip("llama_cpp")
-        self.library = library = quiet_library().api
+        self.api = api = native().api
         write_gguf(path, {**_MODEL, "general.name": name, **metadata}, [])
-        settings = library.llama_model_default_params()
+        settings = api.llama_model_default_params()
         settings.vocab_only = True
-        self._model = library.llama_model_load_from_file(str(path).encode(), settings)
+        self._model = api.llama_model_load_from_file(str(path).encode(), settings)
         assert self._model, "llama.cpp refuses the file"
-        self.vocab = library.llama_model_get_vocab(self._model)
+        self.vocab = api.llama_model_get_vocab(self._model)
 
     def __call__(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -43,8 +43,8 @@ class LlamaVocab:
         """Token ids of a text, as llama_tokenize gives them."""
         data = text.encode()
         room = len(data) + 8
-        ids = (self.library.llama_token * room)()
-        count = self.library.llama_tokenize(
+        ids = (self.api.llama_token * room)()
+        count = self.api.llama_tokenize(
             self.vocab, data, len(data), ids, room, add_special, parse_special
         )
         assert count >= 0
@@ -53,9 +53,9 @@ class LlamaVocab:
     def piece(self, token: int) -> str:
         """The text of a token."""
         buffer = (ctypes.c_char * 256)()
-        count = self.library.llama_token_to_piece(self.vocab, token, buffer, 256, 0, True)
+        count = self.api.llama_token_to_piece(self.vocab, token, buffer, 256, 0, True)
         return bytes(buffer[:count]).decode()
 
     def ends(self, token: int) -> bool:
         """Whether a token ends generation."""
-        return bool(self.library.llama_vocab_is_eog(self.vocab, token))
+        return bool(self.api.llama_vocab_is_eog(self.vocab, token))

@@ -157,9 +157,9 @@ def upstream(llama_cpp: Any, source: Path, target: Path, means: dict[str, Any]) 
 def test_llama_cpp_makes_of_it_what_ggml_does_with_our_means(tmp_path: Path) -> None:
     """A file read as llama-quantize reads it and used by it, against the same file read by us."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    from llmopt.runtimes.llamacpp.library import library
+    from llmopt.runtimes.llamacpp.native import native
 
-    assert library().api is llama_cpp  # and it is quiet
+    assert native().api is llama_cpp  # and it is quiet
     generator = torch.Generator().manual_seed(1)
     names = ["token_embd.weight", "blk.0.attn_q.weight", "blk.0.ffn_down.weight"]
     weights = {name: torch.randn(32, 256, generator=generator) for name in names}

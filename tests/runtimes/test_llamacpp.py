@@ -14,7 +14,7 @@ from torch import nn
 from llmopt.errors import LlmoptError, MissingDependency, RequestError
 from llmopt.runtimes import llamacpp
 from llmopt.runtimes import torch as torch_runtime
-from llmopt.runtimes.llamacpp.library import Library
+from llmopt.runtimes.llamacpp.native import Native
 from tests import models
 
 pytest.importorskip("llama_cpp")
@@ -177,11 +177,12 @@ def test_a_folder_without_a_gguf_file(tmp_path: Path) -> None:
         llamacpp.load(tmp_path)
 
 
-def test_a_device_that_is_not_there(saved: tuple[Path, nn.Module]) -> None:
+def test_a_device_that_is_not_there(
+    saved: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import llama_cpp
 
-    if llama_cpp.llama_supports_gpu_offload():
-        pytest.skip("this build has GPU support")
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
     with pytest.raises(RequestError, match="built without GPU support"):
         llamacpp.load(saved[0], device="cuda")
 
@@ -189,5 +190,5 @@ def test_a_device_that_is_not_there(saved: tuple[Path, nn.Module]) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(MissingDependency, match="llama_cpp") as caught:
-        Library()
+        Native()
     assert caught.value.hint == 'pip install "llmopt[llamacpp]"'

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from llmopt.errors import RequestError
-from llmopt.runtimes.llamacpp.library import library
+from llmopt.runtimes.llamacpp.native import native
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.mix import ModelFacts
 from llmopt.specs.presets import (
@@ -127,7 +127,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def llama_cpp() -> Iterator[Any]:
     module = pytest.importorskip("llama_cpp")
-    quiet = library()
+    quiet = native()
     yield module
     quiet.listen()  # a callback that is gone would be called by whatever logs next
 

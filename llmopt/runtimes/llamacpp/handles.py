@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
-from llmopt.runtimes.llamacpp.library import library
+from llmopt.runtimes.llamacpp.native import native
 
 _NO_FLASH_ATTENTION = 0  # llama_flash_attn_type
 _F32 = 0  # ggml_type
@@ -26,7 +26,7 @@ class Weights:
     """A loaded file, mapped into memory. gpu: whether all layers are to lie there."""
 
     def __init__(self, path: Path, *, gpu: bool) -> None:
-        lib = library()
+        lib = native()
         api = lib.api
         params = api.llama_model_default_params()
         params.n_gpu_layers = _ALL_LAYERS if gpu else 0
@@ -45,21 +45,21 @@ class Weights:
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
-        return int(library().api.llama_vocab_n_tokens(self._vocab))
+        return int(native().api.llama_vocab_n_tokens(self._vocab))
 
     @property
     def context(self) -> int:
         """How many tokens the model was trained for."""
-        return int(library().api.llama_model_n_ctx_train(self.pointer))
+        return int(native().api.llama_model_n_ctx_train(self.pointer))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return int(library().api.llama_model_size(self.pointer))
+        return int(native().api.llama_model_size(self.pointer))
 
     def ends(self, token: int) -> bool:
         """Whether a token ends a generation."""
-        return bool(library().api.llama_vocab_is_eog(self._vocab, token))
+        return bool(native().api.llama_vocab_is_eog(self._vocab, token))
 
 
 class Context:
@@ -70,7 +70,7 @@ class Context:
     """
 
     def __init__(self, weights: Weights, length: int, *, threads: int, exact: bool) -> None:
-        lib = library()
+        lib = native()
         api = lib.api
         params = api.llama_context_default_params()
         params.n_ctx = length
@@ -94,7 +94,7 @@ class Context:
 
     def clear(self) -> None:
         """Forget all tokens."""
-        api = library().api
+        api = native().api
         api.llama_memory_clear(api.llama_get_memory(self._pointer), True)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
@@ -109,7 +109,7 @@ class Context:
         return scores[0]
 
     def _run(self, tokens: Sequence[int], *, every: bool) -> Tensor:
-        lib = library()
+        lib = native()
         api, count = lib.api, len(tokens)
         wanted = (ctypes.c_int8 * count)(*([every] * (count - 1)), 1)
         batch = api.llama_batch(

@@ -10,7 +10,7 @@ from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import first_file, read_gguf
 from llmopt.runtimes.llamacpp.engine import LlamaCppEngine
 from llmopt.runtimes.llamacpp.handles import Weights
-from llmopt.runtimes.llamacpp.library import library
+from llmopt.runtimes.llamacpp.native import native
 
 
 def load(path: Path, *, device: str = "auto", threads: int | None = None) -> LlamaCppEngine:
@@ -37,7 +37,7 @@ def _file_in(folder: Path) -> Path:
 
 
 def _on_gpu(device: str) -> bool:
-    offers = bool(library().api.llama_supports_gpu_offload())
+    offers = bool(native().api.llama_supports_gpu_offload())
     if device == "auto":
         return offers
     if device != "cpu" and not offers:

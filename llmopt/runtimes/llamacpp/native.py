@@ -12,7 +12,7 @@ from llmopt.errors import require
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
 
 
-class Library:
+class Native:
     """`api` has llama.cpp's C functions. What it logs goes nowhere, but for the last errors."""
 
     def __init__(self) -> None:
@@ -46,6 +46,6 @@ class Library:
 
 
 @cache
-def library() -> Library:
-    """The library; MissingDependency where llama-cpp-python is not installed."""
-    return Library()
+def native() -> Native:
+    """The one there is; MissingDependency where llama-cpp-python is not installed."""
+    return Native()
