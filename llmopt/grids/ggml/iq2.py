@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -73,54 +75,34 @@ class _Iq2S(SignedGrid):
         return {"d": read_half(data, 0), "l": level}, join(signs, entries)
 
 
+_XXS = Encoder(
+    type_id="IQ2_XXS",
+    part=32,
+    even=True,
+    shells=2,
+    reach=6,
+    step=0.1,
+    spread=1.0,
+    floor=0.0,
+    nothing=1e-15,
+    stretch=1.0,
+    again=True,
+    fitted=True,
+)
+_XS = replace(_XXS, type_id="IQ2_XS", part=16, reach=9, again=False, fitted=False)
+_S = replace(
+    _XS,
+    type_id="IQ2_S",
+    even=False,
+    shells=1,
+    spread=2.0,
+    floor=0.25,
+    nothing=1e-8,
+    stretch=0.9875,
+)
+
 GRIDS: dict[str, VectorGrid] = {
-    "IQ2_XXS": _Iq2Xxs(
-        Encoder(
-            type_id="IQ2_XXS",
-            part=32,
-            even=True,
-            shells=2,
-            reach=6,
-            step=0.1,
-            spread=1.0,
-            floor=0.0,
-            nothing=1e-15,
-            stretch=1.0,
-            again=True,
-            fitted=True,
-        ),
-        _MULTIPLIERS,
-    ),
-    "IQ2_XS": _Iq2Xs(
-        Encoder(
-            type_id="IQ2_XS",
-            part=16,
-            even=True,
-            shells=2,
-            reach=9,
-            step=0.1,
-            spread=1.0,
-            floor=0.0,
-            nothing=1e-15,
-            stretch=1.0,
-            again=False,
-        ),
-        _MULTIPLIERS,
-    ),
-    "IQ2_S": _Iq2S(
-        Encoder(
-            type_id="IQ2_S",
-            part=16,
-            even=False,
-            shells=1,
-            reach=9,
-            step=0.1,
-            spread=2.0,
-            floor=0.25,
-            nothing=1e-8,
-            stretch=0.9875,
-            again=False,
-        ),
-        _MULTIPLIERS,
-    ),
+    "IQ2_XXS": _Iq2Xxs(_XXS, _MULTIPLIERS),
+    "IQ2_XS": _Iq2Xs(_XS, _MULTIPLIERS),
+    "IQ2_S": _Iq2S(_S, _MULTIPLIERS),
 }

@@ -2,167 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import functools
 import json
 import shutil
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models
 
-from llmopt import demo
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.bytelevel import BYTE_TO_CHARACTER
 from llmopt.formats.gguf.pretokenizers import PRE_TOKENIZERS, tokenizer_json_of
-from llmopt.formats.gguf.sentencepiece import merges_by_score, read_sentencepiece
 from llmopt.formats.gguf.tokenizer import tokenizer_differences, tokenizer_metadata
 from llmopt.formats.gguf.tokenizer_restore import write_tokenizer
+from tests.formats.gguf.small_tokenizers import (
+    COMPARED,
+    PREPEND,
+    byte_level,
+    differing,
+    encoder,
+    save,
+    sentencepiece,
+    with_special,
+)
 from tests.llama_vocab import LlamaVocab
 from tests.mixed_text import mixed_lines
 
-DEMO = Path(next(iter(demo.__path__))) / "model"
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-PREPEND = {"type": "Prepend", "prepend": "▁"}
 #: what llama.cpp cuts exactly as the regex says
 EXACT = [pre.name for pre in PRE_TOKENIZERS if pre.difference is None]
-COMPARED = ["demo", "gpt-2", "llama-bpe", "qwen2", "sentencepiece", "gemma", "plain"]
-
-
-def save(folder: Path, content: dict[str, Any], **settings: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
-    if settings:
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-    return folder
-
-
-def byte_level(folder: Path, pre: str, size: int = 1500) -> Path:
-    """A byte-level BPE trained with one of llama.cpp's pre-tokenizers, with special tokens."""
-    chain, whole_words = tokenizer_json_of(pre)
-    empty = json.loads(Tokenizer(models.BPE()).to_str()) | {"pre_tokenizer": chain}
-    tokenizer = Tokenizer.from_str(json.dumps(empty))
-    tokenizer.train_from_iterator(
-        mixed_lines(1200, seed=1),
-        trainers.BpeTrainer(
-            vocab_size=size,
-            show_progress=False,
-            special_tokens=["<|end|>", "<|first|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("  <x>  ")])
-    content = json.loads(tokenizer.to_str())
-    content["model"]["ignore_merges"] = whole_words
-    if pre == "llama-bpe":
-        first = {"SpecialToken": {"id": "<|first|>", "type_id": 0}}
-        content["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": [first, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 1}},
-            ],
-            "special_tokens": {
-                "<|first|>": {"id": "<|first|>", "ids": [1], "tokens": ["<|first|>"]}
-            },
-        }
-    return save(folder, content, eos_token="<|end|>")
-
-
-@functools.cache
-def pieces() -> list[tuple[str, float, int]]:
-    """Pieces of a small SentencePiece model: text, score, type."""
-    tokenizer = Tokenizer(models.BPE())
-    lines = [
-        line
-        for line in mixed_lines(1500, seed=2)
-        if "<" not in line and max(line, default="") < "ʰ"
-    ]
-    words = ["▁" + word for line in lines for word in line.split()]
-    trainer = trainers.BpeTrainer(vocab_size=900, show_progress=False)
-    tokenizer.train_from_iterator([*words, *["▁" * 16] * 50], trainer)
-    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
-    found = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
-    found += [(byte, 0.0, 6) for byte in BYTES]
-    longest_first = sorted(vocabulary, key=lambda piece: (len(piece) == 1, vocabulary[piece]))
-    return found + [(piece, -float(i), 1) for i, piece in enumerate(longest_first)]
-
-
-def sentencepiece(folder: Path, *steps: dict[str, Any], drop: int = 0) -> Path:
-    """A tokenizer.json as transformers makes of a SentencePiece model; `drop` merges left out."""
-    known = pieces()
-    merges = merges_by_score({text: score for text, score, kind in known if kind == 1})
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    special = [{"id": i, "content": known[i][0], **flags, "special": True} for i in range(3)]
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            *special,
-            {"id": len(known), "content": "\n\n", **flags, "special": False},
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [*steps, SPACES]},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "vocab": {text: i for i, (text, _, _) in enumerate(known)},
-            "merges": merges[: len(merges) - drop],
-            "unk_token": "<unk>",
-            "byte_fallback": True,
-            "fuse_unk": True,
-        },
-    }
-    return save(
-        folder, content, bos_token="<s>", eos_token="</s>", unk_token="<unk>", add_bos_token=False
-    )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("tokenizers")
-    found = {pre: byte_level(base / pre, pre) for pre in ("gpt-2", "llama-bpe", "qwen2")}
-    found["sentencepiece"] = sentencepiece(base / "spm", PREPEND)
-    found["gemma"] = sentencepiece(base / "gemma")
-    found["plain"] = sentencepiece(base / "plain", drop=40)
-    return found | {"demo": DEMO}
-
-
-@pytest.fixture(scope="module")
-def metadata(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    rows = {"vocab_size": 1600}
-    return {
-        name: tokenizer_metadata(folder, {} if name == "demo" else rows)
-        for name, folder in folders.items()
-    }
-
-
-def differing(left: Any, right: Any, lines: tuple[str, ...]) -> list[str]:
-    return [line for line in lines if left(line) != right(line)]
-
-
-def encoder(folder: Path, *, add_special: bool = False, parse_special: bool = True) -> Any:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.encode_special_tokens = not parse_special
-    return lambda text: tokenizer.encode(text, add_special_tokens=add_special).ids
-
-
-def with_special(lines: tuple[str, ...]) -> tuple[str, ...]:
-    """Lines with special and added tokens in front, inside and behind."""
-    marks = ("<|end|>", "<|first|>", "<tool>", "  <x>  ", "<s>", "</s>", "<unk>", "\n\n")
-    marked = []
-    for i, line in enumerate(lines):
-        mark = marks[i % len(marks)]
-        middle = len(line) // 2
-        marked.append((mark + line, line[:middle] + mark + line[middle:], line + mark)[i % 3])
-    return tuple(marked)
 
 
 class TestIds:
@@ -221,79 +88,6 @@ class TestIds:
         vocab = LlamaVocab(tmp_path / "v.gguf", metadata[name])
         text = "def f(x):\n    return x  # two"
         assert "".join(map(vocab.piece, vocab(text))).lstrip(" ") == text
-
-
-class TestBack:
-    @pytest.mark.parametrize("name", COMPARED)
-    def test_a_gguf_is_a_full_tokenizer_again(
-        self, name: str, metadata: Any, tmp_path: Path
-    ) -> None:
-        write_tokenizer(metadata[name], tmp_path)
-        vocab = LlamaVocab(tmp_path / "v.gguf", metadata[name])
-        lines = mixed_lines(300)
-        assert differing(encoder(tmp_path), vocab, lines + with_special(lines)) == []
-        rows = {"vocab_size": len(metadata[name]["tokenizer.ggml.tokens"])}
-        again = tokenizer_metadata(tmp_path, rows)
-        for key, value in metadata[name].items():
-            if key == "tokenizer.ggml.scores":  # only their order counts
-                continue
-            assert again[key] == value, key
-
-    def test_transformers_loads_it(self, metadata: Any, tmp_path: Path) -> None:
-        from transformers import AutoTokenizer
-
-        found = metadata["llama-bpe"] | {"tokenizer.chat_template": "{{ bos_token }}hello"}
-        write_tokenizer(found, tmp_path)
-        loaded = AutoTokenizer.from_pretrained(tmp_path)
-        vocab = LlamaVocab(tmp_path / "v.gguf", found)
-        for line in mixed_lines(100):
-            assert loaded(line)["input_ids"] == vocab(line, add_special=True)
-        assert (loaded.bos_token, loaded.eos_token) == ("<|first|>", "<|end|>")
-        assert (
-            loaded.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
-            == "<|first|>hello"
-        )
-        ids = loaded("Hello  world, it's", add_special_tokens=False)["input_ids"]
-        assert loaded.decode(ids) == "Hello  world, it's"
-        config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
-        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows it
-        generation = json.loads((tmp_path / "generation_config.json").read_text("utf-8"))
-        assert generation == {"bos_token_id": 1, "eos_token_id": 0}
-
-    def test_phi_3_strips_behind_special_tokens(self, metadata: Any, tmp_path: Path) -> None:
-        found = metadata["sentencepiece"] | {"general.name": "Phi-3 mini"}
-        tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
-        found["tokenizer.ggml.tokens"] = [*tokens, "<|endoftext|>"]  # llama.cpp expects it there
-        found["tokenizer.ggml.token_type"] = [*types, 3]
-        found["tokenizer.ggml.scores"] = [*found["tokenizer.ggml.scores"], 0.0]
-        write_tokenizer(found, tmp_path)
-        vocab = LlamaVocab(tmp_path / "v.gguf", found, name="Phi-3 mini")
-        text = "one</s>  \n two"
-        assert encoder(tmp_path)(text) == vocab(text)
-        assert tokenizer_differences(tmp_path, {}) == [
-            "white space beside special tokens is not stripped"
-        ]
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            ({"tokenizer.ggml.tokens": []}, "no tokenizer"),
-            ({"tokenizer.ggml.tokens": ["a", "a"]}, "same text"),
-            ({"tokenizer.ggml.tokens": ["a", "b" * 5000]}, "over 1024 characters"),
-            ({"tokenizer.ggml.tokens": "ab"}, "not a list of str"),
-            ({"tokenizer.ggml.token_type": [1]}, "no entry for every token"),
-            ({"tokenizer.ggml.merges": ["ab"]}, "not two parts"),
-            ({"tokenizer.ggml.merges": [1]}, "not a list of str"),
-            ({"tokenizer.ggml.pre": "kimi-k2"}, "'kimi-k2' of this GGUF file is not known"),
-            ({"tokenizer.ggml.model": "rwkv"}, "no counterpart of llama.cpp's tokenizer 'rwkv'"),
-            ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.scores has no entry"),
-        ],
-    )
-    def test_broken_metadata_is_refused(
-        self, change: dict[str, Any], words: str, metadata: Any, tmp_path: Path
-    ) -> None:
-        with pytest.raises(RequestError, match=words):
-            write_tokenizer(metadata["gpt-2"] | change, tmp_path)
 
 
 class TestMetadata:
@@ -535,98 +329,3 @@ class TestDifferences:
         lines = tuple(x for x in mixed_lines(300) if "\n\n" not in x and "<" not in x)
         wrong = differing(encoder(folder), vocab, lines)
         assert wrong == [line for line in lines if line.startswith((" ", "▁"))]
-
-
-def message(*fields: tuple[int, Any]) -> bytes:
-    """A protocol buffer message of ints, floats, strings and messages."""
-
-    def varint(number: int) -> bytes:
-        number &= (1 << 64) - 1
-        groups = bytearray()
-        while True:
-            number, low = number >> 7, number & 127
-            groups.append(low | (128 if number else 0))
-            if not number:
-                return bytes(groups)
-
-    def encoded() -> Iterator[bytes]:
-        for number, value in fields:
-            if isinstance(value, int):
-                yield varint(number << 3) + varint(int(value))
-            elif isinstance(value, float):
-                yield varint(number << 3 | 5) + struct.pack("<f", value)
-            else:
-                data = value.encode() if isinstance(value, str) else value
-                yield varint(number << 3 | 2) + varint(len(data)) + data
-
-    return b"".join(encoded())
-
-
-def sentencepiece_file(kind: int = 2) -> bytes:
-    known = [(1, message((1, text), (2, score), (3, k))) for text, score, k in pieces()]
-    trainer = message((3, kind), (35, True), (40, 0), (41, 1), (42, 2), (43, -1))
-    return message(*known, (2, trainer), (3, message((1, "identity"), (3, True), (4, False))))
-
-
-class TestOtherFiles:
-    def test_sentencepiece_model(self, folders: Any, metadata: Any, tmp_path: Path) -> None:
-        (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file())
-        found = tokenizer_metadata(tmp_path, {})
-        assert found["tokenizer.ggml.add_bos_token"] is True
-        assert found["tokenizer.ggml.scores"] == [score for _, score, _ in pieces()]
-        assert found["tokenizer.ggml.token_type"] == [kind for _, _, kind in pieces()]
-        vocab = LlamaVocab(tmp_path / "v.gguf", found)
-        lines = tuple(line for line in mixed_lines(300) if "\n\n" not in line)
-        assert differing(encoder(folders["sentencepiece"]), vocab, lines) == []
-        assert vocab("", add_special=True) == [1]
-
-    def test_scores_of_the_model_beside_tokenizer_json(self, folders: Any, tmp_path: Path) -> None:
-        folder = shutil.copytree(folders["sentencepiece"], tmp_path / "model")
-        (folder / "tokenizer.model").write_bytes(sentencepiece_file())
-        scores = tokenizer_metadata(folder, {})["tokenizer.ggml.scores"]
-        assert scores[: len(pieces())] == [score for _, score, _ in pieces()]
-
-    def test_broken_sentencepiece_models(self, tmp_path: Path) -> None:
-        whole = sentencepiece_file()
-        path = tmp_path / "tokenizer.model"
-        for data in (b"", whole[:-5], b"\x0a\xff\xff\xff\xff\xff", b"\xff" * 40, whole[1:]):
-            path.write_bytes(data)
-            with pytest.raises(RequestError, match="SentencePiece model"):
-                read_sentencepiece(path)
-        path.write_bytes(sentencepiece_file(kind=4))
-        with pytest.raises(RequestError, match="words or characters"):
-            read_sentencepiece(path)
-
-    def test_vocab_and_merges(self, folders: Any, metadata: Any, tmp_path: Path) -> None:
-        content = json.loads((folders["gpt-2"] / "tokenizer.json").read_text("utf-8"))
-        vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
-        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (tmp_path / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
-        with pytest.raises(RequestError, match="does not say how to split words"):
-            tokenizer_metadata(tmp_path, {})
-        settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|end|>"}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-        found = tokenizer_metadata(tmp_path, {})
-        for key in ("pre", "merges", "eos_token_id"):
-            key = f"tokenizer.ggml.{key}"
-            assert found[key] == metadata["gpt-2"][key]
-        assert found["tokenizer.ggml.token_type"][0] == 3  # as the settings name it
-
-    def test_tiktoken(self, folders: Any, tmp_path: Path) -> None:
-        content = json.loads((folders["qwen2"] / "tokenizer.json").read_text("utf-8"))
-        byte_of = {character: byte for byte, character in enumerate(BYTE_TO_CHARACTER)}
-        words = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
-        special = {"<|end|>", "<|first|>"}
-        ranked = [bytes(byte_of[c] for c in word) for word, _ in words if word not in special]
-        lines = [base64.b64encode(word) + f" {i}".encode() for i, word in enumerate(ranked)]
-        (tmp_path / "qwen.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
-        with pytest.raises(RequestError, match="does not say how to split words"):
-            tokenizer_metadata(tmp_path, {"model_type": "unheard"})
-        found = tokenizer_metadata(tmp_path, {"model_type": "qwen"})
-        assert found["tokenizer.ggml.pre"] == "qwen2"
-        merges = [" ".join(pair) for pair in content["model"]["merges"]]
-        assert found["tokenizer.ggml.merges"] == merges
-        write_tokenizer(found, tmp_path)
-        vocab = LlamaVocab(tmp_path / "v.gguf", found)
-        assert differing(encoder(tmp_path), vocab, mixed_lines(100)) == []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,18 @@ def check_decode(case: Case) -> None:
     values = decode(case.type_id, case.written)
     assert same_bits(values, case.read)
     assert same_bits(values, torch.from_numpy(gguf.quants.dequantize(case.written.numpy(), kind)))
+
+
+def check_any_bytes(type_id: str) -> None:
+    """Whatever a block's bytes are, they decode to what the gguf package makes of them."""
+    spec = GGML_TYPES[type_id]
+    source = torch.Generator().manual_seed(0)
+    data = torch.randint(256, (16, 4 * spec.nbytes), generator=source, dtype=torch.uint8)
+    with np.errstate(all="ignore"):
+        theirs = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType(spec.number))
+    ours = decode(type_id, data)
+    assert torch.equal(ours.isnan(), torch.from_numpy(theirs).isnan())
+    assert torch.equal(ours.nan_to_num(), torch.from_numpy(theirs).nan_to_num())
 
 
 def check_best(case: Case, name: str) -> float:

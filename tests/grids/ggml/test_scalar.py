@@ -1,4 +1,5 @@
-"""The types with a code for every weight, against ggml: legacy, kquants, floats, ternary."""
+"""The types with a code for every weight, against ggml: legacy, kquants, floats, ternary,
+table."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from tests.grids.ggml import cases
 TYPES = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-    *("MXFP4", "NVFP4", "TQ1_0", "TQ2_0"),
+    *("MXFP4", "NVFP4", "TQ1_0", "TQ2_0", "IQ4_NL", "IQ4_XS"),
 )
 BOTH = [pytest.param(True, id="importance"), pytest.param(False, id="plain")]
 
@@ -19,6 +20,11 @@ BOTH = [pytest.param(True, id="importance"), pytest.param(False, id="plain")]
 @pytest.mark.parametrize("type_id", TYPES)
 def test_reference_writes_what_ggml_writes(type_id: str, name: str, weighted: bool) -> None:
     cases.check_reference(cases.table(*TYPES)[type_id, weighted], name)
+
+
+@pytest.mark.parametrize("type_id", TYPES)
+def test_any_bytes_decode_alike(type_id: str) -> None:
+    cases.check_any_bytes(type_id)
 
 
 @pytest.mark.parametrize("weighted", BOTH)

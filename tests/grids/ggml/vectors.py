@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import gguf
-import numpy as np
 import torch
 from torch import Tensor
 
 from llmopt.grids.ggml import block_grid, decode, encode
 from llmopt.grids.ggml.base import Fields, VectorGrid
-from llmopt.specs.ggml import GGML_TYPES
 from tests.grids.ggml.cases import draw, error_of, importance
-
-
-def check_any_bytes(type_id: str) -> None:
-    """Whatever a block's bytes are, they decode to what the gguf package makes of them."""
-    spec = GGML_TYPES[type_id]
-    source = torch.Generator().manual_seed(0)
-    data = torch.randint(256, (16, 4 * spec.nbytes), generator=source, dtype=torch.uint8)
-    with np.errstate(all="ignore"):
-        theirs = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType(spec.number))
-    ours = decode(type_id, data)
-    assert torch.equal(ours.isnan(), torch.from_numpy(theirs).isnan())
-    assert torch.equal(ours.nan_to_num(), torch.from_numpy(theirs).nan_to_num())
 
 
 def chosen(

@@ -1,15 +1,20 @@
+"""The types whose codes stand for vectors, against ggml: iq1, iq2, iq3."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from llmopt.grids.ggml import decode, encode
+from llmopt.errors import RequestError
+from llmopt.grids.ggml import Search, decode, encode
+from llmopt.specs.ggml import GGML_TYPES
 from tests.ggml_reference import reference
 from tests.grids.ggml import cases, vectors
 
-TYPES = ("IQ3_XXS", "IQ3_S")
+TYPES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+NEEDY = [type_id for type_id in TYPES if GGML_TYPES[type_id].importance == "required"]
 #: a type and whether importance is given
-CASES = [(type_id, weighted) for type_id in TYPES for weighted in (True, False)]
+CASES = [(t, weighted) for t in TYPES for weighted in (True, False) if weighted or t not in NEEDY]
 
 
 @pytest.mark.parametrize("name", cases.TENSORS)
@@ -21,7 +26,7 @@ def test_reference_writes_what_ggml_writes(type_id: str, name: str, weighted: bo
 @pytest.mark.parametrize("type_id", TYPES)
 def test_decode_reads_what_ggml_reads(type_id: str) -> None:
     cases.check_decode(cases.table(*TYPES)[type_id, True])
-    vectors.check_any_bytes(type_id)
+    cases.check_any_bytes(type_id)
 
 
 @pytest.mark.parametrize("name", cases.TENSORS)
@@ -37,9 +42,26 @@ def test_pieces_for_feedback_are_exact(type_id: str) -> None:
     vectors.check_vector_pieces(type_id)
 
 
-@pytest.mark.parametrize(("type_id", "even"), [("IQ3_XXS", True), ("IQ3_S", False)])
-def test_choice_is_the_nearest(type_id: str, even: bool) -> None:
+@pytest.mark.parametrize("type_id", [t for t in TYPES if not t.startswith("IQ1")])
+def test_choice_is_the_nearest(type_id: str) -> None:
+    even = type_id in ("IQ2_XXS", "IQ2_XS", "IQ3_XXS")
     vectors.check_signed_choice(type_id, even=even, slack=0.02 if even else 1e-5)
+
+
+@pytest.mark.parametrize("type_id", ["IQ1_S", "IQ1_M"])
+def test_errors_may_be_weighed_together(type_id: str) -> None:
+    vectors.check_metric(type_id)
+
+
+@pytest.mark.parametrize("search", ["reference", "best"])
+@pytest.mark.parametrize("type_id", NEEDY)
+def test_importance_is_required(type_id: str, search: Search) -> None:
+    with pytest.raises(RequestError, match=f"{type_id} needs an importance matrix"):
+        encode(type_id, torch.ones(2, 256), search=search)
+
+
+def test_three_types_need_importance() -> None:
+    assert NEEDY == ["IQ1_S", "IQ2_XXS", "IQ2_XS"]
 
 
 def test_a_part_of_zeros_spoils_ggmls_iq3_s_and_not_ours() -> None:
