@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from tables import save, shown
 
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors import write_file
@@ -109,9 +110,8 @@ def measure(
 
 def line(model: str, key: str, entry: dict[str, Any]) -> str:
     method, bits = key.split("/")
-    kl, same = entry["kl"]["mean"], entry["agreement"]["value"]
-    shown = f"{kl['value']:.5f} [{kl['low']:.5f}, {kl['high']:.5f}]"
-    return f"| {model} | {bits} | {method} | {shown} | {same:.2%} |"
+    kl, same = shown(entry["kl"]["mean"]), entry["agreement"]["value"]
+    return f"| {model} | {bits} | {method} | {kl} | {same:.2%} |"
 
 
 def main() -> None:
@@ -131,14 +131,13 @@ def main() -> None:
             lines += [line(title, key, entry) for key, entry in rows[title].items()]
             print("\n".join(lines[-len(rows[title]) :]), flush=True)
     if arguments.results:
-        found = json.dumps({"group_size": arguments.group_size, "rows": rows}, indent=2) + "\n"
-        arguments.results.with_suffix(".json").write_text(found)
-        text = (
+        said = (
             f"{arguments.model}, asymmetric, groups of {arguments.group_size}, "
             f"{arguments.sequences} x {arguments.length} calibration tokens, "
-            f"{arguments.windows} x {arguments.length} held-out tokens.\n\n"
+            f"{arguments.windows} x {arguments.length} held-out tokens."
         )
-        arguments.results.with_suffix(".md").write_text(text + "\n".join([HEADER, *lines]) + "\n")
+        document = {"group_size": arguments.group_size, "rows": rows}
+        save(arguments.results, document, said, [HEADER, *lines])
 
 
 if __name__ == "__main__":

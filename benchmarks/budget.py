@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import save, shown
 
 from llmopt.corpora.source import load as load_corpus
 from llmopt.corpora.tokenize import tokenize
@@ -170,16 +171,12 @@ def measure(
 def line(row: dict[str, Any]) -> str:
     is_budget = "predicted" in row
     predicted = f"{row['predicted']:.5f}" if is_budget else ""
-    share = _shown(row["predicted_ratio"], 3) if is_budget else ""
-    against = "" if is_budget else _shown(row["ratio"], 3)
+    share = shown(row["predicted_ratio"], 3) if is_budget else ""
+    against = "" if is_budget else shown(row["ratio"], 3)
     return (
         f"| {row['format']} | {row['target']:g} | {row['settings']} | {row['bits']:.3f} "
-        f"| {row['bytes']} | {_shown(row['kl'], 5)} | {against} | {predicted} | {share} |"
+        f"| {row['bytes']} | {shown(row['kl'], 5)} | {against} | {predicted} | {share} |"
     )
-
-
-def _shown(value: dict[str, float], digits: int) -> str:
-    return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
 
 def main() -> None:
@@ -193,13 +190,10 @@ def main() -> None:
             print("\n".join(map(line, found)), flush=True)
             rows += found
     if arguments.results:
-        shown = ("model", "calibration", "evaluation", "sequences", "windows", "length")
-        asked = {name: getattr(arguments, name) for name in shown}
-        document = json.dumps({"asked": asked, "rows": rows}, indent=2)
-        arguments.results.with_suffix(".json").write_text(document + "\n")
+        names = ("model", "calibration", "evaluation", "sequences", "windows", "length")
+        asked = {name: getattr(arguments, name) for name in names}
         said = ", ".join(f"{name} {value}" for name, value in asked.items())
-        table = "\n".join([HEADER, *map(line, rows)])
-        arguments.results.with_suffix(".md").write_text(f"{said}\n\n{table}\n")
+        save(arguments.results, {"asked": asked, "rows": rows}, said, [HEADER, *map(line, rows)])
 
 
 if __name__ == "__main__":

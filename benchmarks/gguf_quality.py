@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tables import save, shown
 
 from llmopt.formats.gguf.container import read_gguf
 from llmopt.formats.imatrix import read_imatrix
@@ -135,12 +136,16 @@ def bench(
 
 
 def line(model: str, row: dict[str, Any]) -> str:
-    shown = [
-        f"{row[key]['value']:.5f} [{row[key]['low']:.5f}, {row[key]['high']:.5f}]"
-        for key in ("llama-quantize", "llmopt")
-    ]
+    losses = [shown(row[key]) for key in ("llama-quantize", "llmopt")]
     took = " / ".join(f"{row['seconds'][key]:.0f}" for key in ("llama-quantize", "llmopt"))
-    cells = [model, row["preset"], f"{row['bytes'] / 1e6:.2f}", *shown, f"{row['ratio']:.3f}", took]
+    cells = [
+        model,
+        row["preset"],
+        f"{row['bytes'] / 1e6:.2f}",
+        *losses,
+        f"{row['ratio']:.3f}",
+        took,
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -157,14 +162,13 @@ def main() -> None:
             lines += [line(title, row) for row in rows[title]]
             print("\n".join(lines[-len(rows[title]) :]), flush=True)
     if arguments.results:
-        found = json.dumps({"method": arguments.method, "rows": rows}, indent=2) + "\n"
-        arguments.results.with_suffix(".json").write_text(found)
-        text = (
+        said = (
             f"Method {arguments.method}, {arguments.sequences} x {arguments.length} calibration "
             f"tokens, {arguments.windows} x {arguments.length} held-out tokens, weights run in "
-            f"{arguments.runtime}. Same type and bytes of every tensor.\n\n"
+            f"{arguments.runtime}. Same type and bytes of every tensor."
         )
-        arguments.results.with_suffix(".md").write_text(text + "\n".join([HEADER, *lines]) + "\n")
+        document = {"method": arguments.method, "rows": rows}
+        save(arguments.results, document, said, [HEADER, *lines])
 
 
 if __name__ == "__main__":

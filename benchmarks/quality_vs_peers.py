@@ -26,7 +26,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tables
 from process import Measured, measure
+from tables import shown
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("gptqmodel", "autoround")
@@ -143,7 +145,7 @@ def lines(row: dict[str, Any]) -> str:
     ours = row["tools"]["llmopt"]
     return "\n".join(
         f"| {row['bits']} | {row['group_size']} | {tool} "
-        f"| {_interval(side['kl']['mean'])} | {_kl(ours) / _kl(side):.3f} "
+        f"| {shown(side['kl']['mean'])} | {_kl(ours) / _kl(side):.3f} "
         f"| {100 * side['agreement']['value']:.2f}% "
         f"| {side['seconds']:.1f} | {ours['seconds'] / side['seconds']:.3f} "
         f"| {side['work_seconds']:.1f} | {ours['work_seconds'] / side['work_seconds']:.3f} "
@@ -156,19 +158,13 @@ def _kl(side: dict[str, Any]) -> float:
     return float(side["kl"]["mean"]["value"])
 
 
-def _interval(mean: dict[str, float]) -> str:
-    return f"{mean['value']:.5f} [{mean['low']:.5f}, {mean['high']:.5f}]"
-
-
 def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    shown = ("model", "calibration", "evaluation", "sequences", "length", "windows", "seed")
-    asked = {name: getattr(arguments, name) for name in shown}
+    names = ("model", "calibration", "evaluation", "sequences", "length", "windows", "seed")
+    asked = {name: getattr(arguments, name) for name in names}
     document = {"asked": asked, "cores": os.cpu_count(), "rows": rows}
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
-    table = "\n".join([HEADER, *map(lines, rows)])
     said = ", ".join(f"{name} {value}" for name, value in asked.items())
-    arguments.results.with_suffix(".md").write_text(f"{said}; {os.cpu_count()} cores\n\n{table}\n")
+    said += f"; {os.cpu_count()} cores"
+    tables.save(arguments.results, document, said, [HEADER, *map(lines, rows)])
 
 
 def main() -> None:
