@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.gguf.container import read_gguf
 from llmopt.formats.gguf.metadata import model_metadata
 from llmopt.formats.gguf.names import placements
 from llmopt.formats.gguf.weights import nearest
@@ -38,6 +43,24 @@ def write_model(folder: Path, path: Path, type_id: str = "F32", **options: Any) 
     about = model_metadata(contents.family, contents.config, "tiny", 0)
     about["tokenizer.ggml.model"] = "no_vocab"
     return write_gguf(path, about, entries, **options)
+
+
+def altered(
+    path: Path,
+    values: Mapping[str, Any] = MappingProxyType({}),
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> Path:
+    """The same file with other values in its metadata, or zeros of another shape for a tensor."""
+    found = read_gguf(path)
+    entries = []
+    for tensor in found.tensors.values():
+        shape = shapes.get(tensor.name, tensor.shape)
+        blank = Entry(tensor.name, tensor.type_id, shape, [])
+        data = path.read_bytes()[tensor.start : tensor.end]
+        data = bytes(blank.nbytes) if tensor.name in shapes else data
+        entries.append(replace(blank, source=partial(list, [data])))
+    write_gguf(path, {**found.metadata, **values}, entries)
+    return path
 
 
 def llama_cpp_logits(path: Path, tokens: list[int]) -> torch.Tensor:

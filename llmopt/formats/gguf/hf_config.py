@@ -137,6 +137,8 @@ def _gemma(facts: Facts) -> dict[str, Any]:
     if not isinstance(pattern, list):
         every = facts.number("attention.sliding_window_pattern", 2 if second else 6)
         pattern = [(index + 1) % every != 0 for index in range(layers)]
+    if len(pattern) < layers or not all(isinstance(local, int) for local in pattern):
+        raise facts.wrong("attention.sliding_window_pattern", pattern)
     window = facts.get("attention.sliding_window") and facts.number("attention.sliding_window")
     kinds = {True: "sliding_attention", False: "full_attention"}
     # llama.cpp goes by the number of blocks of the 27B models

@@ -157,6 +157,11 @@ class _Restorer:
         transposed = self._family.conv1d and module in self._linears and suffix == "weight"
         arranged = Arrangement(order=order, offset=offset, transposed=transposed)
         name = self._naming.name(path)
+        if suffix == "weight" and name in self._in_blocks and len(shape) != 2:
+            raise RequestError(
+                f"{tensor.file.name} gives tensor {tensor.name} the shape {list(shape)}, "
+                "but it should be a matrix"
+            )
         return self._stored(
             tensor, name, suffix, shape, tensor.start, tensor.end,
             None if arranged == Arrangement() else arranged,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def _list(metadata: Mapping[str, Any], key: str, kind: type, length: int = 0) ->
     found = metadata.get(f"tokenizer.ggml.{key}", [])
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
         raise RequestError(f"the GGUF file's tokenizer.ggml.{key} is not a list of {kind.__name__}")
+    if kind is float and not all(map(math.isfinite, found)):
+        raise RequestError(f"the GGUF file's tokenizer.ggml.{key} has a number that is not finite")
     if len(found) < length:
         raise RequestError(f"the GGUF file's tokenizer.ggml.{key} has no entry for every token")
     return found[:length] if length else found
@@ -246,8 +249,8 @@ def _unigram(
 ) -> dict[str, Any]:
     scores = _list(metadata, "scores", float, len(tokens))
     steps: list[dict[str, Any]] = []
-    if charsmap := metadata.get("tokenizer.ggml.precompiled_charsmap"):
-        text = base64.b64encode(bytes(byte & 255 for byte in charsmap)).decode("ascii")
+    if charsmap := _charsmap(metadata):
+        text = base64.b64encode(charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces"):
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
@@ -266,6 +269,17 @@ def _unigram(
             "byte_fallback": BYTE in types,
         },
     }
+
+
+def _charsmap(metadata: Mapping[str, Any]) -> bytes:
+    """SentencePiece's table of what to replace; empty if none, RequestError if it is not bytes."""
+    found = metadata.get("tokenizer.ggml.precompiled_charsmap", b"")
+    if isinstance(found, bytes):
+        return found
+    # llama.cpp reads arrays of int8, too, whose upper half is negative
+    if isinstance(found, list) and all(type(b) is int and -128 <= b <= 255 for b in found):
+        return bytes(byte & 255 for byte in found)
+    raise RequestError("the GGUF file's tokenizer.ggml.precompiled_charsmap is not a list of bytes")
 
 
 def _post_processor(

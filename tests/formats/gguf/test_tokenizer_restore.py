@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,13 @@ class TestBack:
             ({"tokenizer.ggml.pre": "kimi-k2"}, "'kimi-k2' of this GGUF file is not known"),
             ({"tokenizer.ggml.model": "rwkv"}, "no counterpart of llama.cpp's tokenizer 'rwkv'"),
             ({"tokenizer.ggml.model": "llama"}, "tokenizer.ggml.scores has no entry"),
+            *(
+                (
+                    {"tokenizer.ggml.model": model, "tokenizer.ggml.scores": [score] * 2000},
+                    "scores has a number that is not finite",
+                )
+                for model, score in (("llama", math.nan), ("t5", math.inf), ("t5", -math.inf))
+            ),
         ],
     )
     def test_broken_metadata_is_refused(
@@ -92,3 +101,31 @@ class TestBack:
     ) -> None:
         with pytest.raises(RequestError, match=words):
             write_tokenizer(metadata["gpt-2"] | change, tmp_path)
+
+    @pytest.mark.parametrize("charsmap", ["abc", 5, [1.5], [256], [-129], [True], ["a"]])
+    def test_replacements_that_are_no_bytes_are_refused(
+        self, charsmap: Any, metadata: Any, tmp_path: Path
+    ) -> None:
+        with pytest.raises(RequestError, match="precompiled_charsmap is not a list of bytes"):
+            write_tokenizer(_unigram(metadata, charsmap), tmp_path)
+
+    @pytest.mark.parametrize("charsmap", [bytes([1, 254]), [1, 254], [1, -2]])
+    def test_replacements_are_bytes_of_any_sign(
+        self, charsmap: Any, metadata: Any, tmp_path: Path
+    ) -> None:
+        write_tokenizer(_unigram(metadata, charsmap), tmp_path)
+        content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+        (found,) = [
+            step["precompiled_charsmap"]
+            for step in content["normalizer"]["normalizers"]
+            if step["type"] == "Precompiled"
+        ]
+        assert base64.b64decode(found) == bytes([1, 254])
+
+
+def _unigram(metadata: Any, charsmap: Any) -> dict[str, Any]:
+    """A tokenizer whose text is replaced before it is cut."""
+    return metadata["sentencepiece"] | {
+        "tokenizer.ggml.model": "t5",
+        "tokenizer.ggml.precompiled_charsmap": charsmap,
+    }

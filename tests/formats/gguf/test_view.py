@@ -20,7 +20,7 @@ from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_file_headers, read_tensor
 from llmopt.grids.ggml import BlockTensor, encode
 from llmopt.sources import resolve
-from tests.gguf_files import write_model
+from tests.gguf_files import altered, write_model
 from tests.models import save
 
 
@@ -99,6 +99,28 @@ def test_damaged_files_leave_no_folder(tmp_path: Path, caches: Path) -> None:
     with pytest.raises(RequestError, match="holds a mamba model, which is not supported"):
         resolve(str(path))
     assert not list(caches.glob("gguf/*"))
+
+
+@pytest.mark.parametrize("shape", [(32,), (2, 2, 32), (2, 2, 2, 32)])
+@pytest.mark.parametrize("type_id", ["F32", "Q8_0"])
+def test_linears_that_are_no_matrices_are_refused(
+    tmp_path: Path, caches: Path, type_id: str, shape: tuple[int, ...]
+) -> None:
+    path = altered(written(tmp_path, type_id), shapes={"blk.0.ffn_up.weight": shape})
+    with pytest.raises(RequestError, match=r"blk\.0\.ffn_up\.weight the shape .* be a matrix"):
+        read_contents(resolve(str(path)).folder)
+
+
+@pytest.mark.parametrize("pattern", [[True], [0.5, 0.5]])
+def test_windows_for_some_blocks_only_are_refused(
+    tmp_path: Path, caches: Path, pattern: list[float]
+) -> None:
+    key = "gemma3.attention.sliding_window_pattern"
+    path = written(tmp_path, family="gemma3_text")
+    resolve(str(path))
+    altered(path, {key: pattern})
+    with pytest.raises(RequestError, match=r"sliding_window_pattern = .*, which cannot be"):
+        resolve(str(path))
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
