@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.formats.gguf.facts import Facts
-from llmopt.formats.gguf.rope import factors
+from llmopt.formats.gguf.facts import Facts, shortest
+from llmopt.formats.gguf.rope import factors, yarn_attention
 
 #: Llama 3's, which only the factor and the original length vary from model to model
 _LOW, _HIGH = 1.0, 4.0
@@ -36,6 +36,9 @@ def rope_config(facts: Facts) -> dict[str, Any]:
         scaling = None if even else _llama3(facts, values, theta)
     else:
         scaling = _scaling(facts)
+    share = facts.real("rope.scaling.attn_factor", 1.0)
+    if share != 1.0 and "attention_factor" not in (scaling or {}):
+        raise facts.wrong("rope.scaling.attn_factor", share)
     return found if scaling is None else {**found, "rope_scaling": scaling}
 
 
@@ -54,23 +57,30 @@ def _scaling(facts: Facts) -> dict[str, Any] | None:
 
 
 def _yarn(facts: Facts) -> dict[str, Any]:
-    keys = {
-        "attention_factor": "rope.scaling.yarn_attn_factor",
-        "beta_fast": "rope.scaling.yarn_beta_fast",
-        "beta_slow": "rope.scaling.yarn_beta_slow",
-    }
-    return {
+    """Not from yarn_ext_factor, yarn_attn_factor and the betas: llama.cpp does not read them."""
+    factor, share = facts.real("rope.scaling.factor"), facts.real("rope.scaling.attn_factor", 1.0)
+    if factor <= 0:
+        raise facts.wrong("rope.scaling.factor", factor)
+    whole = facts.number("context_length")  # what llama.cpp takes where the file does not say
+    scaling: dict[str, Any] = {
         "type": "yarn",
         "rope_type": "yarn",
-        "factor": facts.real("rope.scaling.factor"),
-        "original_max_position_embeddings": facts.number("rope.scaling.original_context_length"),
-        **{key: facts.real(name) for key, name in keys.items() if facts.get(name) is not None},
+        "factor": factor,
+        "original_max_position_embeddings": facts.number(
+            "rope.scaling.original_context_length", whole
+        ),
     }
+    if share != 1.0:
+        # gemma3: llama.cpp would apply it to blocks with a window, too
+        if share <= 0 or facts.architecture == "gemma3":
+            raise facts.wrong("rope.scaling.attn_factor", share)
+        scaling["attention_factor"] = shortest(share * yarn_attention(factor))
+    return scaling
 
 
 def _longrope(facts: Facts) -> dict[str, Any]:
     length = facts.number("rope.scaling.original_context_length")
-    whole = facts.number("context_length")
+    whole = facts.number("context_length")  # what llama.cpp takes where the file does not say
     scaling: dict[str, Any] = {
         "type": "longrope",
         "rope_type": "longrope",

@@ -12,11 +12,15 @@ from typing import Any
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import Metadata
 from llmopt.formats.gguf.families import gguf_family
-from llmopt.formats.gguf.rope import head_dim, parameters, rotary_dim
+from llmopt.formats.gguf.rope import head_dim, number, parameters, rotary_dim, yarn_attention
+from llmopt.formats.transformers_config import using_config
 from llmopt.specs.families import FamilySpec
 
 #: of the block layouts; it has been 2 since 2023
 QUANTIZATION_VERSION = 2
+#: what llama.cpp always takes for the settings of YaRN: of the architectures written here, none
+#: reads the keys that GGUF has for some of these
+_YARN_ALWAYS = {"beta_fast": 32, "beta_slow": 1, "extrapolation_factor": 1, "truncate": True}
 
 
 def model_metadata(
@@ -54,10 +58,14 @@ def model_metadata(
 
 
 def completed(family: FamilySpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text model's config with what config.json leaves out, under the usual names too."""
+    """The text model's config with what config.json leaves out, under the usual names too.
+
+    RequestError where transformers cannot read it.
+    """
     from transformers import AutoConfig
 
-    settings = AutoConfig.for_model(**family.language_config(config))
+    with using_config():
+        settings = AutoConfig.for_model(**family.language_config(config))
     full: dict[str, Any] = settings.to_dict()
     usual = {new: full[old] for new, old in settings.attribute_map.items() if old in full}
     return {**full, **usual}
@@ -66,8 +74,8 @@ def completed(family: FamilySpec, config: Mapping[str, Any]) -> dict[str, Any]:
 def _context(text: Mapping[str, Any]) -> int:
     """The most positions for which llama.cpp computes what the model does.
 
-    Where every block sees a window only, and llama.cpp has no windows for the architecture, that
-    is the window: up to there it makes no difference.
+    Where some block sees a window only, and llama.cpp has no windows for the architecture, that is
+    the window: up to there it makes no difference.
     """
     length = int(text["max_position_embeddings"])
     window = text.get("sliding_window")
@@ -150,42 +158,63 @@ def _rope(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
     kind = rope["rope_type"]
     found: dict[str, Any] = {
         "rope.dimension_count": rotary_dim(text),
-        "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
+        "rope.freq_base": number(rope, "rope_theta", 10000.0),
     }
-    local = parameters(text, "sliding_attention")
     if arch == "gemma3":
-        found["rope.freq_base_swa"] = float(local.get("rope_theta", 10000.0))
-    if kind in ("linear", "yarn"):
-        found |= {"rope.scaling.type": kind, "rope.scaling.factor": float(rope["factor"])}
-    if kind == "yarn":
-        found |= _yarn(rope)
+        local = parameters(text, "sliding_attention")
+        found["rope.freq_base_swa"] = number(local, "rope_theta", 10000.0)
+    if kind == "linear":
+        found |= {"rope.scaling.type": kind, "rope.scaling.factor": number(rope, "factor")}
+    elif kind == "yarn":
+        found |= _yarn(arch, rope, text)
     elif kind == "longrope":
         found |= _longrope(rope, text)
-    elif kind not in ("default", "linear", "llama3"):
+    elif kind not in ("default", "llama3"):
         raise RequestError(f"llama.cpp cannot run a model whose positions are scaled by {kind!r}")
     return found
 
 
-def _yarn(rope: Mapping[str, Any]) -> dict[str, Any]:
-    keys = {
-        "rope.scaling.yarn_ext_factor": "extrapolation_factor",
-        "rope.scaling.yarn_attn_factor": "attention_factor",
-        "rope.scaling.yarn_beta_fast": "beta_fast",
-        "rope.scaling.yarn_beta_slow": "beta_slow",
+def _yarn(arch: str, rope: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """RequestError where llama.cpp would compute with other settings than the model."""
+    for key, always in _YARN_ALWAYS.items():
+        if (asked := rope.get(key, always)) != always:
+            raise RequestError(f"llama.cpp computes YaRN with {key} = {always} only, not {asked}")
+    whole = number(text, "max_position_embeddings")
+    length = number(rope, "original_max_position_embeddings", whole)
+    factor = number(rope, "factor", whole / length)
+    found = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": int(length),
     }
-    found = {name: float(rope[key]) for name, key in keys.items() if rope.get(key) is not None}
-    length = rope.get("original_max_position_embeddings")
-    return {**found, "rope.scaling.original_context_length": length}
+    share = _yarn_attention(rope, factor) / yarn_attention(factor)
+    if math.isclose(share, 1.0, rel_tol=1e-6):
+        return found
+    if arch == "gemma3":
+        raise RequestError(
+            "llama.cpp cannot run a gemma3 model with an attention factor for YaRN: it would "
+            "apply to blocks with a window, too"
+        )
+    # llama.cpp multiplies its own yarn_attention by this
+    return {**found, "rope.scaling.attn_factor": share}
+
+
+def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
+    """The attention factor by the rules of transformers' _compute_yarn_parameters."""
+    if rope.get("attention_factor") is not None:
+        return number(rope, "attention_factor")
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        above, below = number(rope, "mscale"), number(rope, "mscale_all_dim")
+        return yarn_attention(factor, above) / yarn_attention(factor, below)
+    return yarn_attention(factor)
 
 
 def _longrope(rope: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    length = int(rope["original_max_position_embeddings"])
-    ratio = rope.get("factor") or int(text["max_position_embeddings"]) / length
-    attention = rope.get("attention_factor")
-    if attention is None:
-        attention = math.sqrt(1 + math.log(ratio) / math.log(length)) if ratio > 1 else 1.0
+    length = number(rope, "original_max_position_embeddings")
+    ratio = number(rope, "factor", number(text, "max_position_embeddings") / length)
+    usual = math.sqrt(1 + math.log(ratio) / math.log(length)) if ratio > 1 < length else 1.0
     return {
         "rope.scaling.type": "longrope",
-        "rope.scaling.original_context_length": length,
-        "rope.scaling.attn_factor": float(attention),
+        "rope.scaling.original_context_length": int(length),
+        "rope.scaling.attn_factor": number(rope, "attention_factor", usual),
     }

@@ -8,6 +8,9 @@ from typing import Any
 
 from llmopt.errors import RequestError
 
+#: what float32 holds
+_LARGEST = 3.4e38
+
 
 def parameters(text: Mapping[str, Any], kind: str = "full_attention") -> dict[str, Any]:
     """rope_theta, rope_type and what belongs to it, for the blocks with this kind of attention.
@@ -35,6 +38,24 @@ def parameters(text: Mapping[str, Any], kind: str = "full_attention") -> dict[st
     if "partial_rotary_factor" not in result and text.get("rotary_pct") is not None:
         result["partial_rotary_factor"] = text["rotary_pct"]
     return result
+
+
+def number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A setting of a config; RequestError where it is no number above 0 that float32 holds."""
+    value = settings.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
+        raise RequestError(f"config.json should give {key} as a number above 0, not {value!r}")
+    return float(value)
+
+
+def yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies rotated queries and keys by, where contexts grow by `factor`.
+
+    transformers' get_mscale. With a scale of 1 it is what llama.cpp multiplies by on its own.
+    """
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def head_dim(text: Mapping[str, Any]) -> int:
@@ -72,9 +93,9 @@ def factors(text: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
 
 
 def _llama3(rope: Mapping[str, Any], size: int) -> tuple[float, ...]:
-    base = float(rope.get("rope_theta", 10000.0))
-    factor, low = float(rope["factor"]), float(rope["low_freq_factor"])
-    high, length = float(rope["high_freq_factor"]), float(rope["original_max_position_embeddings"])
+    base, factor = number(rope, "rope_theta", 10000.0), number(rope, "factor")
+    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+    length = number(rope, "original_max_position_embeddings")
     found = []
     for index in range(0, size, 2):
         turns = length / (2 * math.pi * base ** (index / size))

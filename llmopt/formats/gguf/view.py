@@ -19,7 +19,7 @@ from llmopt.formats.gguf.hf_config import hf_config
 from llmopt.formats.gguf.tokenizer_restore import write_tokenizer
 
 #: of what is written; a change makes old folders useless
-_VERSION = 1
+_VERSION = 2
 #: tokenizers of tests and of bare models
 _NO_TOKENIZER = ("", "no_vocab", "none")
 

@@ -15,6 +15,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.container import read_gguf
 from llmopt.formats.gguf.families import GGUF_FAMILIES
 from llmopt.formats.gguf.hf_config import hf_config
+from llmopt.formats.gguf.metadata import model_metadata
 from llmopt.formats.gguf.names import placements
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import LogicalTensor, read_contents
@@ -22,6 +23,7 @@ from llmopt.runtimes.torch.loading import load
 from llmopt.specs.families import FAMILIES
 from tests.gguf_files import (
     FOR_LLAMA_CPP,
+    altered,
     llama_cpp_logits,
     write_model,
 )
@@ -43,6 +45,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"head_dim": 32}),
     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}}),
     ("llama", {"rope_parameters": {**_YARN, **_THETA}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "attention_factor": 1.0}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "attention_factor": 2.0, "mscale": 9.0}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "mscale": 1.0, "mscale_all_dim": 1.0}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "mscale": 1.0, "mscale_all_dim": 0.5}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "mscale": 2.0}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "factor": 1.0, "attention_factor": 1.5}}),
+    ("llama", {"rope_parameters": {**_YARN, **_THETA, "beta_fast": 32, "beta_slow": 1.0}}),
+    ("qwen3", {"rope_parameters": {**_YARN, **_THETA, "attention_factor": 0.7}}),
+    ("gpt_neox", {"rope_parameters": {**_YARN, **_THETA, "attention_factor": 0.7}}),
     (
         "llama",
         {
@@ -58,6 +69,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (
         "gemma3_text",
         {"rope_parameters": {"sliding_attention": _LOCAL, "full_attention": _GLOBAL}},
+    ),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"sliding_attention": _LOCAL, "full_attention": {**_YARN, **_THETA}}},
     ),
     (
         "phi3",
@@ -207,8 +222,25 @@ def test_multimodal_checkpoints_give_their_text_model(tmp_path: Path) -> None:
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, **_THETA}},
             "scaled by 'dynamic'",
         ),
+        *(
+            ("llama", {"rope_parameters": {**_YARN, **_THETA, key: asked}}, f"not {asked}")
+            for key, asked in [
+                ("beta_fast", 16), ("beta_slow", 2), ("truncate", False),
+                ("extrapolation_factor", 0.5),
+            ]
+        ),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "sliding_attention": _LOCAL,
+                    "full_attention": {**_YARN, **_THETA, "attention_factor": 1.0},
+                }
+            },
+            "it would apply to blocks with a window, too",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_llama_cpp_cannot_run_is_refused(
     tmp_path: Path, family: str, changes: dict[str, Any], fault: str
 ) -> None:
@@ -216,6 +248,58 @@ def test_what_llama_cpp_cannot_run_is_refused(
     with pytest.raises(RequestError) as caught:
         write_model(tmp_path / "m", tmp_path / "a.gguf")
     assert fault in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"rope_parameters": {"rope_type": "linear", **_THETA}}, "Missing required keys"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": None, **_THETA}},
+            "factor as a number above 0, not None",
+        ),
+        (
+            {"rope_parameters": {**_YARN, **_THETA, "factor": "4"}},
+            "factor as a number above 0, not '4'",
+        ),
+    ],
+)
+def test_a_config_that_makes_no_model_is_refused(changes: dict[str, Any], cause: str) -> None:
+    config = {"model_type": "llama", **changes}
+    with pytest.raises(RequestError) as caught:
+        model_metadata(FAMILIES["llama"], config, "tiny", 0)
+    assert "config.json" in caught.value.message
+    assert cause in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_what_llama_cpp_ignores_of_yarn_is_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    model = build(tmp_path / "m", "llama", {"rope_parameters": {**_YARN, **_THETA}})
+    write_model(tmp_path / "m", tmp_path / "a.gguf")
+    names = ("yarn_attn_factor", "yarn_ext_factor", "yarn_beta_fast", "yarn_beta_slow")
+    ignored = {f"llama.rope.scaling.{name}": 3.0 for name in names}
+    path, sequence = altered(tmp_path / "a.gguf", ignored), tokens(1, 24)
+    with torch.no_grad():
+        expected = model(sequence).logits
+    found = llama_cpp_logits(path, sequence[0].tolist())
+    torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-4)
+    back = load(view(tmp_path / "v", path)).logits(sequence)
+    torch.testing.assert_close(back, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_attention_factors_that_transformers_has_no_place_for(tmp_path: Path, family: str) -> None:
+    yarn = family == "gemma3_text"  # where they are for some blocks only
+    build(tmp_path / "m", family, {"tie_word_embeddings": True})
+    write_model(tmp_path / "m", tmp_path / "a.gguf")
+    arch = GGUF_FAMILIES[family].architecture
+    values = {"attn_factor": 0.5, **({"type": "yarn", "factor": 4.0} if yarn else {})}
+    path = altered(tmp_path / "a.gguf", {f"{arch}.rope.scaling.{k}": v for k, v in values.items()})
+    with pytest.raises(RequestError, match=r"rope\.scaling\.attn_factor = 0\.5, which cannot be"):
+        hf_config(read_gguf(path))
 
 
 def test_biases_that_autogptq_adds_are_left_out(tmp_path: Path) -> None:
