@@ -218,9 +218,8 @@ def verify(folder: Path) -> list[str]:
     found = {path.relative_to(folder).as_posix(): path for path in content_files(folder)}
     if "card" in manifest:
         found.pop(CARD, None)
-    link, linked = file_of(folder), [name for name in found if name.endswith(".gguf")]
-    problems = []
-    if link is not None and not (link.exists() and any(link.samefile(found[n]) for n in linked)):
+    link, problems = file_of(folder), []
+    if link is not None and not _stands_for(link, folder):
         problems.append(f"{'content differs' if link.exists() else 'missing'}: {link.name}")
     problems += [f"missing: {name}" for name in expected if name not in found]
     problems += [f"not in the manifest: {name}" for name in found if name not in expected]
@@ -270,22 +269,36 @@ def expose(folder: Path) -> None:
     source, *more = sorted(folder.glob("*.gguf"))
     if more:
         raise RequestError(f"{path} cannot be several files", hint="-o FOLDER")
-    if path.exists() and path.samefile(source):
+    if _stands_for(path, folder):
         return
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
     try:
-        temporary.hardlink_to(source)
+        path.hardlink_to(source)
+    except FileExistsError:
+        raise _foreign(path) from None
     except OSError:  # a file system without hard links
-        temporary.symlink_to(source.relative_to(path.parent))
-    temporary.replace(path)
+        path.symlink_to(source.relative_to(path.parent))
+
+
+def _stands_for(path: Path, folder: Path) -> bool:
+    """Whether `path` is the one file of the artifact in `folder`, or a copy of it."""
+    if not path.is_file():
+        return False
+    if any(path.samefile(source) for source in folder.glob("*.gguf")):
+        return True
+    files = read_manifest(folder).get("files", ())
+    alike = [file for file in files if file["bytes"] == path.stat().st_size]
+    return bool(alike) and file_digest(path) in {file["sha256"] for file in alike}
+
+
+def _foreign(path: Path) -> RequestError:
+    return RequestError(f"{path} exists and is not of llmopt's making", hint="choose another -o")
 
 
 def check_destination(destination: Path) -> None:
     """Refuse to write over anything that llmopt did not write."""
     path = file_of(destination)
-    if path is not None and path.exists() and not read_manifest(destination):
-        raise RequestError(f"{path} exists and is not of llmopt's making", hint="choose another -o")
+    if path is not None and os.path.lexists(path) and not _stands_for(path, destination):
+        raise _foreign(path)
     if destination.is_dir() and any(destination.iterdir()) and not read_manifest(destination):
         raise RequestError(
             f"{destination} exists and is not an llmopt artifact", hint="choose another -o"
@@ -345,6 +358,9 @@ def publish(
     write_records(built, manifest, card)
     if destination.is_dir() and not any(destination.iterdir()):
         destination.rmdir()
+    link = file_of(destination)
+    if link is not None and _stands_for(link, destination):
+        link.unlink()  # else it would stand for what is no longer there
     if destination.exists():
         _exchange(built, destination)
         shutil.rmtree(built)

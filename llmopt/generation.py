@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.quantization import read_contents
 from llmopt.sources import resolve
-from llmopt.specs.runtimes import AUTO
+from llmopt.specs.runtimes import AUTO, runtime_for
 
 
 def stream_text(
@@ -16,10 +17,10 @@ def stream_text(
 ) -> Iterator[str]:  # fmt: skip
     """Yield the continuation of `prompt` piece by piece; pieces are whole characters."""
     from llmopt.corpora.pretrained import auto_tokenizer
-    from llmopt.runtimes.choice import computing_threads, format_of, open_engine, runtime_for
+    from llmopt.runtimes.choice import computing_threads, open_engine
 
     folder = resolve(model).folder
-    chosen = runtime_for(runtime, format_of(folder))
+    chosen = runtime_for(runtime, read_contents(folder).runs_as)
     tokenizer = auto_tokenizer(folder)
     ids = tokenizer(prompt)["input_ids"]
     if not ids:

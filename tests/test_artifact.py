@@ -176,6 +176,35 @@ def test_a_file_stands_for_the_artifact_beside_it(tmp_path: Path) -> None:
     assert artifact.verify(folder) == ["missing: m.gguf"]
     out.write_bytes(b"others'")
     assert artifact.verify(folder) == ["content differs: m.gguf"]
+    out.write_bytes(b"weights")
+    assert artifact.verify(folder) == []  # a copy, as rsync makes it
+
+
+def test_a_file_that_took_the_place_of_ours_is_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    folder = artifact.folder_of(out)
+
+    def publish(content: bytes) -> None:
+        built = tmp_path / "built"
+        built.mkdir()
+        (built / "model.gguf").write_bytes(content)
+        files = artifact.describe_files(built)
+        manifest = {"schema": 1, "files": files, "digest": artifact.digest_of(files)}
+        artifact.publish(built, folder, manifest, {})
+
+    publish(b"first")
+    artifact.expose(folder)
+    publish(b"second")  # killed before it was exposed: the next run finds nothing in its way
+    assert not out.exists()
+    artifact.check_destination(folder)
+    artifact.expose(folder)
+    assert out.read_bytes() == b"second"
+    out.unlink()
+    out.write_bytes(b"theirs")
+    for step in (artifact.check_destination, artifact.expose):
+        with pytest.raises(RequestError, match="not of llmopt's making"):
+            step(folder)
+    assert out.read_bytes() == b"theirs"
 
 
 def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:

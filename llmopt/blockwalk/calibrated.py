@@ -129,11 +129,12 @@ class CalibratedWalk:
             # what the step before freed is given back before this one takes its own
             memory.release()
             one = collected.pop(0)
-            self._plan.apply(Inlet(one.names, weights, one.statistics, assign, self._plan.device))
+            inlet = Inlet(one.names, weights, one.statistics, assign, self._plan.device, one.cold)
+            self._plan.apply(inlet)
             for name in weights.results.records.keys() & set(one.names):
                 if one.cold is not None:
-                    weights.results.records[name] |= {"cold": True, "tokens": one.cold}
-            del one
+                    weights.results.records[name] |= {"cold": True, "tokens": one.cold.tokens}
+            del one, inlet
 
     def _collect(self, index: int, inlets: Sequence[Names], pools: Pools) -> list[Collected]:
         """Push the activations into the block as far as the last of these inlets."""

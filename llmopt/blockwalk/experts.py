@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
+
 from llmopt.errors import LlmoptError
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.methods.quantize.base import InletStatistics, InputSquares
 from llmopt.specs.families import Naming
 
 #: the names of linears that share an input
@@ -23,12 +25,12 @@ Names = tuple[str, ...]
 class Collected:
     """Linears that share an input, and what flows into them.
 
-    cold: how many tokens reached an expert whose statistics are those of all experts, else None.
+    cold: what reached an expert whose statistics are those of all experts, else None.
     """
 
     names: Names
     statistics: InletStatistics | None
-    cold: int | None = None
+    cold: InputSquares | None = None
 
 
 class Pools:
@@ -37,7 +39,7 @@ class Pools:
     def __init__(self, naming: Naming, block: int) -> None:
         self._naming = naming
         self._pools: dict[str, InletStatistics] = {}
-        self._cold: dict[str, list[tuple[Names, int]]] = defaultdict(list)
+        self._cold: dict[str, list[tuple[Names, InputSquares]]] = defaultdict(list)
         self._missing: dict[str, int] = defaultdict(int)
         for names in naming.linears(block):
             pool = naming.pool_of(names[0])
@@ -60,15 +62,15 @@ class Pools:
             self._missing[pool] -= 1
             if statistics is not None:
                 self._add(pool, statistics)
-            tokens = statistics.tokens if statistics else 0
-            if tokens < width(names[0]):
-                self._cold[pool].append((names, tokens))
+            cols = width(names[0])
+            if statistics is None or statistics.tokens < cols:
+                self._cold[pool].append((names, _squares(statistics, cols)))
             else:
                 yield Collected(names=names, statistics=statistics)
         for pool in [pool for pool in self._cold if not self._missing[pool]]:
-            for names, tokens in self._cold.pop(pool):
+            for names, squares in self._cold.pop(pool):
                 shared = _reached(names, self._pools.get(pool))
-                yield Collected(names=names, statistics=shared, cold=tokens)
+                yield Collected(names=names, statistics=shared, cold=squares)
             self._pools.pop(pool)
 
     def _add(self, pool: str, statistics: InletStatistics) -> None:
@@ -104,6 +106,12 @@ def rounds(
             some.append(names)
             size += needed
         yield some
+
+
+def _squares(statistics: InletStatistics | None, cols: int) -> InputSquares:
+    if statistics is None:
+        return InputSquares(mean=torch.zeros(cols), tokens=0)
+    return InputSquares(mean=statistics.diagonal.clone(), tokens=statistics.tokens)
 
 
 def _reached(names: Names, statistics: InletStatistics | None) -> InletStatistics:

@@ -14,7 +14,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.grids.base import Quantized, QuantizedTensor
 from llmopt.grids.ggml import BlockTensor
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.methods.quantize.base import InletStatistics, InputSquares
 
 #: called with a module's name and its new weight, in the checkpoint's orientation
 OnReplace = Callable[[str, Tensor], None]
@@ -25,6 +25,7 @@ class Inlet:
 
     names: the linears' names in the checkpoint. statistics: of the input, from calibration
     activations that passed through all that was changed before; None in a walk without data.
+    cold: of an expert that few tokens reached, whose statistics are those of all experts.
     """
 
     def __init__(
@@ -34,12 +35,22 @@ class Inlet:
         statistics: InletStatistics | None,
         on_replace: OnReplace,
         device: torch.device,
+        cold: InputSquares | None = None,
     ) -> None:
         self.names = names
         self.statistics = statistics
         self._weights = weights
         self._on_replace = on_replace
         self._device = device
+        self._cold = cold
+
+    @property
+    def squares(self) -> InputSquares | None:
+        """Of the tokens that reached these very linears; None in a walk without data."""
+        if self._cold is not None or self.statistics is None:
+            return self._cold
+        seen = self.statistics
+        return InputSquares(mean=seen.diagonal.clone(), tokens=seen.tokens)
 
     def weight(self, name: str) -> Tensor:
         """The present weight of a linear, float32 [out, in], in memory of its own."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmopt.cli import options as o
+from llmopt.errors import RequestError
 
 
 def convert(
@@ -102,6 +103,10 @@ def convert(
         candidates=candidate,
         gate=[] if gate == ["none"] else gate,
     )
+    if imatrix is not None and calibration is not None:
+        raise RequestError(
+            "--imatrix takes the place of calibration text", hint="leave out --calibration"
+        )
     data = texts(calibration, evaluation, field=field, sequences=sequences, length=length)
     recipe = given(model=model, revision=revision, seed=seed, data=data)
     run_single(
@@ -113,4 +118,10 @@ def convert(
 def _overrides(typed: list[str] | None) -> list[dict[str, Any]] | None:
     """--type PATTERN=TYPE as a recipe says it."""
     pairs = [text.rpartition("=") for text in typed or ()]
+    for pattern, equals, type_id in pairs:
+        if not pattern or not equals:
+            raise RequestError(
+                f"--type {type_id}: this says no tensors",
+                hint=f"--type PATTERN={type_id or 'TYPE'}",
+            )
     return [{"match": pattern, "type": type_id} for pattern, _, type_id in pairs] or None

@@ -117,6 +117,8 @@ def summary_line(result: StepResult) -> str:
     quantized = [entry for entry in ledger if entry["action"] == "quantized"]
     size = sum(file["bytes"] for file in manifest["files"]) / 1e6
     line = f"{result.artifact.path}: {manifest['format']}, {size:.2f} MB, "
+    if not ledger:
+        return line.removesuffix(", ")
     if found := manifest["evidence"].get("certificate"):
         line += f"{found['exact']} tensors exact"
         if found["rounded"]:

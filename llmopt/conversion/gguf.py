@@ -18,9 +18,17 @@ from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import ConvertStep
 from llmopt.specs import nearest
+from llmopt.specs.families import Naming
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.mix import ModelFacts
-from llmopt.specs.presets import find_preset, fitting, is_quantized, needing_imatrix, preset_types
+from llmopt.specs.presets import (
+    file_type_of,
+    find_preset,
+    fitting,
+    is_quantized,
+    needing_imatrix,
+    preset_types,
+)
 
 #: what files call a head of its own
 HEAD = "output.weight"
@@ -60,10 +68,12 @@ def wanted(contents: Contents, settings: ConvertStep, *, tied: bool, guided: boo
     places = placements(contents, tied=tied)
     types = _types(contents, settings, places, guided=guided)
     settled = set()
+    streamed = contents.naming.embedding if not tied or HEAD in types else None
     for index, override in enumerate(settings.overrides):
-        for name in _matching(index, override.match, places):
-            types[name] = _checked(override.type, places, name)
-            settled.add(name)
+        for place in _matching(index, override.match, places):
+            known = guided and place.sources != (f"{streamed}.weight",)
+            types[place.name] = _checked(override.type, place, known=known)
+            settled.add(place.name)
     return [Wanted(place, types[place.name], place.name in settled) for place in places]
 
 
@@ -75,18 +85,16 @@ def file_type(settings: ConvertStep, found: Sequence[Wanted]) -> int:
     for each in found:
         count = math.prod(each.placement.shape)
         weights[each.type_id] = weights.get(each.type_id, 0) + count
-    return find_preset(max(weights, key=lambda type_id: weights[type_id])).file_type
+    return file_type_of(max(weights, key=lambda type_id: weights[type_id]))
 
 
 def conversions(contents: Contents, found: Sequence[Wanted]) -> Iterator[Conversion]:
     """What becomes of every tensor of the checkpoint, in the order of the file."""
     placed = set()
     for each in found:
-        for name in each.placement.sources:
-            if name in placed:
-                continue
+        for name, tensor in held(contents, each.placement):
             placed.add(name)
-            yield _conversion(contents.tensors[name], each)
+            yield _conversion(tensor, each)
     for name, tensor in contents.tensors.items():
         if name not in placed:
             why = f"left out: {kept_because(contents.naming, name)}"
@@ -97,8 +105,8 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
     """What a model will hold once it is converted."""
     tensors: dict[str, LogicalTensor] = {}
     for each in found:
-        for name in each.placement.sources:
-            shape = contents.tensors[name].shape
+        for name, tensor in held(contents, each.placement):
+            shape = tensor.shape
             spec = GGML_TYPES[each.type_id]
             layout = None
             if each.has_blocks and contents.naming.block_of(name) is not None:
@@ -106,6 +114,17 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
             size = math.prod(shape) // spec.block * spec.nbytes
             tensors[name] = LogicalTensor(name, shape, size, layout, each.type_id)
     return replace(contents, tensors=tensors, format="gguf", in_gguf=True)
+
+
+def held(contents: Contents, place: Placement) -> Iterator[tuple[str, LogicalTensor]]:
+    """What a tensor of the file holds, by the checkpoint's names; of a tied head, the head's."""
+    for source, name in zip(place.sources, names_of(contents.naming, place), strict=True):
+        yield name, replace(contents.tensors[source], name=name)
+
+
+def names_of(naming: Naming, place: Placement) -> tuple[str, ...]:
+    """The names of `held`: a head of its own may be made of the embedding."""
+    return (f"{naming.head}.weight",) if place.name == HEAD else place.sources
 
 
 def _types(
@@ -190,10 +209,10 @@ def _facts(contents: Contents) -> ModelFacts:
     )
 
 
-def _matching(index: int, pattern: str, places: Sequence[Placement]) -> list[str]:
-    names = [place.name for place in places]
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+def _matching(index: int, pattern: str, places: Sequence[Placement]) -> list[Placement]:
+    found = [place for place in places if fnmatch.fnmatchcase(place.name, pattern)]
     if not found:
+        names = [place.name for place in places]
         near = nearest(pattern, names) or names[0]
         raise RequestError(
             f"the pattern {pattern!r} of override {index + 1} matches no tensor of the file",
@@ -202,12 +221,19 @@ def _matching(index: int, pattern: str, places: Sequence[Placement]) -> list[str
     return found
 
 
-def _checked(type_id: str, places: Sequence[Placement], name: str) -> str:
-    """The type that an override asks for, if the tensor can have it."""
-    place = next(place for place in places if place.name == name)
-    spec = GGML_TYPES[type_id]
+def _checked(type_id: str, place: Placement, *, known: bool) -> str:
+    """The type that an override asks for, if the tensor can have it.
+
+    known: whether the importance of its inputs is.
+    """
+    spec, name = GGML_TYPES[type_id], place.name
     if place.float32 and type_id != "F32":
         raise RequestError(f"llama.cpp reads {name} as F32 only", hint="narrow the pattern")
+    if spec.importance == "required" and not known:
+        raise RequestError(
+            f"{type_id} needs the importance of inputs, which is not known of {name}",
+            hint="give calibration text or an importance matrix, and narrow the pattern",
+        )
     if place.shape[-1] % spec.block:
         raise RequestError(
             f"{type_id} has blocks of {spec.block}, which do not fill the {place.shape[-1]} "

@@ -158,6 +158,11 @@ class Contents:
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
+    def runs_as(self) -> str | None:
+        """The format by which runtimes are chosen; None for plain tensors in safetensors."""
+        return "gguf" if self.in_gguf else self.format
+
+    @property
     def code_bits(self) -> float:
         """Mean bits of a code over the quantized linears; 16 where there is none."""
         layers = [(math.prod(t.shape), t.layout.bits) for t in self.tensors.values() if t.layout]

@@ -42,15 +42,17 @@ def plan(
     contents = located(source, ("model",), lambda: read_contents(model.folder))
     if any(item.step.verb != "bench" for item in expanded):
         located(source, ("model",), lambda: origin.declared(model.folder))
-    desugar = Desugar(recipe, source, ids, contents, set(externals.values()), model.name)
+    folders = {name: _external(Path(typed)) for typed, name in externals.items()}
+    others = {name: read_contents(folder) for name, folder in folders.items()}
+    desugar = Desugar(recipe, source, ids, contents, others, model.name)
     steps = [planned for item in in_order for planned in desugar.steps(item)]
     single = source.file == "<command line>" and len(expanded) == 1
     outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
-    for path in outputs.values():
+    for name, path in outputs.items():
         artifact.check_destination(path)
+        _check_parts(next(s for s in steps if s.id == name), path, source)
         if path.resolve() == model.folder.resolve():
             raise RequestError(f"{path} is the input model", hint="choose another -o")
-    folders = {name: _external(Path(typed)) for typed, name in externals.items()}
     return Plan(recipe, model, tuple(steps), outputs, folders)
 
 
@@ -97,6 +99,15 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
         raise RequestError(f"{out} is a file name, and the result is a folder")
     out = artifact.folder_of(out)
     return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out
+
+
+def _check_parts(step: PlannedStep, path: Path, source: Source) -> None:
+    """RecipeError where a conversion to one file would write several."""
+    size = step.settings.get("split_size")
+    if size and artifact.file_of(path) and sum(fate.bytes for fate in step.fates) > size:
+        message = f"several files of {size:,} bytes cannot be {path.name}"
+        hint = "-o FOLDER, or a larger split size"
+        raise source.error(message, (*step.key, "split_size"), hint)
 
 
 def _unpickled(model: ModelSource) -> ModelSource:

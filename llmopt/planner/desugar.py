@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,7 @@ from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import IMATRIX, PLAIN
+from llmopt.specs.runtimes import AUTO, runtime_for
 
 GATE_WINDOWS = 16
 _METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
@@ -46,7 +47,7 @@ class Desugar:
 
     def __init__(
         self, recipe: Recipe, source: Source, ids: dict[str, list[str]], contents: Contents,
-        outside: set[str], name: str,
+        outside: Mapping[str, Contents], name: str,
     ) -> None:  # fmt: skip
         self._recipe, self._source, self._ids, self._model = recipe, source, ids, contents
         self._outside, self._texts = outside, Texts(recipe, source, contents.config)
@@ -185,7 +186,8 @@ class Desugar:
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
         request = GgufRequest(settings, self._source, place)
-        for name in sorted(settings.model_fields_set - {"from_", "to", "batch_size", "gate"}):
+        allowed = {"from_", "to", "batch_size", *([] if settings.gate else ["gate"])}
+        for name in sorted(settings.model_fields_set - allowed):
             raise self._source.error("an importance matrix has no such setting", (*place, name))
         found = request.wanted(contents, guided=True)
         calibration = self._texts.calibration("an importance matrix", (*place, "to"))
@@ -253,8 +255,9 @@ class Desugar:
             raise self._source.error(f"{against!r} is not one step's model", (*place, "against"))
         check_gates(settings.gates, self._source, (*place, "gates"))
         parents = tuple(dict.fromkeys([*([against] if against else []), *measured]))
-        effective = settings.model_dump(by_alias=True) | {
+        effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
             "from": list(dict.fromkeys(measured)),
+            "runtimes": self._runtimes(settings, measured, (*place, "runtime")),
             "evaluation": self._texts.evaluation(),
             "seed": self._recipe.seed,
         }
@@ -271,14 +274,33 @@ class Desugar:
             footprint,
         )
 
+    def _runtimes(self, settings: BenchStep, measured: list[str], key: Key) -> dict[str, str]:
+        """What runs each model, going by what is installed here.
+
+        The base need not run on what those that are compared with it do.
+        """
+        base, wanted = settings.against, settings.runtime
+        others = [name for name in measured if name != base]
+        asked = dict.fromkeys(others, wanted)
+        if base is not None:
+            asked[base] = AUTO if others else wanted
+        known = {**self._outside, **self._written, MODEL: self._model}
+        return {
+            name: located(
+                self._source, key,
+                lambda name=name, runtime=runtime: runtime_for(runtime, known[name].runs_as),
+            )
+            for name, runtime in asked.items()
+        }  # fmt: skip
+
     def gate(self, item: Expanded, gates: list[str], step: PlannedStep) -> PlannedStep:
         """The bench step that decides whether a quantized model may be built upon."""
         place: Key = (*item.key, item.step.verb, "gate")
         check_gates([g for g in gates if g != "default"], self._source, place)
-        effective = BenchStep(from_=[step.id], speed=False, runtime="torch").model_dump(
-            by_alias=True
-        ) | {
+        settings = BenchStep(from_=[step.id], speed=False)
+        effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
             "gates": gates,
+            "runtimes": {MODEL: "torch", step.id: "torch"},
             "evaluation": self._texts.evaluation(GATE_WINDOWS),
             "seed": self._recipe.seed,
         }

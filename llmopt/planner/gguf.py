@@ -36,9 +36,11 @@ class GgufRequest:
         feedback, guided = settings.method == "gptq", settings.imatrix is not None
         settled = ("a GGUF file's preset settles this", "preset: Q4_K_M")
         own = ("only method gptq has this setting", "method: gptq")
+        typed = settings.preset is not None or settings.has_budget
         idle = ("without a preset the tensors are kept, and none is rounded", "preset: Q4_K_M")
         for refused, name, (message, hint) in (
             *((name in given, name, settled) for name in ("grid", "group_size", "symmetric")),
+            ("dtype" in given and typed, "dtype", settled),
             *((name in given and not feedback, name, own) for name in _FEEDBACK),
             (feedback and guided, "imatrix",
              ("gptq reads calibration text, of which an importance matrix says too little", None)),

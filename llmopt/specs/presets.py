@@ -149,6 +149,9 @@ _PRESETS = (
 
 PRESETS: dict[str, Preset] = {preset.id: preset for preset in _PRESETS}
 
+#: `general.file_type` of types that no preset is called after (llama.h, llama_ftype)
+_FILE_TYPES = {"MXFP4": 38, "NVFP4": 39}
+
 #: other names that llama-quantize takes
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
@@ -206,6 +209,11 @@ def find_preset(name: str) -> Preset:
     """The preset of a name in any case, aliases too; RequestError for an unknown one."""
     id_ = name.upper()
     return lookup(PRESETS, "GGUF preset", ALIASES.get(id_, id_))
+
+
+def file_type_of(type_id: str) -> int:
+    """`general.file_type` of a file whose tensors are mostly of one type."""
+    return _FILE_TYPES[type_id] if type_id in _FILE_TYPES else find_preset(type_id).file_type
 
 
 def preset_types(

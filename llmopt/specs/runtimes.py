@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+from llmopt.errors import RequestError
 from llmopt.specs.base import RuntimeSpec
+from llmopt.specs.formats import FORMATS
 
 #: a runtime's name that leaves the choice to the format, and a device's and dtype's likewise
 AUTO = "auto"
@@ -37,3 +41,24 @@ OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
     "optuna": ("search", "search over recipe settings"),
     "matplotlib": ("plots", "plots outside the HTML report"),
 }
+
+
+def runtime_for(wanted: str, format_id: str | None) -> str:
+    """The runtime of a format (formats.quantization.Contents.runs_as); AUTO: its own, if installed.
+
+    RequestError where the one that is asked for does not run the format.
+    """
+    offered = FORMATS[format_id].runtimes if format_id in FORMATS else ("torch",)
+    if wanted == AUTO:
+        return next(runtime for runtime in offered if _installed(runtime))
+    if wanted not in offered:
+        what = "a plain checkpoint" if format_id is None else f"format {format_id}"
+        raise RequestError(
+            f"{wanted} does not run {what}", hint=f"--runtime {' or '.join(offered)}"
+        )
+    return wanted
+
+
+def _installed(runtime: str) -> bool:
+    package = RUNTIMES[runtime].package
+    return package is None or importlib.util.find_spec(package) is not None

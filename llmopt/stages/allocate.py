@@ -98,7 +98,7 @@ def _header(work: Work, checkpoint: Checkpoint) -> int:
     contents = read_contents(checkpoint.folder)
     places = placements(contents, tied=checkpoint.tied)
     entries = [Entry(place.name, "F32", place.shape, []) for place in places]
-    about = metadata(contents, checkpoint.folder, checkpoint.folder.name, 0)
+    about = metadata(contents, checkpoint.folder, work.settings["name"], 0)
     return header_bytes(about, entries, work.state / "header")
 
 

@@ -16,7 +16,7 @@ from llmopt.evaluate.weights import weight_errors
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.base import Engine
-from llmopt.runtimes.choice import computing_threads, format_of, open_engine, runtime_for
+from llmopt.runtimes.choice import computing_threads, open_engine
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
 from llmopt.specs.runtimes import AUTO
@@ -39,7 +39,7 @@ def _run(work: Work) -> Outcome:
     windows, corpus = text.evaluation(
         settings["evaluation"], work.texts["evaluation"]["source"], first.path
     )
-    runtimes = _runtimes(work)
+    runtimes = settings["runtimes"]
     base = _load(work, work.parents[base_name], runtimes[base_name]) if base_name else None
     entries: list[dict[str, Any]] = []
     speeds: dict[str, Any] = {}
@@ -73,21 +73,6 @@ def _run(work: Work) -> Outcome:
     return Outcome(
         format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run={"speed": speeds}
     )
-
-
-def _runtimes(work: Work) -> dict[str, str]:
-    """What runs each model; RequestError where what was asked for does not run one.
-
-    The base need not run on what those that are compared with it do.
-    """
-    base, wanted = work.settings["against"], work.settings["runtime"]
-    formats = {name: format_of(parent.path) for name, parent in work.parents.items()}
-    found = {
-        name: runtime_for(wanted, formats[name]) for name in work.settings["from"] if name != base
-    }
-    if base is not None:
-        found[base] = runtime_for(AUTO if found else wanted, formats[base])
-    return found
 
 
 def _load(work: Work, artifact: Artifact, runtime: str) -> Engine:
@@ -149,7 +134,7 @@ def _size(artifact: Artifact, base: Artifact) -> dict[str, Any]:
     contents = read_contents(artifact.path)
     return {
         "name": artifact.name,
-        "format": artifact.manifest.get("format") or format_of(artifact.path) or "hf",
+        "format": artifact.manifest.get("format") or contents.runs_as or "hf",
         "digest": artifact.digest,
         "bytes": contents.nbytes,
         "size_ratio": contents.nbytes / read_contents(base.path).nbytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,16 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.gguf.export import metadata
+from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.tokenizer import tokenizer_differences
-from llmopt.formats.gguf.weights import Watch, arranged, as_bytes, nearest, unchanged
+from llmopt.formats.gguf.weights import (
+    Watch,
+    arranged,
+    as_bytes,
+    nearest,
+    shifts_exactly,
+    unchanged,
+)
 from llmopt.formats.gguf.writer import Entry, write_gguf
 from llmopt.formats.headers import TensorHeader
 from llmopt.formats.imatrix import read_imatrix
@@ -32,10 +40,11 @@ from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import to_blocks
 from llmopt.recipe import ConvertStep
 from llmopt.runtimes.device import pick_device
+from llmopt.specs.ggml import GGML_TYPES
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
-from llmopt.stages.records import certificate, compared
+from llmopt.stages.records import certificate, compared, ratio
 from llmopt.stages.solving import Solver
 
 #: what the ledger says of a tensor that is as it was
@@ -47,6 +56,7 @@ def run(work: Work) -> Outcome:
     parent = next(iter(work.parents.values()))
     checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
     conversion = _Conversion(work, checkpoint, contents)
+    conversion.check_values()
     corpus = conversion.walk()
     conversion.write(work.settings["name"])
     copy_side_files(checkpoint, work.folder)
@@ -79,24 +89,40 @@ class _Conversion:
         if settings.has_budget:
             self.allocation = document.read(list(work.parents.values())[1].path)
             self._wanted = gguf.budgeted(self._wanted, self.allocation.pop("linears"))
+        #: whether the file's embedding is also its head, and has to be encoded as such
+        self._shared = checkpoint.tied and not self._embedding_is_ready()
         self._writer = ShardWriter(work.state / "parts")
         self._records: dict[str, Any] = {}
         #: of each tensor that is streamed, the sums of squares of its errors and its weights
         self._lost: dict[str, tuple[float, float]] = {}
 
+    def check_values(self) -> None:
+        """RequestError for values that would be lost unseen, before any work is done."""
+        for each in gguf.conversions(self._contents, self._wanted):
+            module, _, kind = each.fate.name.rpartition(".")
+            filler = not each.fate.bytes and kind == "bias" and module in self._checkpoint.layers
+            if filler and bool(self._checkpoint.read(each.fate.name).any()):
+                raise RequestError(
+                    f"llama.cpp has no place for {each.fate.name}, which is not zero"
+                )
+        for wanted in self._wanted if self._settings.exact else ():
+            place = wanted.placement
+            if place.offset and not shifts_exactly(self._checkpoint, place):
+                raise RequestError(
+                    f"{place.sources[0]} is not exact in the file, which holds 1 + w in float32",
+                    hint="without --exact it is rounded, and the error is reported",
+                )
+
     def walk(self) -> dict[str, Any] | None:
         """Encode what gets blocks, part by part; returns what the text is called."""
         settings, checkpoint = self._work.settings, self._checkpoint
+        naming = checkpoint.naming
         types = {
-            source.removesuffix(".weight"): each.type_id
+            module: each.type_id
             for each in self._wanted
-            for source in each.placement.sources
+            for module in self._modules(each.placement)
             if each.has_blocks
         }
-        naming = checkpoint.naming
-        shared = types.get(naming.embedding)
-        if checkpoint.tied and shared and not self._embedding_is_there():
-            types[naming.head] = shared  # one tensor: what it is as a head weighs its errors
         linears = {
             n for block in range(naming.block_count) for i in naming.linears(block) for n in i
         }
@@ -105,7 +131,7 @@ class _Conversion:
         tokens, corpus = None, None
         if settings["calibration"] is not None:
             tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
-        importance = _importance(self._work, self._wanted, checkpoint)
+        importance = self._importance(types)
         operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
         if settings["exact"]:
             operation.refuse_what_is_not_exact()
@@ -120,11 +146,56 @@ class _Conversion:
         )  # fmt: skip
         return corpus
 
-    def _embedding_is_there(self) -> bool:
-        """Whether the source has the embedding's very bytes."""
-        name = f"{self._checkpoint.naming.embedding}.weight"
-        found = (w for w in self._wanted if w.placement.sources == (name,))
-        return any(unchanged(self._checkpoint, w.placement, w.type_id) is not None for w in found)
+    def _embedding_is_ready(self) -> bool:
+        """Whether the source has the embedding's very bytes, or the file has a head besides it."""
+        source = f"{self._checkpoint.naming.embedding}.weight"
+        return any(
+            w.placement.name == gguf.HEAD
+            or (
+                w.placement.sources == (source,)
+                and unchanged(self._checkpoint, w.placement, w.type_id) is not None
+            )
+            for w in self._wanted
+        )
+
+    def _modules(self, place: Placement) -> list[str]:
+        """What a tensor of the file holds, as the walk calls it.
+
+        An embedding that is the head, too, is walked as the head: that weighs its errors.
+        """
+        naming = self._checkpoint.naming
+        names = [name.removesuffix(".weight") for name in gguf.names_of(naming, place)]
+        return [naming.head] if names == [naming.embedding] and self._shared else names
+
+    def _importance(self, types: Mapping[str, str]) -> dict[str, Tensor]:
+        """Of each linear's inputs, float32 [cols], from an importance matrix; {} without one.
+
+        RequestError where a linear's type is of no use without it.
+        """
+        if self._work.settings["imatrix"] is None:
+            return {}
+        matrix = read_imatrix(Path(self._work.texts["imatrix"]["source"]))
+        found: dict[str, Tensor] = {}
+        for each in self._wanted:
+            place = each.placement
+            if not each.has_blocks or not place.sources:
+                continue
+            modules = self._modules(place)
+            shared = modules == [self._checkpoint.naming.head]
+            for name in (gguf.HEAD, place.name) if shared else (place.name,):
+                weights = matrix.importance(name, len(modules), place.shape[-1])
+                if weights is not None:
+                    found |= dict(zip(modules, weights, strict=True))
+                    break
+        if not found:
+            raise RequestError("the importance matrix knows none of the model's tensors")
+        for module, type_id in types.items():
+            if module not in found and GGML_TYPES[type_id].importance == "required":
+                raise RequestError(
+                    f"the importance matrix lacks {module}, and {type_id} needs it",
+                    hint="make one from more text: --to imatrix",
+                )
+        return found
 
     def write(self, name: str) -> None:
         """The file, from what the walk finished and from the checkpoint."""
@@ -145,31 +216,34 @@ class _Conversion:
 
     def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
         """Where the bytes of a tensor of the file come from."""
-        place, naming = wanted.placement, self._checkpoint.naming
-        modules = [source.removesuffix(".weight") for source in place.sources]
-        if self._checkpoint.tied and modules == [naming.embedding]:
-            modules = [naming.head]
-        found = [parts.get(f"{module}.ggml") for module in modules]
+        place = wanted.placement
+        found = [parts.get(f"{module}.ggml") for module in self._modules(place)]
         if place.sources and all(found):
             headers = [header for header in found if header]
             if place.order is None:
                 return headers
             return lambda: (as_bytes(arranged(read_tensor(each), place)) for each in headers)
         # copies lose nothing; what is encoded notes what it loses while it is written
-        self._lost |= dict.fromkeys(place.sources, (0.0, 0.0))
-        search, watch = self._work.settings["search"], self._errors(wanted.type_id)
+        self._lost |= dict.fromkeys(gguf.names_of(self._checkpoint.naming, place), (0.0, 0.0))
+        search, watch = self._work.settings["search"], self._errors(wanted)
         return nearest(self._checkpoint, place, wanted.type_id, search, watch)
 
-    def _errors(self, type_id: str) -> Watch:
-        """Notes what streaming a tensor as this type loses."""
+    def _errors(self, wanted: gguf.Wanted) -> Watch | None:
+        """Notes what streaming a tensor of the file loses; None where it loses nothing."""
+        place, type_id = wanted.placement, wanted.type_id
+        if type_id == "F32" and not place.offset:
+            return None
+        names = dict(zip(place.sources, gguf.names_of(self._checkpoint.naming, place), strict=True))
 
-        def watch(name: str, rows: Tensor, data: Tensor) -> None:
-            lost, whole = self._lost[name]
-            if type_id != "F32":
-                change = (ggml.decode(type_id, data) - rows).view(-1)
-                lost += float(change @ change)
-                whole += float(rows.reshape(-1) @ rows.reshape(-1))
-            self._lost[name] = lost, whole
+        def watch(source: str, rows: Tensor, data: Tensor) -> None:
+            values = ggml.decode(type_id, data)
+            if place.offset:  # float32 would round this, too
+                values, rows = values.double() - place.offset, rows.double()
+            change = (values - rows).view(-1)
+            lost, whole = self._lost[names[source]]
+            lost += float(change @ change)
+            whole += float(rows.reshape(-1) @ rows.reshape(-1))
+            self._lost[names[source]] = lost, whole
 
         return watch
 
@@ -178,8 +252,7 @@ class _Conversion:
         if name not in self._lost:
             raise LlmoptError(f"{name} was to be written and was not reached")
         lost, whole = self._lost[name]
-        wrong = math.sqrt(lost / whole) if whole else 0.0
-        return {"exact": lost == 0, "error": float(f"{wrong:.6g}")}
+        return {"exact": lost == 0, "error": ratio(lost, whole)}
 
     def ledger(self) -> Iterator[dict[str, Any]]:
         """Every tensor of the input, and what became of it."""
@@ -188,7 +261,7 @@ class _Conversion:
             fate = each.fate
             entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
             module = fate.name.removesuffix(".weight")
-            if self._checkpoint.tied and module == naming.embedding:
+            if self._shared and module == naming.embedding:
                 module = naming.head
             if not fate.bytes:
                 yield entry | {"action": "left out", "to": None}
@@ -272,30 +345,3 @@ class _Encode:
         solved = self._solver.solve(weight, inlet.statistics, gguf.settings_of(type_id))
         assert isinstance(solved, BlockTensor)
         return solved
-
-
-def _importance(
-    work: Work, wanted: Sequence[gguf.Wanted], checkpoint: Checkpoint
-) -> dict[str, Tensor]:
-    """Of the inputs of each linear, float32 [cols], from an importance matrix; {} without one."""
-    if work.settings["imatrix"] is None:
-        return {}
-    matrix = read_imatrix(Path(work.texts["imatrix"]["source"]))
-    found: dict[str, Tensor] = {}
-    for each in wanted:
-        place = each.placement
-        if not each.has_blocks or not place.sources:
-            continue
-        weights = matrix.importance(place.name, len(place.sources), place.shape[-1])
-        if weights is not None:
-            modules = [source.removesuffix(".weight") for source in place.sources]
-            found |= dict(zip(modules, weights, strict=True))
-    if checkpoint.tied:  # what flows into the head weighs the errors of what both are
-        naming = checkpoint.naming
-        shape = checkpoint.stored[f"{naming.embedding}.weight"].shape
-        own, shared = matrix.importance(gguf.HEAD, 1, shape[1]), found.get(naming.embedding)
-        if own is not None or shared is not None:
-            found[naming.head] = own[0] if own is not None else shared  # type: ignore[assignment]
-    if not found:
-        raise RequestError("the importance matrix knows none of the model's tensors")
-    return found

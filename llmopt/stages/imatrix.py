@@ -56,10 +56,10 @@ class _Squares:
 
     def apply(self, inlet: Inlet) -> None:
         """Keep what flows into the inlet's linears."""
-        seen = inlet.statistics
+        seen = inlet.squares
         assert seen is not None
         for name in inlet.names:
-            kept = {"mean": seen.diagonal.clone(), "tokens": torch.tensor([seen.tokens])}
+            kept = {"mean": seen.mean.cpu(), "tokens": torch.tensor([seen.tokens])}
             write_file(self._path(name), kept, {})
 
     def of(self, name: str) -> tuple[Tensor, Tensor] | None:

@@ -23,7 +23,7 @@ def compared(found: Tensor, weight: Tensor, statistics: InletStatistics | None) 
     return record
 
 
-def ratio(part: Tensor, whole: Tensor) -> float:
+def ratio(part: Tensor | float, whole: Tensor | float) -> float:
     """sqrt(part / whole), to six significant digits; 0 where both are."""
     value = math.sqrt(max(float(part), 0.0) / float(whole)) if float(whole) > 0 else 0.0
     return float(f"{value:.6g}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.specs import runtimes
 from llmopt.specs.presets import PRESETS, find_preset
 from tests.cli.conftest import Llmopt
 
@@ -71,6 +72,33 @@ def test_feedback_and_importance_run_from_the_command_line(llmopt: Llmopt) -> No
     again = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q2_K", "--method", "gptq", *text)
     assert again.code == 0
     assert "done in" not in again.err  # reused
+
+
+def test_what_is_asked_of_one_file(llmopt: Llmopt, tmp_path: Path) -> None:
+    for more, message in (
+        (["--split-size", "1MB"], "several files of 1,000,000 bytes cannot be m.gguf"),
+        (["--type", "Q8_0"], "--type Q8_0: this says no tensors"),
+        (["--imatrix", "i", "--calibration", "demo"], "takes the place of calibration text"),
+    ):
+        done = llmopt("convert", "demo", "-o", "m.gguf", "--to", "gguf:F16", *more)
+        assert done.code == 2
+        assert message in done.err
+        assert not list(tmp_path.iterdir())
+    done = llmopt("convert", "demo", "-o", "m.gguf", "--to", "gguf:F16", "--split-size", "1GB")
+    assert done.code == 0, done.err
+
+
+def test_a_measurement_is_repeated_where_another_runtime_is_found(
+    llmopt: Llmopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert llmopt("convert", "demo", "-o", "f.gguf", "--to", "gguf:F16").code == 0
+    arguments = ["bench", "f.gguf", *FAST, "--no-speed", "-o", "scores"]
+    with monkeypatch.context() as patched:
+        patched.setattr(runtimes, "_installed", lambda runtime: runtime == "torch")
+        first = llmopt(*arguments)
+    again = llmopt(*arguments)
+    found = [done.document["entries"][1]["runtime"] for done in (first, again)]
+    assert found == ["torch", "llama.cpp"]
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(llmopt: Llmopt, tmp_path: Path) -> None:

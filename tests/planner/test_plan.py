@@ -116,11 +116,12 @@ def test_what_others_wrote_is_not_a_destination(tmp_path: Path) -> None:
 
 def test_folders_from_outside_can_be_measured(tmp_path: Path) -> None:
     for parent in ("a", "b"):
-        (tmp_path / parent / "w4").mkdir(parents=True)
+        shutil.copytree(DEMO_MODEL, tmp_path / parent / "w4")
         write_json(tmp_path / parent / "w4" / "llmopt.json", {"schema": 1})
     sources = [str(tmp_path / parent / "w4") for parent in ("a", "b")]
     plan = planned(tmp_path, {"id": "s", "bench": {"from": sources}})
     assert plan.steps[0].settings["from"] == ["w4", "w4-2"]
+    assert plan.steps[0].settings["runtimes"] == dict.fromkeys(["w4", "w4-2", "model"], "torch")
     assert plan.folder_of("w4-2") == tmp_path / "b" / "w4"
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llmopt import artifact, pipeline, planner
 from llmopt.artifact import Artifact
 from llmopt.errors import RecipeError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.container import read_gguf
-from llmopt.formats.imatrix import read_imatrix
+from llmopt.formats.imatrix import read_imatrix, write_imatrix
 from llmopt.recipe import from_data
 from llmopt.stages.base import RunOptions
 from tests import models
@@ -173,6 +175,112 @@ def test_exact_refuses_values_that_turn_out_not_to_fit(tmp_path: Path, model: Pa
     assert made.manifest["evidence"]["certificate"]["rounded"] > 0
 
 
+def make_gemma(tmp_path: Path, dtype: torch.dtype) -> Path:
+    """A tiny Gemma 3 whose norms have gains like trained ones, 1 + w, and no head of its own."""
+    folder = make_model(tmp_path)
+    shutil.rmtree(folder)
+    model = models.save_with_bytes(
+        folder, "gemma3_text", tie_word_embeddings=True, num_hidden_layers=2
+    )
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def test_norms_that_have_one_added_are_not_rounded(tmp_path: Path) -> None:
+    """bfloat16 has too few digits for 1 + w; the file has float32."""
+    source = make_gemma(tmp_path, torch.bfloat16)
+    made = converted(tmp_path, source, exact=True, calibrated=False)
+    assert types(made)["blk.0.attn_norm.weight"] == "F32"
+    there, back = Checkpoint.open(source), Checkpoint.open(made.path)
+    norms = [name for name in there.names if "norm" in name]
+    assert norms
+    for name in norms:
+        assert torch.equal(back.read(name), there.read(name).float()), name
+
+
+def test_norms_that_float32_rounds_are_reported(tmp_path: Path) -> None:
+    source = make_gemma(tmp_path, torch.float32)
+    with pytest.raises(RequestError, match=r"norm.weight is not exact in the file.* 1 \+ w"):
+        converted(tmp_path, source, exact=True, calibrated=False)
+    made = converted(tmp_path, source, calibrated=False)
+    rounded = [entry for entry in made.manifest["ledger"] if not entry["exact"]]
+    assert rounded
+    assert all("norm" in e["name"] and 0 < e["error"] < 1e-6 for e in rounded)
+
+
+def test_a_tied_head_that_llama_cpp_wants_on_its_own(tmp_path: Path) -> None:
+    """GPT-NeoX in llama.cpp has no shared head: the file has two tensors of different types."""
+    folder = make_model(tmp_path)
+    shutil.rmtree(folder)
+    models.save_with_bytes(
+        folder, "gpt_neox", hidden_size=256, intermediate_size=256, tie_word_embeddings=True
+    )
+    made = converted(tmp_path, folder, preset="Q4_K_M")
+    found = types(made)
+    assert (found["token_embd.weight"], found["output.weight"]) == ("Q4_K", "Q6_K")
+    ledger = {entry["name"]: entry for entry in made.manifest["ledger"]}
+    assert ledger["gpt_neox.embed_in.weight"]["to"] == "Q4_K"
+    head = ledger[f"{Checkpoint.open(folder).naming.head}.weight"]
+    assert head["to"] == "Q6_K"
+    assert head["tokens"] == 8 * 48
+    assert head["error"] < ledger["gpt_neox.embed_in.weight"]["error"]
+
+
+def test_a_file_of_mostly_fp4(tmp_path: Path, model: Path) -> None:
+    for type_id, number in (("MXFP4", 38), ("NVFP4", 39)):
+        rules = [{"match": "blk.*.[af]*[npqkv].weight", "type": type_id}]
+        made = converted(tmp_path, model, overrides=rules, calibrated=False)
+        path = made.path / artifact.ONE_FILE
+        assert read_gguf(path).metadata["general.file_type"] == number
+
+
+def test_biases_that_llama_cpp_has_no_place_for(tmp_path: Path) -> None:
+    """AutoGPTQ gives every linear a bias: zeros are left out, others are not."""
+    model = make_model(tmp_path)
+    shutil.rmtree(model)
+    models.save_with_bytes(model, "qwen3")
+    quantized(tmp_path, model, method="rtn", group_size=32)
+    source = tmp_path / "first"
+    shutil.move(tmp_path / "out", source)
+    (source / artifact.MANIFEST).unlink()  # as another tool writes it
+    name = "model.layers.1.self_attn.o_proj.bias"
+    for value in (0.0, 0.25):
+        weights = load_file(source / "model.safetensors")
+        weights[name] = torch.full((64,), value)
+        save_file(weights, source / "model.safetensors", {"format": "pt"})
+        if value:
+            with pytest.raises(RequestError, match=f"no place for {name}, which is not zero"):
+                converted(tmp_path, source, calibrated=False)
+        else:
+            made = converted(tmp_path, source, calibrated=False)
+            ledger = {entry["name"]: entry for entry in made.manifest["ledger"]}
+            assert ledger[name]["action"] == "left out"
+
+
+def test_an_importance_matrix_that_lacks_a_tensor(tmp_path: Path, model: Path) -> None:
+    made = converted(tmp_path, model, to="imatrix")
+    matrix = read_imatrix(made.path / artifact.IMATRIX)
+    entries = {n: e for n, e in matrix.entries.items() if n != "blk.1.attn_k.weight"}
+    write_imatrix(tmp_path / "less.gguf", replace(matrix, entries=entries))
+    wanted = {"preset": "IQ2_XS", "imatrix": str(tmp_path / "less.gguf"), "calibrated": False}
+    with pytest.raises(RequestError, match=r"lacks model\.layers\.1\.self_attn\.k_proj"):
+        converted(tmp_path, model, **wanted)
+
+
+def test_the_experts_of_an_importance_matrix_have_what_reached_them(tmp_path: Path) -> None:
+    folder = make_model(tmp_path)
+    shutil.rmtree(folder)
+    models.save_with_bytes(folder, "qwen3_moe")
+    made = converted(tmp_path, folder, to="imatrix")
+    matrix, tokens = read_imatrix(made.path / artifact.IMATRIX), 8 * 48
+    gates = matrix.entries["blk.0.ffn_gate_exps.weight"]
+    assert gates.counts.sum() == 2 * tokens  # of four experts each token chooses two
+    assert len(set(gates.counts.tolist())) > 1
+    assert matrix.entries["blk.0.attn_q.weight"].counts.tolist() == [tokens]
+    means = gates.sums[gates.counts > 0] / gates.counts[gates.counts > 0, None]
+    assert not torch.equal(means[0], means[1])
+
+
 def test_an_importance_matrix_is_written_and_read(tmp_path: Path, model: Path) -> None:
     made = converted(tmp_path, model, to="imatrix")
     path = (made.path / artifact.IMATRIX).rename(tmp_path / "imatrix.gguf")
@@ -227,6 +335,17 @@ def test_overrides_and_splits(tmp_path: Path, model: Path) -> None:
     [
         ({"preset": "Q4_K_M", "method": "gptq", "calibrated": False}, "method", "calibration text"),
         ({"preset": "IQ2_XXS", "calibrated": False}, "preset", "importance matrix"),
+        (
+            {
+                "preset": "Q4_0",
+                "calibrated": False,
+                "overrides": [{"match": "token_embd.weight", "type": "IQ2_XXS"}],
+            },
+            "overrides",
+            "IQ2_XXS needs the importance of inputs",
+        ),
+        ({"preset": "Q4_0", "dtype": "float32"}, "dtype", "preset settles this"),
+        ({"to": "imatrix", "gate": ["default"]}, "gate", "no such setting"),
         ({"preset": "Q4_K_M", "damping": 0.1}, "damping", "only method gptq"),
         ({"preset": "Q4_K_M", "group_size": 32}, "group_size", "preset settles this"),
         ({"preset": "F16", "method": "gptq"}, "method", "none is rounded"),

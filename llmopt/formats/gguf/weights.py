@@ -15,7 +15,8 @@ from llmopt.formats.gguf.writer import Source
 from llmopt.formats.headers import TensorHeader
 from llmopt.grids.ggml import Search, encode
 
-#: is shown the name of a source, some of its rows float32 [n, cols] and the bytes made of them
+#: is shown the name of a source, some of its rows float32 [n, cols] as the model has them, and
+#: the bytes made of them
 Watch = Callable[[str, Tensor, Tensor], None]
 
 #: weights that are converted at once: few enough to stay in the cache of a processor
@@ -23,10 +24,21 @@ _PIECE = 1 << 20
 
 
 def arranged(weight: Tensor, placement: Placement) -> Tensor:
-    """A weight of the model, [out, in] or [n], with rows and values as in the file."""
-    if placement.order is not None:
-        weight = weight[torch.tensor(placement.order, device=weight.device)]
-    return weight + placement.offset if placement.offset else weight
+    """A weight of the model, [out, in] or [n], with rows as in the file."""
+    if placement.order is None:
+        return weight
+    return weight[torch.tensor(placement.order, device=weight.device)]
+
+
+def shifts_exactly(checkpoint: Checkpoint, placement: Placement) -> bool:
+    """Whether float32 holds the weights of a placement plus its offset."""
+    for name in placement.sources:
+        weight = _read(checkpoint, placement, name).float()
+        if not torch.equal(
+            (weight + placement.offset).double() - placement.offset, weight.double()
+        ):
+            return False
+    return True
 
 
 def nearest(
@@ -74,8 +86,9 @@ def _encoder(
             matrix = weight.reshape(-1, weight.shape[-1])
             for rows in torch.split(matrix, max(1, _PIECE // matrix.shape[1])):
                 rows = rows.float()
+                shifted = rows + placement.offset if placement.offset else rows
                 try:
-                    data = encode(type_id, rows, None, search)
+                    data = encode(type_id, shifted, None, search)
                 except RequestError as error:
                     raise RequestError(f"{name}: {error.message}", hint=error.hint) from None
                 if watch is not None:

@@ -55,6 +55,14 @@ class InletStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputSquares:
+    """mean: float32 [cols], E[x^2] of the tokens that reached an input. tokens: how many."""
+
+    mean: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SolverSettings:
     """How a method goes about it; what does not concern a method is ignored by it.
 

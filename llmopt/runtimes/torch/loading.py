@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import decode as decoded
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_fit, misfit
 from llmopt.formats.headers import read_json
@@ -76,7 +77,7 @@ def _put_quantized(
         owner, _, leaf = places[name].rpartition(".")
         tensor, bias = checkpoint.read_layer(name), None
         if isinstance(tensor, BlockTensor):  # no kernel here: decoded once
-            weight = checkpoint.weight(name)
+            weight = decoded(tensor)
             conv1d = checkpoint.family.conv1d and name != checkpoint.naming.head
             weight = weight.T.contiguous() if conv1d else weight
             _assign(model, f"{places[name]}.weight", weight.to(device, dtype))
