@@ -33,6 +33,8 @@ RUN_RECORD = "llmopt.run.json"
 CARD = "README.md"
 #: what artifacts call the file of a model that is one file, and of an importance matrix
 ONE_FILE, IMATRIX = "model.gguf", "imatrix.gguf"
+#: ends of file names that stand for an artifact, which is a folder, under -o
+_FILES = (".gguf", ".dat")
 SCHEMA = 1
 _FOLDER_OF_FILE = ".llmopt"
 _CHUNK = 1 << 22
@@ -246,7 +248,7 @@ def card_matches(folder: Path, manifest: dict[str, Any]) -> bool:
 
 def folder_of(out: Path) -> Path:
     """The artifact's folder where the user says -o `out`."""
-    return out.with_name(out.name + _FOLDER_OF_FILE) if out.suffix == ".gguf" else out
+    return out.with_name(out.name + _FOLDER_OF_FILE) if out.suffix in _FILES else out
 
 
 def at(path: Path) -> Path:
@@ -258,7 +260,7 @@ def at(path: Path) -> Path:
 def file_of(folder: Path) -> Path | None:
     """The file that stands for the artifact in `folder`, None where it stands for itself."""
     name = folder.name.removesuffix(_FOLDER_OF_FILE)
-    return folder.with_name(name) if name != folder.name and name.endswith(".gguf") else None
+    return folder.with_name(name) if name != folder.name and name.endswith(_FILES) else None
 
 
 def expose(folder: Path) -> None:
@@ -266,7 +268,7 @@ def expose(folder: Path) -> None:
     path = file_of(folder)
     if path is None:
         return
-    source, *more = sorted(folder.glob("*.gguf"))
+    source, *more = sorted(folder.glob(f"*{path.suffix}"))
     if more:
         raise RequestError(f"{path} cannot be several files", hint="-o FOLDER")
     if _stands_for(path, folder):
@@ -283,7 +285,7 @@ def _stands_for(path: Path, folder: Path) -> bool:
     """Whether `path` is the one file of the artifact in `folder`, or a copy of it."""
     if not path.is_file():
         return False
-    if any(path.samefile(source) for source in folder.glob("*.gguf")):
+    if any(path.samefile(source) for source in folder.glob(f"*{path.suffix}")):
         return True
     files = read_manifest(folder).get("files", ())
     alike = [file for file in files if file["bytes"] == path.stat().st_size]

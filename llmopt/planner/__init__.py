@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from llmopt import artifact
 from llmopt.errors import RequestError
@@ -95,7 +93,8 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     """A step's folder. What a lone step is prepared by stands hidden beside it."""
     if not single:
         return out / step.id
-    if out.suffix == ".gguf" and step.settings.get("to") not in ("gguf", IMATRIX):
+    files = {"gguf": (".gguf",), IMATRIX: (".gguf", ".dat")}.get(step.settings.get("to", ""), ())
+    if artifact.folder_of(out) != out and out.suffix not in files:
         raise RequestError(f"{out} is a file name, and the result is a folder")
     out = artifact.folder_of(out)
     return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out
@@ -112,5 +111,6 @@ def _check_parts(step: PlannedStep, path: Path, source: Source) -> None:
 
 def _unpickled(model: ModelSource) -> ModelSource:
     """The model with weights that can be read; torch is loaded for pickles alone."""
-    pickles: Any = import_module("llmopt.formats.pickles")
-    return replace(model, folder=pickles.unpickled(model.folder, artifact.cache_folder()))
+    from llmopt.formats.pickles import unpickled
+
+    return replace(model, folder=unpickled(model.folder, artifact.cache_folder()))

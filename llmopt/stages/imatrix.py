@@ -22,7 +22,10 @@ from llmopt.stages.base import Outcome, Work
 
 
 def run(work: Work) -> Outcome:
-    """Walk the parent model, unchanged, and write imatrix.gguf into `work.folder`."""
+    """Walk the parent model, unchanged, and write what its inputs are into `work.folder`.
+
+    Twice, for tools that read llama.cpp's older form: the files are small.
+    """
     parent = next(iter(work.parents.values()))
     checkpoint = Checkpoint.open(parent.path)
     tokens, corpus = text.checked_calibration(work, checkpoint.folder)
@@ -41,7 +44,8 @@ def run(work: Work) -> Outcome:
         entries=entries, chunks=len(tokens), chunk_size=tokens.shape[1],
         datasets=(str(corpus["name"]),),
     )  # fmt: skip
-    write_imatrix(work.folder / IMATRIX, matrix)
+    for suffix in (".gguf", ".dat"):
+        write_imatrix((work.folder / IMATRIX).with_suffix(suffix), matrix)
     return Outcome(format="imatrix", corpus=corpus, run={"device": str(device)})
 
 

@@ -74,6 +74,21 @@ def test_feedback_and_importance_run_from_the_command_line(llmopt: Llmopt) -> No
     assert "done in" not in again.err  # reused
 
 
+def test_both_forms_of_an_importance_matrix_are_files(llmopt: Llmopt, tmp_path: Path) -> None:
+    text = ["--to", "imatrix", "--sequences", 4, "--length", 64]
+    for name in ("im.gguf", "im.dat"):
+        done = llmopt("convert", "demo", "-o", name, *text)
+        assert done.code == 0, done.err
+        assert (tmp_path / name).is_file()
+        assert "tensors" not in done.out
+    guided = llmopt(
+        "convert", "demo", "-o", "m.gguf", "--to", "gguf:Q2_K", "--imatrix", "im.dat",
+        "--gate", "none",
+    )  # fmt: skip
+    assert guided.code == 0, guided.err
+    assert llmopt("convert", "demo", "-o", "m.dat", "--to", "gguf:F16").code == 2
+
+
 def test_what_is_asked_of_one_file(llmopt: Llmopt, tmp_path: Path) -> None:
     for more, message in (
         (["--split-size", "1MB"], "several files of 1,000,000 bytes cannot be m.gguf"),

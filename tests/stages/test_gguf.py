@@ -287,6 +287,10 @@ def test_an_importance_matrix_is_written_and_read(tmp_path: Path, model: Path) -
     matrix = read_imatrix(path)
     assert {"blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"} <= set(matrix.entries)
     assert matrix.chunks == 8
+    older = read_imatrix((made.path / artifact.IMATRIX).with_suffix(".dat"))
+    assert older.entries.keys() == matrix.entries.keys()
+    for name, entry in matrix.entries.items():
+        torch.testing.assert_close(older.entries[name].mean, entry.mean, rtol=1e-6, atol=0)
     guided = converted(tmp_path, model, preset="Q4_K_S", imatrix=str(path), calibrated=False)
     free = converted(tmp_path, model, preset="Q4_K_S", calibrated=False)
     assert guided.manifest["settings"]["imatrix"]["name"] == "imatrix.gguf"

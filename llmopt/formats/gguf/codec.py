@@ -16,8 +16,8 @@ from llmopt.grids.ggml import BlockTensor
 class Codec:
     """llmopt.formats.codec.Codec; rows stand in the model's order."""
 
-    def __init__(self, version: str | None = None) -> None:
-        self._version = version
+    def __init__(self, _version: str | None = None) -> None:
+        """All blocks of a type are alike, whatever the file's version."""
 
     def accepts(self, tensor: Quantized) -> str | None:
         """Why the tensor cannot be stored as it is, None where it can."""
