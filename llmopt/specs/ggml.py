@@ -36,9 +36,14 @@ class GgmlType:
         return self.id not in _WITH_MINIMUMS
 
     @property
+    def is_float(self) -> bool:
+        """Whether weights are plain floats, without blocks."""
+        return not self.module
+
+    @property
     def is_integer(self) -> bool:
         """Whether weights are whole numbers times a scale in float16, plus perhaps a minimum."""
-        return self.id in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+        return self.module == _ROUND
 
     @property
     def bits(self) -> float:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llmopt.specs.ggml import GGML_TYPES
+
 #: what a weight does, as far as mixes care; value: fused query, key and value, too
 Role = Literal[
     "embedding", "head", "value", "key", "query", "output", "up", "gate", "down", "other"
@@ -126,7 +128,7 @@ class Preset:
     @property
     def is_plain(self) -> bool:
         """Whether weights are floats."""
-        return self.base in ("F32", "F16", "BF16")
+        return GGML_TYPES[self.base].is_float
 
 
 def only(type_id: str) -> Sequence[tuple[str, When]]:

@@ -9,28 +9,20 @@ from torch import Tensor
 
 from llmopt.grids import integer
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
-from llmopt.grids.ggml import block_grid
 from llmopt.grids.ggml.base import BlockTensor, Fields
 from llmopt.grids.ggml.legacy import GRIDS
 from llmopt.grids.ggml.scalar import ScalarBlocks
 from llmopt.grids.recode import recode
 from llmopt.specs.ggml import GGML_TYPES
 
-#: what integers of a type are as a grid of ours: bits, and whether zero points differ
-_AS_INTEGERS = {
-    "Q4_0": (4, True),
-    "Q4_1": (4, False),
-    "Q5_0": (8, True),
-    "Q5_1": (8, False),
-    "Q8_0": (8, True),
-}
-
 
 def to_blocks(tensor: QuantizedTensor, type_id: str) -> BlockTensor | str:
     """`tensor` as blocks that decode to equal values, or why the type cannot hold it."""
-    if type_id not in _AS_INTEGERS:
+    spec = GGML_TYPES[type_id]
+    if not spec.is_integer:
         return f"{type_id} does not hold integers with a scale"
-    bits, symmetric = _AS_INTEGERS[type_id]
+    grid, symmetric = cast("ScalarBlocks", GRIDS[type_id]), spec.symmetric
+    bits = _bits(grid)
     if not tensor.grid.startswith("int"):
         return f"{tensor.grid} values are no integers"
     options = GridOptions(grid=f"int{bits}", bits=bits, group_size=32, symmetric=symmetric)
@@ -39,8 +31,9 @@ def to_blocks(tensor: QuantizedTensor, type_id: str) -> BlockTensor | str:
     moved = recode(tensor, options)
     if isinstance(moved, str):
         return moved
-    grid = cast("ScalarBlocks", GRIDS[type_id])
-    codes, params = moved.codes.view(-1, 32), moved.params
+    if moved.params.group_index is not None:
+        return "its inputs are out of order"
+    codes, params = moved.codes.reshape(-1, 32), moved.params
     levels = codes.to(torch.int16) - params.zero.view(-1, 1).to(torch.int16) * symmetric
     # a byte holds -128, which ggml's encoder never writes, and its readers read
     lowest = -128 if type_id == "Q8_0" else grid.low
@@ -62,18 +55,20 @@ def to_blocks(tensor: QuantizedTensor, type_id: str) -> BlockTensor | str:
 
 def from_blocks(tensor: BlockTensor) -> QuantizedTensor | str:
     """Blocks as integers that decode to equal values, or why they are none."""
-    if tensor.grid not in _AS_INTEGERS:
+    spec = GGML_TYPES[tensor.grid]
+    if not spec.is_integer:
         return f"{tensor.grid} values are no integers with a scale"
-    bits, symmetric = _AS_INTEGERS[tensor.grid]
-    grid, spec = cast("ScalarBlocks", block_grid(tensor.grid)), GGML_TYPES[tensor.grid]
+    grid, symmetric = cast("ScalarBlocks", GRIDS[tensor.grid]), spec.symmetric
+    bits = _bits(grid)
     fields, levels = grid.unpack(tensor.data.reshape(-1, spec.nbytes))
     scale, zero = fields["d"], torch.full_like(fields["d"], 2 ** (bits - 1))
     if not symmetric:
         scale, zero, levels = _around_zero(scale, fields["m"], levels)
     empty = scale == 0
     codes = torch.where(empty, zero, levels + (zero if symmetric else 0.0))
-    if float(zero.min()) < 0 or float(zero.max()) > 2**bits - 1:
-        return "a minimum is no multiple of its scale"
+    outside = zero[(zero < 0) | (zero > 2**bits - 1)]
+    if len(outside):
+        return f"a zero point of {int(outside[0])} does not fit {bits} bits"
     rows = tensor.data.shape[0]
     params = AffineParams(
         bits=bits,
@@ -88,6 +83,11 @@ def from_blocks(tensor: BlockTensor) -> QuantizedTensor | str:
     if not torch.equal(integer.decode(found.codes, params), grid.decode(tensor.data)):
         return "a minimum is no multiple of its scale"
     return found
+
+
+def _bits(grid: ScalarBlocks) -> int:
+    """Of the smallest of our grids of integers that has all codes of a type."""
+    return 4 if grid.high - grid.low < 16 else 8
 
 
 def _around_zero(scale: Tensor, minimum: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,6 +76,30 @@ def test_a_minimum_has_to_be_exact_in_float16() -> None:
     assert to_blocks(with_zero(0.3333, 7), "Q4_1") == (
         "a scale or a minimum is not exact in float16"
     )
+
+
+@pytest.mark.parametrize(("minimum", "zero"), [(1.0, -2), (-10.0, 20)])
+def test_a_zero_point_has_to_fit_the_bits(minimum: float, zero: int) -> None:
+    head = torch.tensor([0.5, minimum], dtype=torch.float16).view(torch.uint8)
+    data = torch.cat([head, torch.zeros(16, dtype=torch.uint8)])[None]
+    found = from_blocks(BlockTensor(grid="Q4_1", data=data))
+    assert found == f"a zero point of {zero} does not fit 4 bits"
+
+
+def test_inputs_out_of_order_are_said_to_be() -> None:
+    source = integers(4, symmetric=True)
+    shuffled = replace(source.params, group_index=torch.arange(128, dtype=torch.int32) % 4)
+    found = to_blocks(replace(source, params=shuffled), "Q4_0")
+    assert found == "its inputs are out of order"
+
+
+def test_codes_may_lie_in_memory_in_any_order() -> None:
+    source = integers(4, symmetric=True)
+    turned = replace(source, codes=source.codes.T.contiguous().T)
+    held, same = to_blocks(source, "Q4_0"), to_blocks(turned, "Q4_0")
+    assert isinstance(held, BlockTensor)
+    assert isinstance(same, BlockTensor)
+    assert torch.equal(held.data, same.data)
 
 
 def test_what_a_type_cannot_hold_is_said() -> None:
