@@ -26,7 +26,7 @@ _READ = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)])
 class Floats(ScalarBlocks):
     """value = scale(byte) * level; the field "scales" holds the bytes, [n, s]."""
 
-    low, high, table = -12, 12, _LEVELS
+    low, high, table, distinct = -12, 12, _LEVELS, 2
     #: the scale of every byte, ascending up to `last`
     scales: Tensor
     last: int

@@ -28,7 +28,7 @@ _SIGNED_SIZES = ((1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16), (1, 2, 3))
 class Affine(ScalarBlocks):
     """value = d * scale * code - dmin * min."""
 
-    low, rounds = 0, 3
+    low, rounds, distinct = 0, 3, len(_SIZES)
 
     def __init__(self, type_id: str, bits: int, sub: int, top: int) -> None:
         super().__init__(type_id)
@@ -189,7 +189,7 @@ def _solve(
 class Symmetric(ScalarBlocks):
     """Q3_K and Q6_K: value = d * scale * level, with signed scales."""
 
-    sub, rounds = 16, 4
+    sub, rounds, distinct = 16, 4, len(_SIGNED_SIZES)
 
     def __init__(self, type_id: str, bits: int, scale_bits: int) -> None:
         super().__init__(type_id)

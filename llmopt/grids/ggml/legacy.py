@@ -27,6 +27,8 @@ def steps_of(turn: int) -> Iterator[float]:
 class Scaled(ScalarBlocks):
     """value = d * level: one float16 scale, no offset."""
 
+    distinct = len(_STEPS)
+
     def spread(self, state: State) -> tuple[Tensor, Tensor | None]:
         return state["d"], None
 
@@ -80,7 +82,7 @@ class Symmetric(Scaled):
 class Affine(ScalarBlocks):
     """Q4_1 and Q5_1: value = d * code + m, both float16."""
 
-    sub, low = 32, 0
+    sub, low, distinct = 32, 0, len(_STEPS)
 
     def __init__(self, type_id: str, bits: int) -> None:
         super().__init__(type_id)

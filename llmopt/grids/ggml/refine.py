@@ -35,7 +35,12 @@ class Moments(NamedTuple):
 
 
 class Layout(Protocol):
-    """What a type stores, as far as a search must know."""
+    """What a type stores, as far as a search must know.
+
+    distinct: how many turns differ in what `moves` tries; further ones are like the last of them.
+    """
+
+    distinct: int
 
     def spread(self, state: State) -> tuple[Tensor, Tensor | None]:
         """Scale and offset [s, n]; None for no offset."""
@@ -89,10 +94,13 @@ class Problem:
 
 
 def refine(problem: Problem, layout: Layout, state: State, rounds: int) -> State:
-    """A state whose error is nowhere above that of the given one."""
+    """A state whose error is nowhere above that of the given one.
+
+    Blocks do not depend on each other: rounds end early only once none can change any more.
+    """
     error = problem.error(*layout.spread(state))
     for turn in range(rounds):
-        before = error.sum(0)
+        before = error
         for move in layout.moves(state, turn):
             proposal = move(state)
             found = problem.error(*layout.spread(proposal))
@@ -110,6 +118,7 @@ def refine(problem: Problem, layout: Layout, state: State, rounds: int) -> State
         better = found.sum(0) < error.sum(0)
         state = {name: torch.where(better, proposal[name], state[name]) for name in state}
         error = torch.where(better, found, error)
-        if not bool((error.sum(0) < before).any()):
+        # in another turn of the same moves, what did not change would not change
+        if turn >= layout.distinct - 1 and torch.equal(error, before):
             break
     return state

@@ -46,6 +46,8 @@ class ScalarBlocks(ABC):
     table: Tensor | None = None
     rounds = 6
 
+    #: as refine.Layout
+    distinct: int
     def __init__(self, type_id: str) -> None:
         self.spec = GGML_TYPES[type_id]
         self.width = self.spec.block
