@@ -10,8 +10,9 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.grids import ggml
-from llmopt.grids.ggml import block_grid
+from llmopt.grids.ggml import Search, block_grid
 from llmopt.specs.ggml import GGML_TYPES
+from tests.grids.ggml.away import Away
 
 BLOCK_TYPES = [type_id for type_id, spec in GGML_TYPES.items() if spec.block > 1]
 COLS = 256
@@ -65,3 +66,87 @@ def test_what_cannot_be_encoded_is_refused(type_id: str) -> None:
         ggml.encode(type_id, w, torch.ones(COLS))
     with pytest.raises(RequestError, match="blocks of"):
         ggml.encode(type_id, torch.ones(2, GGML_TYPES[type_id].block + 8))
+
+
+def relative(type_id: str, w: Tensor, importance: Tensor | None, search: Search = "best") -> float:
+    """The error of w encoded, over w."""
+    values = ggml.decode(type_id, ggml.encode(type_id, w, importance, search))
+    return float((values.double() - w.double()).norm() / w.double().norm())
+
+
+def refusal(type_id: str, w: Tensor, search: Search) -> str:
+    """What encoding says; nothing where what comes out is as near as for weights around 1."""
+    usual = relative(type_id, weight(), torch.ones(COLS), search)
+    try:
+        error = relative(type_id, w, torch.ones(COLS), search)
+    except RequestError as refused:
+        return refused.message
+    return "" if error < 1.2 * usual else f"an error of {error}"
+
+
+@pytest.mark.parametrize("search", ["reference", "best"])
+@pytest.mark.parametrize("type_id", BLOCK_TYPES)
+def test_weights_are_held_or_refused_as_too_large(type_id: str, search: Search) -> None:
+    powers = (*range(2, 10), 15, 20, 30, 37)
+    said = [refusal(type_id, weight() * 10.0**power, search) for power in powers]
+    held = said.count("")
+    assert said == [""] * held + [f"the weights are too large for {type_id}"] * (12 - held)
+    # the scales of one type reach as far as float32
+    assert held == 12 if type_id == "MXFP4" else 1 <= held < 8
+
+
+@pytest.mark.parametrize("type_id", ["Q4_0", "Q4_1", "Q8_0", "TQ2_0", "NVFP4", "F16"])
+def test_one_weight_too_large_is_refused(type_id: str) -> None:
+    w = weight()
+    w[2, 77] = -1e8
+    with pytest.raises(RequestError, match=f"the weights are too large for {type_id}"):
+        ggml.encode(type_id, w)
+
+
+@pytest.mark.parametrize("type_id", BLOCK_TYPES)
+def test_columns_that_no_input_reached_are_encoded_all_the_same(type_id: str) -> None:
+    w = torch.randn(4, 512, generator=torch.Generator().manual_seed(5)) * 0.02
+    for dead in (slice(64, 320), slice(64, 96)):
+        importance = torch.ones(512)
+        importance[dead] = 0
+        values = ggml.decode(type_id, ggml.encode(type_id, w, importance))
+        usual = ggml.decode(type_id, ggml.encode(type_id, w, torch.ones(512)))
+        found, limit = (float((v - w)[:, dead].norm()) for v in (values, usual))
+        assert found < 1.1 * limit
+
+
+@pytest.mark.parametrize("type_id", BLOCK_TYPES)
+def test_importance_that_is_zero_everywhere_says_nothing(type_id: str) -> None:
+    w, nothing = weight(), torch.zeros(COLS)
+    if GGML_TYPES[type_id].importance == "required":
+        assert relative(type_id, w, nothing) < 1.2 * relative(type_id, w, torch.ones(COLS))
+    else:
+        assert torch.equal(ggml.encode(type_id, w, nothing), ggml.encode(type_id, w))
+
+
+@pytest.mark.parametrize("type_id", BLOCK_TYPES)
+def test_rows_do_not_depend_on_each_other(type_id: str) -> None:
+    cols = GGML_TYPES[type_id].block
+    w = torch.randn(16, cols, generator=torch.Generator().manual_seed(0)) * 0.02
+    importance = torch.rand(cols, generator=torch.Generator().manual_seed(1)) + 0.01
+    alone = [ggml.encode(type_id, row[None], importance) for row in w]
+    assert torch.equal(ggml.encode(type_id, w, importance), torch.cat(alone))
+
+
+@pytest.mark.parametrize(
+    ("type_id", "search"), [("IQ4_XS", "best"), ("IQ2_XS", "best"), ("Q4_K", "reference")]
+)
+def test_what_needs_the_cpu_is_done_there(type_id: str, search: Search) -> None:
+    w, importance = weight().as_subclass(Away), torch.ones(COLS).as_subclass(Away)
+    data = ggml.encode(type_id, w, importance, search)
+    assert data.device.type == "meta"
+    stored = ggml.encode(type_id, weight(), torch.ones(COLS), search)
+    if type_id != "Q4_K":
+        assert ggml.decode(type_id, stored.as_subclass(Away)).device.type == "meta"
+
+
+def test_kinds_of_types() -> None:
+    floats = [type_id for type_id, spec in GGML_TYPES.items() if spec.is_float]
+    integers = [type_id for type_id, spec in GGML_TYPES.items() if spec.is_integer]
+    assert floats == ["F32", "F16", "BF16"]
+    assert integers == ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]

@@ -11,6 +11,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+#: float16 times the largest scale and level of any type, Q6_K's 128 and 32, is below this
+LARGEST = 2.0**28
+
 #: "reference" writes what ggml's own encoder writes, "best" looks further in the same layout
 Search = Literal["reference", "best"]
 
@@ -41,12 +44,20 @@ class Lattice:
 
 
 class BlockGrid(Protocol):
-    """One ggml type. Pure tensor functions on any device; nothing is modified in place."""
+    """One ggml type. Pure tensor functions; nothing is modified in place.
+
+    on_cpu: whether all tensors have to be on the CPU; else any device will do, the same for all.
+    largest: no block holds weights of a larger magnitude.
+    """
+
+    on_cpu: bool
+    largest: float
 
     def encode(self, w: Tensor, importance: Tensor | None, search: Search) -> Tensor:
         """w float32 [rows, cols] -> uint8 [rows, bytes]; importance [cols] weighs squared errors.
 
-        RequestError where the reference encoder takes an importance matrix and none is given.
+        The reference search follows the order of ggml's sums, which holds on the CPU. For "best"
+        importance is > 0. RequestError where a scale is too large for float16, also from `pack`.
         """
 
     def decode(self, data: Tensor) -> Tensor:

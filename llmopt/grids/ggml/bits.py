@@ -5,6 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llmopt.errors import RequestError
+
+#: of float16
+_LARGEST = 65504.0
+
+
+def too_large(type_id: str) -> RequestError:
+    """What is wrong where a type has no values as large as the weights."""
+    return RequestError(
+        f"the weights are too large for {type_id}", hint="F32 and BF16 hold larger ones"
+    )
+
 
 def pack_bits(values: Tensor, bits: int, run: int) -> Tensor:
     """uint8 [n, width * bits / 8] from values uint8 [n, width] below 2**bits.
@@ -27,8 +39,15 @@ def unpack_bits(data: Tensor, bits: int, run: int) -> Tensor:
     return values.view(data.shape[0], -1)
 
 
-def half_bytes(values: Tensor) -> Tensor:
-    """uint8 [n, 2]: values [n] as float16, little-endian."""
+def half_bytes(values: Tensor, type_id: str) -> Tensor:
+    """uint8 [n, 2]: scales or minimums [n] of blocks of a type as float16, little-endian.
+
+    RequestError from the largest float16 on: that is also what larger ones were clamped to.
+    """
+    if values.numel():
+        low, high = torch.aminmax(values)
+        if not (low > -_LARGEST and high < _LARGEST):  # nor where they are NaN
+            raise too_large(type_id)
     return values.to(torch.float16).contiguous().view(torch.uint8).view(-1, 2)
 
 
@@ -39,4 +58,4 @@ def read_half(data: Tensor, start: int) -> Tensor:
 
 def to_half(values: Tensor) -> Tensor:
     """float32 values rounded to those of float16; what is beyond its range becomes its largest."""
-    return values.clamp(-65504.0, 65504.0).to(torch.float16).to(torch.float32)
+    return values.clamp(-_LARGEST, _LARGEST).to(torch.float16).to(torch.float32)

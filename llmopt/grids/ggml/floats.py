@@ -5,6 +5,7 @@ Levels are twice the E2M1 values, whole numbers, and scales half of what E8M0 or
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 
@@ -77,8 +78,9 @@ class Floats(ScalarBlocks):
 
 
 class Mxfp4(Floats):
-    """32 weights with a power of two."""
+    """32 weights with a power of two: whatever float32 holds."""
 
+    largest = math.inf
     sub, run, last, steps = 32, 16, 254, (1, -1, 2)
     scales = torch.tensor([2.0 ** (byte - 128) for byte in range(256)], dtype=torch.float32)
 
@@ -97,9 +99,9 @@ def _ue4m3() -> Tensor:
 
 
 class Nvfp4(Floats):
-    """64 weights, each 16 with a scale of their own."""
+    """64 weights, each 16 with a scale of their own, up to 448 times the largest value, 6."""
 
-    sub, run, last = 16, 8, 126
+    sub, run, last, largest = 16, 8, 126, 448.0 * 6
     steps = tuple(sign * size for size in range(1, 9) for sign in (1, -1))
     scales = _ue4m3()
 

@@ -57,7 +57,7 @@ class _Ternary(SuperBlocks):
         return (self.scales(fields)[:, :, None] * self._units(codes)).flatten(1)
 
     def scales(self, fields: Fields) -> Tensor:
-        """As in VectorGrid."""
+        """float32 [n, width / 8]: what the units of each vector are multiplied by."""
         scale = fields["d"][:, None] * _MULTIPLIERS[fields["l"]]
         return scale.repeat_interleave(self.part // 8, 1)
 
@@ -185,7 +185,7 @@ class _Iq1S(_Ternary):
         high = ((codes >> 8 & 7).view(-1, 8, 4) << _THREES).sum(2)
         words = split_bytes(high | fields["l"] << 12 | fields["down"] << 15, 2)
         data = torch.cat([codes & 255, words], 1).to(torch.uint8)
-        return torch.cat([half_bytes(fields["d"]), data], 1)
+        return torch.cat([half_bytes(fields["d"], self.spec.id), data], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in _Ternary."""
@@ -225,7 +225,7 @@ class _Iq1M(_Ternary):
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         """As in VectorGrid."""
         rest = (codes >> 8).view(-1, 16, 2)
-        half = join_bytes(half_bytes(fields["d"])[:, None].long())
+        half = join_bytes(half_bytes(fields["d"], self.spec.id)[:, None].long())
         words = (fields["l"].view(-1, 4, 4) << _THREES).sum(2)
         words = words | (half >> 4 * torch.arange(4) & 15) << 12
         data = torch.cat(

@@ -28,7 +28,9 @@ class _Iq2Xxs(SignedGrid):
         signs, entries = split(codes, 1)
         words = ((signs & 127).view(-1, 8, 4) << _SEVENS).sum(2) | fields["l"] << 28
         data = torch.cat([entries.view(-1, 8, 4), split_bytes(words, 4).view(-1, 8, 4)], 2)
-        return torch.cat([half_bytes(fields["d"]), data.flatten(1).to(torch.uint8)], 1)
+        return torch.cat(
+            [half_bytes(fields["d"], self.spec.id), data.flatten(1).to(torch.uint8)], 1
+        )
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""
@@ -47,7 +49,7 @@ class _Iq2Xs(SignedGrid):
         signs, entries = split(codes, 1)
         words = split_bytes(entries | (signs & 127) << 9, 2).to(torch.uint8)
         scales = pairs(fields["l"][:, 0::2], fields["l"][:, 1::2])
-        return torch.cat([half_bytes(fields["d"]), words, scales], 1)
+        return torch.cat([half_bytes(fields["d"], self.spec.id), words, scales], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""
@@ -65,7 +67,7 @@ class _Iq2S(SignedGrid):
         high = ((entries >> 8).view(-1, 8, 4) << 2 * torch.arange(4)).sum(2)
         data = torch.cat([entries & 255, signs, high], 1).to(torch.uint8)
         scales = pairs(fields["l"][:, 0::2], fields["l"][:, 1::2])
-        return torch.cat([half_bytes(fields["d"]), data, scales], 1)
+        return torch.cat([half_bytes(fields["d"], self.spec.id), data, scales], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""

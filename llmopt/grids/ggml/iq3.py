@@ -27,7 +27,7 @@ class _Iq3Xxs(SignedGrid):
         signs, entries = split(codes, 2)
         words = ((signs & 127).view(-1, 8, 4) << _SEVENS).sum(2) | fields["l"] << 28
         data = torch.cat([entries, split_bytes(words, 4)], 1).to(torch.uint8)
-        return torch.cat([half_bytes(fields["d"]), data], 1)
+        return torch.cat([half_bytes(fields["d"], self.spec.id), data], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""
@@ -59,7 +59,7 @@ class _Iq3S(SignedGrid):
         high = ((entries >> 8).view(-1, 8, 8) << _BITS).sum(2)
         data = torch.cat([entries & 255, high, signs], 1).to(torch.uint8)
         scales = pairs(fields["l"][:, 0::2], fields["l"][:, 1::2])
-        return torch.cat([half_bytes(fields["d"]), data, scales], 1)
+        return torch.cat([half_bytes(fields["d"], self.spec.id), data, scales], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         """As in SignedGrid."""

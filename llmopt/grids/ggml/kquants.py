@@ -142,7 +142,7 @@ class Affine(ScalarBlocks):
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         scales, mins = fields["scales"].to(torch.uint8), fields["mins"].to(torch.uint8)
-        halves = [half_bytes(fields["d"]), half_bytes(fields["dmin"])]
+        halves = [half_bytes(fields["d"], self.spec.id), half_bytes(fields["dmin"], self.spec.id)]
         if self.bits == 2:
             return torch.cat([scales | (mins << 4), pack_bits(codes, 2, 32), *halves], 1)
         parts = [*halves, _pack_six(scales, mins)]
@@ -257,7 +257,7 @@ class Symmetric(ScalarBlocks):
         return {"d": d, "scales": scales}
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
-        d = half_bytes(fields["d"])
+        d = half_bytes(fields["d"], self.spec.id)
         if self.bits == 6:
             scales = fields["scales"].to(torch.int8).view(torch.uint8)
             return torch.cat(

@@ -72,7 +72,9 @@ class Symmetric(Scaled):
         return {"d": d.half().float()}, codes.sub_(half)
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
-        return torch.cat([half_bytes(fields["d"][:, 0]), pack_codes(codes, self.bits)], 1)
+        return torch.cat(
+            [half_bytes(fields["d"][:, 0], self.spec.id), pack_codes(codes, self.bits)], 1
+        )
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         codes = unpack_codes(data[:, 2:], self.bits)
@@ -127,7 +129,10 @@ class Affine(ScalarBlocks):
         return {"d": d, "m": to_half(m)}
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
-        heads = [half_bytes(fields["d"][:, 0]), half_bytes(fields["m"][:, 0])]
+        heads = [
+            half_bytes(fields["d"][:, 0], self.spec.id),
+            half_bytes(fields["m"][:, 0], self.spec.id),
+        ]
         return torch.cat([*heads, pack_codes(codes, self.bits)], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
@@ -148,7 +153,7 @@ class Bytes(Scaled):
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         signed = (codes.to(torch.int16) + self.low).to(torch.int8)
-        return torch.cat([half_bytes(fields["d"][:, 0]), signed.view(torch.uint8)], 1)
+        return torch.cat([half_bytes(fields["d"][:, 0], self.spec.id), signed.view(torch.uint8)], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         levels = data[:, 2:].contiguous().view(torch.int8).to(torch.float32)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmopt.grids.ggml.base import Fields, Lattice, Search
+from llmopt.grids.ggml.base import LARGEST, Fields, Lattice, Search
 from llmopt.grids.ggml.refine import Moments, Problem, State, refine
 from llmopt.grids.ggml.upstream import LANES
+from llmopt.grids.ggml.weighing import natural
 from llmopt.specs.ggml import GGML_TYPES
 
 # Weights that are worked on at once, and of these by a search, whose buffers stay in the cache.
@@ -26,7 +27,7 @@ _PIECE = 1 << 16
 class Part(NamedTuple):
     """Blocks to encode, element-first: x [sub, s, n], importance of the same shape if there is any.
 
-    energy: [n] mean square of the row that a block lies in.
+    energy: [n] mean square of the row that a block lies in, where there is importance.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class Part(NamedTuple):
 class ScalarBlocks(ABC):
     """A type in which value = scale * level + offset, level = low + code."""
 
+    on_cpu, largest = False, LARGEST
     #: weights that share a scale
     sub: int
     #: the lowest and highest level; levels are whole numbers unless `table` says otherwise
@@ -44,10 +46,10 @@ class ScalarBlocks(ABC):
     high: int
     #: ascending levels, indexed by code, where they are not whole numbers
     table: Tensor | None = None
-    rounds = 6
-
     #: as refine.Layout
     distinct: int
+    rounds = 6
+
     def __init__(self, type_id: str) -> None:
         self.spec = GGML_TYPES[type_id]
         self.width = self.spec.block
@@ -85,7 +87,8 @@ class ScalarBlocks(ABC):
     # base.ScalarGrid
 
     def encode(self, w: Tensor, importance: Tensor | None, search: Search) -> Tensor:
-        blocks, energy = w.reshape(-1, self.width), self.energy(w)
+        blocks = w.reshape(-1, self.width)
+        energy = w.new_zeros(len(blocks)) if importance is None else self.energy(w)
         per_row = w.shape[1] // self.width
         weights = None if importance is None else importance.view(per_row, self.width)
         out = torch.empty(len(blocks), self.spec.nbytes, dtype=torch.uint8, device=w.device)
@@ -184,14 +187,9 @@ class ScalarBlocks(ABC):
     # search
 
     def _search(self, x: Tensor, weights: Tensor | None, start: State) -> tuple[State, Tensor]:
-        """A state at least as good as start, and its levels.
-
-        Without importance, weights are sqrt(mean square + x^2): large weights count more, as in
-        ggml's searches; minimising the plain error there is known to hurt models.
-        """
+        """A state at least as good as start, and its levels."""
         if weights is None:
-            squares = x * x
-            weights = (squares + squares.mean((0, 1))).sqrt_()
+            weights = natural(x, (0, 1))
         states, levels = [], []
         lanes = _PIECE // self.width
         for at in range(0, x.shape[-1], lanes):

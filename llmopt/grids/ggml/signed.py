@@ -55,7 +55,7 @@ class SignedGrid(SuperBlocks):
         return (self.scales(fields)[:, :, None] * self._units(codes)).flatten(1)
 
     def scales(self, fields: Fields) -> Tensor:
-        """As in VectorGrid."""
+        """float32 [n, width / 8]: what the units of each vector are multiplied by."""
         scale = fields["d"][:, None] * self.multipliers[fields["l"]]
         return scale.repeat_interleave(self.part // 8, 1)
 

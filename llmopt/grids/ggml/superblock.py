@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from llmopt.errors import RequestError
-from llmopt.grids.ggml.base import Fields, Search
+from llmopt.grids.ggml.base import LARGEST, Fields, Search
+from llmopt.grids.ggml.weighing import natural
 from llmopt.specs.ggml import GGML_TYPES
 
 __all__ = ["SuperBlocks", "join_bytes", "nibbles", "pairs", "split_bytes"]
@@ -18,7 +18,9 @@ _CHUNK = 1 << 18
 
 
 class SuperBlocks(ABC):
-    """Encoding and decoding of one type by blocks [n, width]. Tensors are on the CPU."""
+    """Encoding and decoding of one type by blocks [n, width]."""
+
+    on_cpu, largest = True, LARGEST
 
     def __init__(self, type_id: str) -> None:
         self.type_id = type_id
@@ -42,12 +44,7 @@ class SuperBlocks(ABC):
         """float32 [n, width] of uint8 [n, nbytes]."""
 
     def encode(self, w: Tensor, importance: Tensor | None, search: Search) -> Tensor:
-        """As BlockGrid.encode. Without importance "best" weighs all weights alike."""
-        if importance is None and self.spec.importance == "required":
-            raise RequestError(
-                f"{self.type_id} needs an importance matrix",
-                hint="calibrate, or pass an imatrix file",
-            )
+        """As BlockGrid.encode."""
         blocks = w.reshape(-1, self.width)
         out = torch.empty(len(blocks), self.spec.nbytes, dtype=torch.uint8)
         of_row = w.shape[1] // self.width
@@ -61,29 +58,19 @@ class SuperBlocks(ABC):
     def _encode(
         self, x: Tensor, importance: Tensor | None, place: Tensor, search: Search
     ) -> Tensor:
-        weight = None if importance is None else importance.view(-1, self.width)
+        weight = None if importance is None else importance.view(-1, self.width)[place]
         if search == "reference":
-            found = self.reference(x, None if weight is None else weight[place])
-        else:
-            found = self.best(x, _natural(x) if weight is None else _positive(weight)[place])
-        return self.pack(*found)
+            return self.pack(*self.reference(x, weight))
+        return self.pack(*self.best(x, _positive(natural(x, 1)) if weight is None else weight))
 
     def decode(self, data: Tensor) -> Tensor:
         """As BlockGrid.decode."""
         return self.decode_blocks(data.reshape(-1, self.spec.nbytes)).view(len(data), -1)
 
 
-def _natural(x: Tensor) -> Tensor:
-    """What weighs errors where there is no importance: large weights count more, as for ggml."""
-    square = x * x
-    weight = (square + square.mean(1, keepdim=True)).sqrt()
+def _positive(weight: Tensor) -> Tensor:
+    """Weights [n, width] of errors without zeros, which blocks of zeros have."""
     return torch.where(weight.amax(1, keepdim=True) > 0, weight, 1.0).clamp_min(1e-20)
-
-
-def _positive(importance: Tensor) -> Tensor:
-    """importance with a floor, so that what no input reaches is still encoded sensibly."""
-    mean = importance.mean()
-    return torch.ones_like(importance) if mean <= 0 else (importance / mean).clamp_min(1e-6)
 
 
 def pairs(low: Tensor, high: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def _codes_of(data: Tensor) -> Tensor:
 class _Iq4Nl(_Table):
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
         """As in ScalarGrid."""
-        return torch.cat([half_bytes(fields["d"]), _code_bytes(codes)], 1)
+        return torch.cat([half_bytes(fields["d"], self.spec.id), _code_bytes(codes)], 1)
 
     def decode_blocks(self, data: Tensor) -> Tensor:
         """As in SuperBlocks."""
@@ -150,7 +150,9 @@ class _Iq4Xs(_Table):
         high = ((level >> 4) << 2 * torch.arange(8)).sum(1)
         high_bytes = torch.stack([high & 255, high >> 8], 1).to(torch.uint8)
         low = pairs(*(level & 15).view(-1, 4, 2).unbind(2))
-        return torch.cat([half_bytes(fields["d"]), high_bytes, low, _code_bytes(codes)], 1)
+        return torch.cat(
+            [half_bytes(fields["d"], self.spec.id), high_bytes, low, _code_bytes(codes)], 1
+        )
 
     def decode_blocks(self, data: Tensor) -> Tensor:
         """As in SuperBlocks."""

@@ -25,7 +25,7 @@ class Ternary(Scaled):
         return {"d": d.half().float()}, upstream.round_away(x * inverse)
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:
-        return torch.cat([pack_bits(codes, 2, 32), half_bytes(fields["d"][:, 0])], 1)
+        return torch.cat([pack_bits(codes, 2, 32), half_bytes(fields["d"][:, 0], self.spec.id)], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         codes = unpack_bits(data[:, :64], 2, 32)
@@ -51,7 +51,7 @@ class Trits(Ternary):
             for index in range(5):
                 number = number * 3 + (digits[:, index] if index < digits.shape[1] else 0)
             packed.append(((number * 256 + 242) // 243).to(torch.uint8))
-        return torch.cat([*packed, half_bytes(fields["d"][:, 0])], 1)
+        return torch.cat([*packed, half_bytes(fields["d"][:, 0], self.spec.id)], 1)
 
     def unpack(self, data: Tensor) -> tuple[Fields, Tensor]:
         codes, start = [], 0

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
-from llmopt.grids.ggml import BlockTensor, block_grid
+from llmopt.grids.ggml import BlockTensor, block_grid, check_range, place_of
 from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
 from llmopt.linalg import Factor, damped_factor
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings, check_weight
+from llmopt.methods.quantize.base import InletStatistics, SolverSettings
 from llmopt.methods.quantize.blocks import Lattice, descend, feedback
 from llmopt.specs.ggml import GGML_TYPES
 
@@ -33,16 +33,19 @@ _CHUNK = 1 << 22
 def solve(
     weight: Tensor, statistics: InletStatistics, type_id: str, settings: SolverSettings
 ) -> BlockTensor:
-    """Choose fields and codes for weight [rows, cols] float32 by its inputs' Hessian."""
-    check_weight(weight)
+    """Choose fields and codes for weight [rows, cols] float32 by its inputs' Hessian.
+
+    RequestError where the weight is not finite or too large for the type.
+    """
+    check_range(type_id, weight)
     if statistics.tokens == 0:
         raise LlmoptError("error feedback needs calibration statistics")
-    factor = damped_factor(statistics.hessian, settings.damping)
+    place = place_of(type_id, weight)
+    factor = damped_factor(statistics.hessian.to(place), settings.damping)
     solver = _Solver(factor, type_id, settings.refine)
     step = max(1, _CHUNK // weight.shape[1])
-    return BlockTensor(
-        grid=type_id, data=torch.cat([solver.solve(part) for part in torch.split(weight, step)])
-    )
+    parts = [solver.solve(part) for part in torch.split(weight.to(place), step)]
+    return BlockTensor(grid=type_id, data=torch.cat(parts).to(weight.device))
 
 
 @dataclass

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmopt.errors import LlmoptError
+from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import ggml
 from llmopt.methods.quantize import blockwise
 from llmopt.methods.quantize.base import InletStatistics, SolverSettings
 from llmopt.specs.ggml import GGML_TYPES
+from tests.grids.ggml.away import Away
 
 #: one of every kind: plain, with minimums, super-blocks, a table of levels, codebooks
 TYPES = ("Q4_0", "Q4_1", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "IQ3_XXS", "IQ2_XS", "IQ1_M")
@@ -74,3 +75,19 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
 def test_without_statistics_there_is_no_feedback() -> None:
     with pytest.raises(LlmoptError, match="calibration"):
         blockwise.solve(torch.ones(1, 256), InletStatistics.empty(256), "Q4_K", SolverSettings())
+
+
+@pytest.mark.parametrize("size", [1e6, 1e9])
+@pytest.mark.parametrize("type_id", ["Q4_0", "Q2_K", "IQ1_M", "NVFP4"])
+def test_weights_that_are_too_large_are_refused(type_id: str, size: float) -> None:
+    weight, statistics = problem(256, 4)
+    with pytest.raises(RequestError, match=f"the weights are too large for {type_id}"):
+        blockwise.solve(weight * size, statistics, type_id, SolverSettings(refine=1))
+
+
+def test_types_that_need_the_cpu_are_solved_there() -> None:
+    weight, statistics = problem(256, 4)
+    solved = blockwise.solve(
+        weight.as_subclass(Away), statistics, "IQ4_XS", SolverSettings(refine=0)
+    )
+    assert solved.data.device.type == "meta"
