@@ -23,7 +23,7 @@ def verify(
 
     artifact = artifacts.at(artifact)
     if not artifact.is_dir():
-        raise RequestError(f"there is no folder {artifact}")
+        raise RequestError(f"{artifact} is not an artifact of llmopt's")
     problems = artifacts.verify(artifact)
     output = Output(json, quiet)
     if problems:
