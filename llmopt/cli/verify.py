@@ -23,7 +23,8 @@ def verify(
 
     artifact = artifacts.at(artifact)
     if not artifact.is_dir():
-        raise RequestError(f"{artifact} is not an artifact of llmopt's")
+        there = "is not an artifact of llmopt's" if artifact.exists() else "does not exist"
+        raise RequestError(f"{artifact} {there}")
     problems = artifacts.verify(artifact)
     output = Output(json, quiet)
     if problems:
