@@ -148,7 +148,7 @@ def test_print_recipe_is_a_recipe_that_does_the_same(llmopt: Llmopt, tmp_path: P
         (["bench", "nowhere"], 2, "nowhere"),
         (["run", "nothing.yaml"], 2, "no recipe"),
         (["verify", "gone"], 2, "does not exist"),
-        (["report", "gone"], 2, "does not exist"),
+        (["report", "gone"], 2, "no folder"),
         (["report", ".", "-o", "x.pdf"], 2, ".html or .md"),
         (["generate", "demo", "-p", ""], 2, "prompt"),
         (["inspect", "gone-model"], 2, "gone-model"),
