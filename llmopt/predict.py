@@ -51,10 +51,11 @@ def quantize_footprint(
         return Footprint(_LIBRARIES + 2 * max(block, outside), written * 2)
     hidden = _hidden_size(contents.config)
     activations = calibration["sequences"] * calibration["length"] * hidden * 4
+    known = 2 * activations  # at most: inputs that blockwalk.shortcuts keeps
     widest = max((f.shape[1] for f in fates if f.quantize), default=0)
     batch = batch_size * calibration["length"] * max(widest, hidden) * 4 * 6
     hessian = widest * widest * 4 * _HESSIAN_COPIES + (block if any(naming.experts) else 0)
-    memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + batch
+    memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + known + batch
     return Footprint(memory, written * 2 + activations)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from llmopt.blockwalk.block import Block
 from llmopt.blockwalk.experts import Collected, Names, Pools, rounds
 from llmopt.blockwalk.inlet import Inlet, Weights
 from llmopt.blockwalk.plan import Plan
+from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.blockwalk.sink import Results
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.state import WalkState
@@ -79,18 +80,22 @@ class CalibratedWalk:
         weights = Weights(self._plan.checkpoint, Results())
         naming = self._plan.checkpoint.naming
         pools = Pools(naming, index)
-        with self._filled(index, weights):
+        with self._filled(index, weights), Shortcuts(self._skeleton, self._activations) as known:
             if self._plan.transforms:
                 self._transform(index, weights)
             for inlets in rounds(
                 naming, index, self._skeleton.width, self._skeleton.nbytes(index),
                 sequential=self._plan.true_sequential,
             ):  # fmt: skip
-                collected = self._collect(index, inlets, pools)
+                known.forget(inlets)
+                spared = known if self._plan.true_sequential else None
+                collected = self._collect(index, inlets, pools, spared)
+                known.forget(inlets)
                 self._operate(weights, collected, self._skeleton.assign)
             for name, value in weights.settle():
                 self._skeleton.put(name, value)
-            self._advance(index)
+                known.clear()
+            self._advance(index, known)
         self._plan.write(index, weights.results)
         if (index + 1) % self._plan.save_every == 0:
             self._state.save(index + 1, self._activations)
@@ -99,7 +104,7 @@ class CalibratedWalk:
     def _transform(self, index: int, weights: Weights) -> None:
         """Run the transforms on a block, with the statistics of all its linears."""
         naming = self._plan.checkpoint.naming
-        collected = self._collect(index, naming.linears(index), Pools(naming, index))
+        collected = self._collect(index, naming.linears(index), Pools(naming, index), None)
         statistics = {
             name: one.statistics for one in collected for name in one.names if one.statistics
         }
@@ -136,15 +141,21 @@ class CalibratedWalk:
                     weights.results.records[name] |= {"cold": True, "tokens": one.cold.tokens}
             del one, inlet
 
-    def _collect(self, index: int, inlets: Sequence[Names], pools: Pools) -> list[Collected]:
+    def _collect(
+        self, index: int, inlets: Sequence[Names], pools: Pools, known: Shortcuts | None
+    ) -> list[Collected]:
         """Push the activations into the block as far as the last of these inlets."""
         if not self._plan.needs_statistics():
             return [Collected(names=names, statistics=None) for names in inlets]
         found: dict[str, InletStatistics] = {}
 
-        def observe(first: str, *, last: bool) -> Callable[..., None]:
+        def observe(names: Names, *, last: bool) -> Callable[..., None]:
+            first = names[0]
+
             def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
                 found[first] = _added(found.get(first), arguments[0])
+                if known is not None and len(names) == 1:
+                    known.note(first, arguments[0])
                 if last:
                     raise _Enough
 
@@ -154,12 +165,12 @@ class CalibratedWalk:
         ends = self._plan.checkpoint.naming.pool_of(inlets[-1][0]) is None
         hooks = [
             self._skeleton.module(names[0]).register_forward_pre_hook(
-                observe(names[0], last=ends and names is inlets[-1])
+                observe(names, last=ends and names is inlets[-1])
             )
             for names in inlets
         ]
         try:
-            for rows in self._rows():
+            for rows in self._rows(known):
                 self._reach(index, rows)
         finally:
             for hook in hooks:
@@ -173,14 +184,16 @@ class CalibratedWalk:
         except _Enough:
             return
 
-    def _advance(self, index: int) -> None:
+    def _advance(self, index: int, known: Shortcuts | None = None) -> None:
         """Replace the activations by what comes out of the block."""
-        for rows in self._rows():
+        for rows in self._rows(known):
             rows.copy_(self._skeleton.call(index, rows.to(self._plan.device)))
 
-    def _rows(self) -> Iterator[Tensor]:
+    def _rows(self, known: Shortcuts | None = None) -> Iterator[Tensor]:
         """The activations of each batch, to be read or overwritten."""
-        yield from torch.split(self._activations, self._plan.batch_size)
+        for start, rows in enumerate(torch.split(self._activations, self._plan.batch_size)):
+            with known.batch(start * self._plan.batch_size, len(rows)) if known else nullcontext():
+                yield rows
 
     @contextmanager
     def _filled(self, index: int, weights: Weights) -> Iterator[None]:

@@ -1,0 +1,135 @@
+"""Sparing what a block would compute again: modules that end in a linear whose inputs are known.
+
+A walk that changes a block inlet by inlet runs it several times, each time further. Attention ends
+in its output projection, and from when the linears before that are done, the projection's inputs
+are the same each time. They are kept, and attention is then the projection of what was kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmopt.blockwalk.skeleton import Skeleton
+
+#: bytes that may be kept, in those of the walk's activations
+_SHARE = 2
+
+
+@dataclass
+class _End:
+    """inputs: [sequences, length, width] of `linear`, which ends `module` if nothing else does.
+
+    inside: what names of linears in the module begin with. complete: whether all inputs are there.
+    others: how many outputs the module has besides the linear's, None while it is not known; a
+    module of one output, not in a tuple, has -1.
+    """
+
+    linear: nn.Module
+    module: nn.Module
+    inside: str
+    inputs: Tensor
+    complete: bool = False
+    others: int | None = None
+
+
+class Shortcuts:
+    """Those of one block, whose hidden states are `activations` [sequences, length, width].
+
+    Use as a context: at its end all modules are as they were.
+    """
+
+    def __init__(self, skeleton: Skeleton, activations: Tensor) -> None:
+        self._skeleton = skeleton
+        self._shape, self._dtype = activations.shape, activations.dtype
+        self._left = _SHARE * activations.shape[-1]
+        self._ends: dict[str, _End] = {}
+        self._batch = slice(0, 0)
+
+    def __enter__(self) -> Shortcuts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Compute everything again, from here on."""
+        for name in list(self._ends):
+            self._drop(name)
+
+    def forget(self, inlets: Iterable[Sequence[str]]) -> None:
+        """Give up modules in which these linears are looked at or changed, but for their ends."""
+        for names in inlets:
+            for end in [e for e, known in self._ends.items() if names[0].startswith(known.inside)]:
+                if tuple(names) != (end,):
+                    self._drop(end)
+
+    def note(self, name: str, x: Tensor) -> None:
+        """The input x of a linear in the present batch, if it is worth keeping."""
+        if self._batch.start == 0 and x.shape[-1] <= self._left:
+            self._ends[name] = self._begun(name, x.shape[-1])
+            self._left -= x.shape[-1]
+        end = self._ends.get(name)
+        if end is None:
+            return
+        if x.shape[:-1] != (self._batch.stop - self._batch.start, self._shape[1]):
+            self._drop(name)
+            return
+        end.inputs[self._batch] = x
+        end.complete = self._batch.stop == len(end.inputs)
+
+    @contextmanager
+    def batch(self, start: int, count: int) -> Iterator[None]:
+        """What runs inside runs on these sequences."""
+        self._batch = slice(start, start + count)
+        unknown = [e for e in self._ends.items() if e[1].complete and e[1].others is None]
+        hooks = [hook for name, end in unknown for hook in self._watched(name, end)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begun(self, name: str, width: int) -> _End:
+        inside = name.rpartition(".")[0] + "."
+        linear = self._skeleton.module(name)
+        module = self._skeleton.module(inside[:-1])
+        inputs = torch.empty(*self._shape[:-1], width, dtype=self._dtype)
+        return _End(linear, module, inside, inputs)
+
+    def _watched(self, name: str, end: _End) -> Iterator[Any]:
+        """Let the module run once to see whether its output is the linear's very output."""
+        last: list[Tensor] = []
+
+        def note(_: nn.Module, __: Any, output: Tensor) -> None:
+            last[:] = [output]
+
+        def judge(_: nn.Module, __: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if not last or first is not last[0]:
+                self._drop(name)
+                return
+            end.others = len(output) - 1 if isinstance(output, tuple) else -1
+            end.module.forward = self._shortened(end)
+
+        yield end.linear.register_forward_hook(note)
+        yield end.module.register_forward_hook(judge)
+
+    def _shortened(self, end: _End) -> Callable[..., Any]:
+        def forward(*_: Any, **__: Any) -> Any:
+            output = end.linear(end.inputs[self._batch].to(self._skeleton.device))
+            # weights of attention, caches: a block that is called alone does not use them
+            return output if end.others == -1 else (output, *[None] * (end.others or 0))
+
+        return forward
+
+    def _drop(self, name: str) -> None:
+        end = self._ends.pop(name)
+        self._left += end.inputs.shape[-1]
+        if end.others is not None:
+            del end.module.forward

@@ -1,0 +1,140 @@
+"""What a block need not compute again, and that sparing it changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llmopt.blockwalk import shortcuts
+from llmopt.blockwalk.shortcuts import Shortcuts
+from llmopt.formats.checkpoint import Checkpoint
+from tests import models
+from tests.blockwalk.conftest import Round, calibration, run
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each linear runs, by the id of its weight's owner."""
+    calls: Counter[int] = Counter()
+    forward = nn.Linear.forward
+
+    def counting(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        calls[id(self)] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", counting)
+    return calls
+
+
+@pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
+def test_sparing_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    models.save(tmp_path / "model", family)
+    made: list[bytes] = []
+    for share in (2, 0):
+        monkeypatch.setattr(shortcuts, "_SHARE", share)
+        work = tmp_path / str(share)
+        work.mkdir()
+        run(
+            tmp_path / "model", work, Round(), tokens=calibration(), true_sequential=True, head=True
+        )
+        made.append((work / "out" / "model.safetensors").read_bytes())
+    assert made[0] == made[1]
+
+
+def test_attention_is_computed_once_and_once_to_see_where_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches and two blocks: 2 x (3 to the projection, 1 to learn that it is the end)."""
+    models.save(tmp_path / "model", "llama", intermediate_size=160)  # too wide to be kept
+    calls = counted(monkeypatch)
+    run(tmp_path / "model", tmp_path, Round(), tokens=calibration(), true_sequential=True)
+    per_linear = Counter(calls.values())
+    # q, k, v; o in 3 rounds; gate and up in 2 rounds; down in the last
+    assert per_linear == {4: 2 * 3, 3 + 3 + 3: 2, 3 + 3: 2 * 2, 3: 2}
+
+
+class Wrapped(nn.Module):
+    """A block whose inner module ends in a linear, or nearly so."""
+
+    def __init__(self, *, changed: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.changed = nn.Linear(8, 8), nn.Linear(8, 8), changed
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        y = self.last(self.first(x))
+        return (y * 2 if self.changed else y), None
+
+
+class Known:
+    """As much of a skeleton as shortcuts need."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules: dict[str, Any] = {"block.inner": module}
+
+    def module(self, name: str) -> nn.Module:
+        found = self._modules.get(name)
+        return found or getattr(self._modules["block.inner"], name.rpartition(".")[2])
+
+
+def passes(module: Wrapped, x: torch.Tensor, known: Shortcuts, count: int) -> list[torch.Tensor]:
+    hook = module.last.register_forward_pre_hook(
+        lambda _, given: known.note("block.inner.last", given[0])
+    )
+    outputs = []
+    for _ in range(count):
+        for start in range(0, len(x), 2):
+            with known.batch(start, 2):
+                outputs.append(module(x[start : start + 2])[0])
+        hook.remove()
+    return outputs
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_only_a_module_that_ends_in_the_linear_is_spared(changed: bool) -> None:
+    module, x = Wrapped(changed=changed), torch.randn(4, 3, 8)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    module.first.register_forward_hook(count)
+    with Shortcuts(Known(module), x) as known:  # type: ignore[arg-type]
+        outputs = passes(module, x, known, 3)
+        assert calls == (6 if changed else 3)
+        for again in (outputs[2:4], outputs[4:6]):
+            assert all(torch.equal(a, b) for a, b in zip(again, outputs[:2], strict=True))
+    assert "forward" not in vars(module)
+
+
+def test_a_linear_that_is_changed_inside_ends_it() -> None:
+    module, x = Wrapped(changed=False), torch.randn(2, 3, 8)
+    with Shortcuts(Known(module), x) as known:  # type: ignore[arg-type]
+        passes(module, x, known, 2)
+        known.forget([("block.inner.last",), ("block.other.first",)])
+        assert "forward" in vars(module)
+        known.forget([("block.inner.first",)])
+        assert "forward" not in vars(module)
+
+
+def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.save(tmp_path / "model", "llama", intermediate_size=160)
+    width = Checkpoint.open(tmp_path / "model").config["hidden_size"]
+    kept: list[int] = []
+    begun = Shortcuts._begun
+
+    def noting(self: Shortcuts, name: str, cols: int) -> Any:
+        kept.append(cols)
+        return begun(self, name, cols)
+
+    monkeypatch.setattr(Shortcuts, "_begun", noting)
+    run(tmp_path / "model", tmp_path, Round(), tokens=calibration(), true_sequential=True)
+    assert kept == [width, width]  # attention's, of two blocks
