@@ -95,7 +95,8 @@ class CalibratedWalk:
             for name, value in weights.settle():
                 self._skeleton.put(name, value)
                 known.clear()
-            self._advance(index, known)
+            if not self._plan.idle:
+                self._advance(index, known)
         self._plan.write(index, weights.results)
         if (index + 1) % self._plan.save_every == 0:
             self._state.save(index + 1, self._activations)
@@ -144,7 +145,10 @@ class CalibratedWalk:
     def _collect(
         self, index: int, inlets: Sequence[Names], pools: Pools, known: Shortcuts | None
     ) -> list[Collected]:
-        """Push the activations into the block as far as the last of these inlets."""
+        """Push the activations into the block as far as the last of these inlets.
+
+        In an idle walk, through it.
+        """
         if not self._plan.needs_statistics():
             return [Collected(names=names, statistics=None) for names in inlets]
         found: dict[str, InletStatistics] = {}
@@ -162,7 +166,7 @@ class CalibratedWalk:
             return hook
 
         # no batch has to reach the last expert
-        ends = self._plan.checkpoint.naming.pool_of(inlets[-1][0]) is None
+        ends = not self._plan.idle and self._plan.checkpoint.naming.pool_of(inlets[-1][0]) is None
         hooks = [
             self._skeleton.module(names[0]).register_forward_pre_hook(
                 observe(names, last=ends and names is inlets[-1])
@@ -170,8 +174,11 @@ class CalibratedWalk:
             for names in inlets
         ]
         try:
-            for rows in self._rows(known):
-                self._reach(index, rows)
+            if self._plan.idle:
+                self._advance(index)
+            else:
+                for rows in self._rows(known):
+                    self._reach(index, rows)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -57,7 +57,7 @@ def walk_backward(
     state_folder: Path,
     *,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int = 2,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_block: OnBlock | None = None,

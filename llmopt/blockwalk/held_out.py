@@ -31,7 +31,7 @@ class HeldOut:
         windows: Tensor,
         divergence: Divergence,
         *,
-        batch_size: int = 8,
+        batch_size: int = 2,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-_M_MMAP_THRESHOLD = -3
-_LARGE = 4 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE, _SPARE = 4 << 20, 64 << 20
 
 
 def steady() -> None:
@@ -13,11 +13,13 @@ def steady() -> None:
 
     glibc raises the size from which it does so to that of the largest buffer that was freed, up to
     32 MiB. Weights then come from its heaps, and what a walk holds at its peak is a matter of how
-    those happen to be cut up: it differed by a fifth from run to run.
+    those happen to be cut up: it differed by a fifth from run to run. Smaller ones come from heaps,
+    which keep what was freed until `release`, where glibc would give back all above 128 KiB.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         set_option(_M_MMAP_THRESHOLD, _LARGE)
+        set_option(_M_TRIM_THRESHOLD, _SPARE)
 
 
 def release() -> None:

@@ -32,6 +32,7 @@ class Plan:
     head: bool
     batch_size: int
     true_sequential: bool
+    idle: bool
     dtype: torch.dtype
     device: torch.device
     save_every: int

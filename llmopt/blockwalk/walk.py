@@ -31,8 +31,9 @@ def walk(
     *,
     transforms: Sequence[Transform] = (),
     head: bool = False,
-    batch_size: int = 8,
+    batch_size: int = 2,
     true_sequential: bool = False,
+    idle: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     save_every: int = 8,
@@ -48,7 +49,9 @@ def walk(
     change is kept there, so that each tensor of the checkpoint is accounted for once. With
     `true_sequential` each inlet's statistics are collected after the inlets before it in the same
     block were changed, else once for each block. A head that shares the embedding's weight gets
-    one of its own: the result's config must then say that they are not tied.
+    one of its own: the result's config must then say that they are not tied. `idle` says that
+    operations look and change nothing: one pass over each block is then enough. It goes without
+    transforms and `true_sequential`.
 
     A walk that was killed goes on when it is called again with the same arguments, `state_folder`
     and sink, and gives the same bytes. Activations are saved every `save_every` blocks; what was
@@ -69,6 +72,7 @@ def walk(
         head=head,
         batch_size=batch_size,
         true_sequential=true_sequential,
+        idle=idle,
         dtype=dtype,
         device=torch.device(device),
         save_every=save_every,

@@ -129,7 +129,7 @@ class QuantizeStep(Strict):
     overrides: list[Override] = Field(default_factory=list)
     head: bool = Field(False, description="quantize the output head too")
     embeddings: bool = Field(False, description="quantize the input embeddings too")
-    batch_size: int = Field(8, ge=1, description="calibration sequences run at once")
+    batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
     gate: Annotated[list[Gate], BeforeValidator(_as_list)] = Field(
         default_factory=lambda: ["default"],
         description='quality gates of the result: "default" (against collapse), expressions, or []',
@@ -173,7 +173,7 @@ class GgufSettings(Strict):
     )
     damping: float | None = Field(None, gt=0, lt=1, description="gptq; default: 0.01")
     refine: int | None = Field(None, ge=0, le=20, description="gptq: sweeps; default: 2")
-    batch_size: int = Field(8, ge=1, description="calibration sequences run at once")
+    batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
     split_size: int | str | None = Field(None, description="largest file: 4GB; default: one file")
 
     @property

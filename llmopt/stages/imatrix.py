@@ -35,6 +35,7 @@ def run(work: Work) -> Outcome:
         checkpoint, tokens, [squares], Sink(ShardWriter(work.state / "parts")),
         work.state / "walk",
         head=True,
+        idle=True,
         batch_size=work.settings["batch_size"],
         device=device,
         on_block=lambda done, total: work.progress("blocks", done, total),

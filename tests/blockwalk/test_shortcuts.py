@@ -14,7 +14,7 @@ from llmopt.blockwalk import shortcuts
 from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.formats.checkpoint import Checkpoint
 from tests import models
-from tests.blockwalk.conftest import Round, calibration, run
+from tests.blockwalk.conftest import Round, Watch, calibration, run
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
@@ -57,6 +57,13 @@ def test_attention_is_computed_once_and_once_to_see_where_it_ends(
     per_linear = Counter(calls.values())
     # q, k, v; o in 3 rounds; gate and up in 2 rounds; down in the last
     assert per_linear == {4: 2 * 3, 3 + 3 + 3: 2, 3 + 3: 2 * 2, 3: 2}
+
+
+def test_an_idle_walk_runs_a_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.save(tmp_path / "model", "llama")
+    calls = counted(monkeypatch)
+    run(tmp_path / "model", tmp_path, Watch(), tokens=calibration(), idle=True)
+    assert Counter(calls.values()) == {3: 2 * 7}  # three batches, two blocks of seven linears
 
 
 class Wrapped(nn.Module):

@@ -32,8 +32,11 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= 1e-6 * theirs.abs().max())
 
 
+@pytest.mark.parametrize("idle", [True, False])
 @pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
-def test_an_idle_walk_sees_the_models_own_activations(tmp_path: Path, family: str) -> None:
+def test_an_idle_walk_sees_the_models_own_activations(
+    tmp_path: Path, family: str, idle: bool
+) -> None:
     """... at every linear and after the last norm, and copies the checkpoint byte for byte."""
     model = models.with_plain_experts(models.save(tmp_path / "model", family))
     spec, inputs = FAMILIES[family], {}
@@ -47,7 +50,7 @@ def test_an_idle_walk_sees_the_models_own_activations(tmp_path: Path, family: st
     with torch.no_grad():
         final = model.get_submodule(spec.base)(calibration())[0]
     watch = Watch()
-    run(tmp_path / "model", tmp_path, watch, tokens=calibration(), head=True)
+    run(tmp_path / "model", tmp_path, watch, tokens=calibration(), head=True, idle=idle)
     seen = {names[0]: statistics for names, statistics in watch.seen.items()}
     head = naming.head
     assert seen.keys() == {*inputs, head}
