@@ -268,9 +268,7 @@ def expose(folder: Path) -> None:
     path = file_of(folder)
     if path is None:
         return
-    source, *more = sorted(folder.glob(f"*{path.suffix}"))
-    if more:
-        raise RequestError(f"{path} cannot be several files", hint="-o FOLDER")
+    (source,) = folder.glob(f"*{path.suffix}")
     if _stands_for(path, folder):
         return
     try:
@@ -282,12 +280,21 @@ def expose(folder: Path) -> None:
 
 
 def _stands_for(path: Path, folder: Path) -> bool:
-    """Whether `path` is the one file of the artifact in `folder`, or a copy of it."""
+    """Whether `path` is the one file of the artifact in `folder`, or a copy of it.
+
+    So is a link to what was there before the folder was removed.
+    """
+    if path.is_symlink() and path.parent / path.readlink().parent == folder:
+        return True
     if not path.is_file():
         return False
     if any(path.samefile(source) for source in folder.glob(f"*{path.suffix}")):
         return True
-    files = read_manifest(folder).get("files", ())
+    files = [
+        file
+        for file in read_manifest(folder).get("files", ())
+        if file["path"].endswith(path.suffix)
+    ]
     alike = [file for file in files if file["bytes"] == path.stat().st_size]
     return bool(alike) and file_digest(path) in {file["sha256"] for file in alike}
 
@@ -355,12 +362,17 @@ def publish(
     built: Path, destination: Path, manifest: dict[str, Any], run: dict[str, Any],
     card: str | None = None,
 ) -> None:  # fmt: skip
-    """Finish `built` and put it at `destination` in one step, replacing what stood there."""
+    """Finish `built` and put it at `destination` in one step, replacing what stood there.
+
+    RequestError where one file is to stand for it, and there are several.
+    """
+    link = file_of(destination)
+    if link is not None and len(list(built.glob(f"*{link.suffix}"))) != 1:
+        raise RequestError(f"{link} cannot be several files", hint="-o FOLDER")
     write_json(built / RUN_RECORD, run)
     write_records(built, manifest, card)
     if destination.is_dir() and not any(destination.iterdir()):
         destination.rmdir()
-    link = file_of(destination)
     if link is not None and _stands_for(link, destination):
         link.unlink()  # else it would stand for what is no longer there
     if destination.exists():

@@ -200,6 +200,13 @@ def test_a_file_that_took_the_place_of_ours_is_not_overwritten(tmp_path: Path) -
     artifact.expose(folder)
     assert out.read_bytes() == b"second"
     out.unlink()
+    out.write_bytes((folder / "llmopt.run.json").read_bytes())
+    with pytest.raises(RequestError, match="not of llmopt's making"):
+        artifact.check_destination(folder)  # one of ours, but not the file that stands for them
+    out.unlink()
+    out.symlink_to(f"{folder.name}/gone.gguf")  # ours, on file systems without hard links
+    artifact.check_destination(folder)
+    out.unlink()
     out.write_bytes(b"theirs")
     for step in (artifact.check_destination, artifact.expose):
         with pytest.raises(RequestError, match="not of llmopt's making"):

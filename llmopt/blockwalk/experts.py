@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from llmopt.errors import LlmoptError
-from llmopt.methods.quantize.base import InletStatistics, InputSquares
+from llmopt.methods.quantize.base import InletStatistics, MeanSquares
 from llmopt.specs.families import Naming
 
 #: the names of linears that share an input
@@ -30,7 +30,7 @@ class Collected:
 
     names: Names
     statistics: InletStatistics | None
-    cold: InputSquares | None = None
+    cold: MeanSquares | None = None
 
 
 class Pools:
@@ -39,7 +39,7 @@ class Pools:
     def __init__(self, naming: Naming, block: int) -> None:
         self._naming = naming
         self._pools: dict[str, InletStatistics] = {}
-        self._cold: dict[str, list[tuple[Names, InputSquares]]] = defaultdict(list)
+        self._cold: dict[str, list[tuple[Names, MeanSquares]]] = defaultdict(list)
         self._missing: dict[str, int] = defaultdict(int)
         for names in naming.linears(block):
             pool = naming.pool_of(names[0])
@@ -64,7 +64,8 @@ class Pools:
                 self._add(pool, statistics)
             cols = width(names[0])
             if statistics is None or statistics.tokens < cols:
-                self._cold[pool].append((names, _squares(statistics, cols)))
+                nothing = MeanSquares(mean=torch.zeros(cols), tokens=0)
+                self._cold[pool].append((names, statistics.squares if statistics else nothing))
             else:
                 yield Collected(names=names, statistics=statistics)
         for pool in [pool for pool in self._cold if not self._missing[pool]]:
@@ -106,12 +107,6 @@ def rounds(
             some.append(names)
             size += needed
         yield some
-
-
-def _squares(statistics: InletStatistics | None, cols: int) -> InputSquares:
-    if statistics is None:
-        return InputSquares(mean=torch.zeros(cols), tokens=0)
-    return InputSquares(mean=statistics.diagonal.clone(), tokens=statistics.tokens)
 
 
 def _reached(names: Names, statistics: InletStatistics | None) -> InletStatistics:

@@ -14,7 +14,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.grids.base import Quantized, QuantizedTensor
 from llmopt.grids.ggml import BlockTensor
-from llmopt.methods.quantize.base import InletStatistics, InputSquares
+from llmopt.methods.quantize.base import InletStatistics, MeanSquares
 
 #: called with a module's name and its new weight, in the checkpoint's orientation
 OnReplace = Callable[[str, Tensor], None]
@@ -35,7 +35,7 @@ class Inlet:
         statistics: InletStatistics | None,
         on_replace: OnReplace,
         device: torch.device,
-        cold: InputSquares | None = None,
+        cold: MeanSquares | None = None,
     ) -> None:
         self.names = names
         self.statistics = statistics
@@ -45,12 +45,11 @@ class Inlet:
         self._cold = cold
 
     @property
-    def squares(self) -> InputSquares | None:
+    def squares(self) -> MeanSquares | None:
         """Of the tokens that reached these very linears; None in a walk without data."""
         if self._cold is not None or self.statistics is None:
             return self._cold
-        seen = self.statistics
-        return InputSquares(mean=seen.diagonal.clone(), tokens=seen.tokens)
+        return self.statistics.squares
 
     def weight(self, name: str) -> Tensor:
         """The present weight of a linear, float32 [out, in], in memory of its own."""

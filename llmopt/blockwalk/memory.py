@@ -14,7 +14,7 @@ def steady() -> None:
     glibc raises the size from which it does so to that of the largest buffer that was freed, up to
     32 MiB. Weights then come from its heaps, and what a walk holds at its peak is a matter of how
     those happen to be cut up: it differed by a fifth from run to run. Smaller ones come from heaps,
-    which keep what was freed until `release`, where glibc would give back all above 128 KiB.
+    which keep 64 MiB of what was freed until `release`, where glibc would keep 128 KiB.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -104,14 +104,14 @@ class Shortcuts:
 
     def _watched(self, name: str, end: _End) -> Iterator[Any]:
         """Let the module run once to see whether its output is the linear's very output."""
-        last: list[Tensor] = []
+        last: list[tuple[Tensor, int]] = []
 
         def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            last[:] = [output]
+            last[:] = [(output, output._version)]
 
         def judge(_: nn.Module, __: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            if not last or first is not last[0]:
+            if not last or first is not last[0][0] or first._version != last[0][1]:
                 self._drop(name)
                 return
             end.others = len(output) - 1 if isinstance(output, tuple) else -1

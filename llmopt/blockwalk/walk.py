@@ -17,6 +17,7 @@ from llmopt.blockwalk.inlet import Inlet, Operation, Weights
 from llmopt.blockwalk.plan import OnBlock, Plan
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.blockwalk.state import WalkState
+from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_finite, check_fit
@@ -61,6 +62,8 @@ def walk(
     Returns what operations recorded, by module name. RequestError where the checkpoint's tensors
     are not those of its model, or hold what is no number.
     """
+    if idle and (true_sequential or transforms):
+        raise LlmoptError("an idle walk changes nothing, so nothing comes in sequence")
     memory.steady()
     check_finite(checkpoint)
     plan = Plan(

@@ -72,6 +72,8 @@ def wanted(contents: Contents, settings: ConvertStep, *, tied: bool, guided: boo
     for index, override in enumerate(settings.overrides):
         for place in _matching(index, override.match, places):
             known = guided and place.sources != (f"{streamed}.weight",)
+            tensors = [contents.tensors[name] for name in place.sources]
+            known |= all(is_stored_as(tensor, override.type) for tensor in tensors)
             types[place.name] = _checked(override.type, place, known=known)
             settled.add(place.name)
     return [Wanted(place, types[place.name], place.name in settled) for place in places]
@@ -161,6 +163,11 @@ def _own_type(contents: Contents, place: Placement, dtype: str) -> str:
     return fitting(chosen, place.shape[-1]) if GGML_TYPES[chosen].block > 1 else chosen
 
 
+def is_stored_as(tensor: LogicalTensor, type_id: str) -> bool:
+    """Whether a tensor of the source has this very type."""
+    return type_id == (tensor.layout.grid if tensor.layout else tensor.dtype)
+
+
 def _stored_type(tensor: LogicalTensor) -> str | None:
     """The type of a tensor that a GGUF file has in blocks."""
     spec = GGML_TYPES.get(tensor.dtype)
@@ -224,7 +231,7 @@ def _matching(index: int, pattern: str, places: Sequence[Placement]) -> list[Pla
 def _checked(type_id: str, place: Placement, *, known: bool) -> str:
     """The type that an override asks for, if the tensor can have it.
 
-    known: whether the importance of its inputs is.
+    known: whether the importance of its inputs is, or none is needed.
     """
     spec, name = GGML_TYPES[type_id], place.name
     if place.float32 and type_id != "F32":

@@ -102,9 +102,10 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
 
 def _check_parts(step: PlannedStep, path: Path, source: Source) -> None:
     """RecipeError where a conversion to one file would write several."""
-    size = step.settings.get("split_size")
-    if size and artifact.file_of(path) and sum(fate.bytes for fate in step.fates) > size:
-        message = f"several files of {size:,} bytes cannot be {path.name}"
+    size, file = step.settings.get("split_size"), artifact.file_of(path)
+    most = step.settings.get("target_size") or sum(fate.bytes for fate in step.fates)
+    if size and file and most > size:
+        message = f"several files of {size:,} bytes cannot be {file.name}"
         hint = "-o FOLDER, or a larger split size"
         raise source.error(message, (*step.key, "split_size"), hint)
 

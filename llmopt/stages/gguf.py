@@ -190,7 +190,10 @@ class _Conversion:
         if not found:
             raise RequestError("the importance matrix knows none of the model's tensors")
         for module, type_id in types.items():
-            if module not in found and GGML_TYPES[type_id].importance == "required":
+            there = self._contents.tensors.get(f"{module}.weight")
+            if module in found or (there and gguf.is_stored_as(there, type_id)):
+                continue
+            if GGML_TYPES[type_id].importance == "required":
                 raise RequestError(
                     f"the importance matrix lacks {module}, and {type_id} needs it",
                     hint="make one from more text: --to imatrix",

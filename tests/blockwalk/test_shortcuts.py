@@ -69,13 +69,15 @@ def test_an_idle_walk_runs_a_block_once(tmp_path: Path, monkeypatch: pytest.Monk
 class Wrapped(nn.Module):
     """A block whose inner module ends in a linear, or nearly so."""
 
-    def __init__(self, *, changed: bool) -> None:
+    def __init__(self, *, changed: str) -> None:
         super().__init__()
         self.first, self.last, self.changed = nn.Linear(8, 8), nn.Linear(8, 8), changed
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
         y = self.last(self.first(x))
-        return (y * 2 if self.changed else y), None
+        if self.changed == "in place":
+            y.mul_(2)
+        return (y * 2 if self.changed == "after" else y), None
 
 
 class Known:
@@ -104,8 +106,9 @@ def passes(module: Wrapped, x: torch.Tensor, known: Shortcuts, count: int) -> li
     return outputs
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_only_a_module_that_ends_in_the_linear_is_spared(changed: bool) -> None:
+@pytest.mark.parametrize("changed", ["", "after", "in place"])
+@torch.no_grad()
+def test_only_a_module_that_ends_in_the_linear_is_spared(changed: str) -> None:
     module, x = Wrapped(changed=changed), torch.randn(4, 3, 8)
     calls = 0
 
@@ -123,7 +126,7 @@ def test_only_a_module_that_ends_in_the_linear_is_spared(changed: bool) -> None:
 
 
 def test_a_linear_that_is_changed_inside_ends_it() -> None:
-    module, x = Wrapped(changed=False), torch.randn(2, 3, 8)
+    module, x = Wrapped(changed=""), torch.randn(2, 3, 8)
     with Shortcuts(Known(module), x) as known:  # type: ignore[arg-type]
         passes(module, x, known, 2)
         known.forget([("block.inner.last",), ("block.other.first",)])

@@ -287,3 +287,9 @@ def test_weights_that_do_not_fit_the_config_are_refused(
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     with pytest.raises(RequestError, match=message):
         run(tmp_path / "model", tmp_path, Watch(), tokens=calibration())
+
+
+def test_an_idle_walk_goes_without_a_sequence(tmp_path: Path) -> None:
+    models.save(tmp_path / "model")
+    with pytest.raises(LlmoptError, match="an idle walk"):
+        run(tmp_path / "model", tmp_path, Watch(), tokens=None, idle=True, true_sequential=True)

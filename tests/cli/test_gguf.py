@@ -92,12 +92,15 @@ def test_both_forms_of_an_importance_matrix_are_files(llmopt: Llmopt, tmp_path: 
 def test_what_is_asked_of_one_file(llmopt: Llmopt, tmp_path: Path) -> None:
     for more, message in (
         (["--split-size", "1MB"], "several files of 1,000,000 bytes cannot be m.gguf"),
+        (["--split-size", "2.6MB", "--target-size", "3.2MB"], "cannot be m.gguf"),
         (["--type", "Q8_0"], "--type Q8_0: this says no tensors"),
         (["--imatrix", "i", "--calibration", "demo"], "takes the place of calibration text"),
     ):
-        done = llmopt("convert", "demo", "-o", "m.gguf", "--to", "gguf:F16", *more)
+        to = "gguf" if "--target-size" in more else "gguf:F16"
+        done = llmopt("convert", "demo", "-o", "m.gguf", "--to", to, *more)
         assert done.code == 2
         assert message in done.err
+        assert ".llmopt" not in done.err
         assert not list(tmp_path.iterdir())
     done = llmopt("convert", "demo", "-o", "m.gguf", "--to", "gguf:F16", "--split-size", "1GB")
     assert done.code == 0, done.err

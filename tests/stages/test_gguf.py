@@ -379,6 +379,14 @@ def test_llama_cpp_has_no_opt(tmp_path: Path) -> None:
         plan_of(tmp_path, tmp_path / "opt", preset="F16", calibrated=False)
 
 
+def test_a_type_that_the_source_has_needs_no_importance(tmp_path: Path, model: Path) -> None:
+    rules = [{"match": "blk.*.ffn_up.weight", "type": "IQ2_XS"}]
+    first = converted(tmp_path, model, preset="Q8_0", overrides=rules).path / artifact.ONE_FILE
+    first = first.rename(tmp_path / "model.gguf")
+    again = converted(tmp_path, first, overrides=rules, calibrated=False, exact=True)
+    assert tensors(again.path / artifact.ONE_FILE) == tensors(first)
+
+
 def test_a_killed_conversion_goes_on_to_the_same_file(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

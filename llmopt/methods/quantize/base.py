@@ -18,6 +18,14 @@ from llmopt.specs.grids import GRIDS
 ActOrder = Literal["none", "group", "full"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeanSquares:
+    """mean: float32 [cols], E[x^2] of the tokens that reached an input. tokens: how many."""
+
+    mean: Tensor
+    tokens: int
+
+
 @dataclass(kw_only=True)
 class InletStatistics:
     """What calibration saw at one input shared by one or more linears.
@@ -42,6 +50,11 @@ class InletStatistics:
         """[cols] float32, E[x^2]: the importance of each input channel."""
         return self.hessian.diagonal()
 
+    @property
+    def squares(self) -> MeanSquares:
+        """The diagonal in memory of its own, and the tokens."""
+        return MeanSquares(mean=self.diagonal.clone(), tokens=self.tokens)
+
     def add(self, x: Tensor) -> None:
         """Fold in activations x [..., cols]."""
         x = x.reshape(-1, x.shape[-1])
@@ -52,14 +65,6 @@ class InletStatistics:
             x.abs().sum(dim=0, dtype=torch.float32), alpha=1 / total
         )
         self.tokens = accumulate_hessian(self.hessian, x, self.tokens)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputSquares:
-    """mean: float32 [cols], E[x^2] of the tokens that reached an input. tokens: how many."""
-
-    mean: Tensor
-    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
