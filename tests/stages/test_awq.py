@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmopt.artifact import open_artifact
 from llmopt.blockwalk import Sink, walk
 from llmopt.blockwalk.block import Block
 from llmopt.formats.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from llmopt.grids.base import GridOptions
 from llmopt.runtimes.torch import load
 from llmopt.stages.transform import Awq
 from tests import models
+from tests.stages.conftest import HELD_OUT, TEXT, quantized
 
 TOKENS = torch.arange(4 * 48).view(4, 48) % 60
 
@@ -46,3 +48,13 @@ def test_folding_leaves_the_function_as_it_is(family: str, tmp_path: Path) -> No
     assert any(record.get("into") for record in records.values())
     before, after = (load(f, dtype="float32").logits(TOKENS) for f in (tmp_path / "model", out))
     assert float((after - before).norm() / before.norm()) < 1e-4
+
+
+def test_codes_are_not_held_to_weights_that_scales_have_changed(tmp_path: Path) -> None:
+    models.save_with_bytes(tmp_path / "model", "llama")
+    (tmp_path / "text.txt").write_text(TEXT * 40)
+    (tmp_path / "held-out.txt").write_text(HELD_OUT * 20)
+    for method, expected in (("rtn", True), ("awq", False)):
+        made = quantized(tmp_path, tmp_path / "model", method=method, gate=["kl.mean < 100"])
+        made = open_artifact("q", made.path)  # the gate has written its verdict since
+        assert ("weights" in made.manifest["gate"]["evidence"]) is expected
