@@ -10,11 +10,10 @@ from pathlib import Path
 from llmopt.artifact import ONE_FILE, cache_folder, folder_of
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.view import model_folder
+from llmopt.formats.side_files import NOT_FETCHED
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.md"]
-_HUB_FILES += ["LICENSE*", "LICENCE*", "COPYING*", "NOTICE*"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,10 @@ def _from_hub(model: str, revision: str | None, fetch: bool) -> ModelSource:
 
     try:
         path = snapshot_download(
-            model, revision=revision, allow_patterns=_HUB_FILES, local_files_only=not fetch
+            model,
+            revision=revision,
+            ignore_patterns=list(NOT_FETCHED),
+            local_files_only=not fetch,
         )
     except RevisionNotFoundError:
         raise RequestError(f"{model} has no revision {revision!r} on the hub") from None

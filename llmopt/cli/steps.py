@@ -128,6 +128,8 @@ def summary_line(result: StepResult) -> str:
     cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
     if differences := manifest["evidence"].get("tokenizer"):
         line += f"; tokenizer: {'; '.join(differences)}"
+    if left_out := manifest["evidence"].get("left_out"):
+        line += f"; left out: {_some(left_out)}"
     if cold:
         line += f"; {len(cold)} cold experts (few tokens) on the statistics of their block's"
     evidence = manifest.get("gate", {}).get("evidence", {})
@@ -139,3 +141,10 @@ def summary_line(result: StepResult) -> str:
             f"{allocation['bits_per_weight']:.3f} bits per quantized weight"
         )
     return line
+
+
+def _some(left_out: dict[str, str], most: int = 3) -> str:
+    """The first few files of those that stay behind, each with its reason."""
+    named = [f"{name} ({why})" for name, why in left_out.items()]
+    more = [f"and {len(named) - most} more"] if len(named) > most else []
+    return ", ".join([*named[:most], *more])

@@ -17,14 +17,11 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.formats.codec import codec_of, decode
-from llmopt.formats.headers import (
-    TensorHeader,
-    read_headers,
-    side_files,
-)
+from llmopt.formats.headers import TensorHeader, read_headers
 from llmopt.formats.layout import LayerLayout, Quantization
 from llmopt.formats.quantization import parts_of, quantized_layers, read_quantization
 from llmopt.formats.safetensors import read_tensor, torch_dtype
+from llmopt.formats.side_files import SideFiles
 from llmopt.grids.base import Quantized
 from llmopt.specs.families import FamilySpec, Naming, family_of
 
@@ -51,7 +48,7 @@ class Checkpoint:
     family: FamilySpec
     naming: Naming
     stored: Mapping[str, StoredTensor]
-    side_files: list[str]
+    side_files: SideFiles
     quantization: Quantization | None = None
     layers: Mapping[str, LayerLayout] = field(default_factory=dict)
 
@@ -66,7 +63,8 @@ class Checkpoint:
         stored = {naming.rename(name): tensor for name, tensor in found.items()}
         quantization = read_quantization(folder, config)
         layers = quantized_layers(stored, quantization)
-        return cls(folder, config, family, naming, stored, side_files(folder), quantization, layers)
+        others = headers.side_files
+        return cls(folder, config, family, naming, stored, others, quantization, layers)
 
     @property
     def names(self) -> list[str]:

@@ -21,6 +21,7 @@ from llmopt.formats.gguf.container import first_file, read_gguf
 from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.gguf.quantization import described
 from llmopt.formats.gguf.restore import restore
+from llmopt.formats.side_files import SideFiles, side_files
 from llmopt.specs.families import FAMILIES
 
 #: bytes of an element of each dtype that a checkpoint may hold
@@ -48,9 +49,6 @@ PICKLES = (".bin", ".pt", ".pth")
 
 #: the safetensors library refuses longer headers, too
 _MAX_HEADER_BYTES = 100_000_000
-_WEIGHT_SUFFIXES = (*PICKLES, ".safetensors", ".index.json", ".gguf", ".onnx", ".h5", ".msgpack")
-#: written anew for each artifact, never copied
-_OWN_FILES = {"README.md", "config.json", "quantize_config.json", "llmopt.json", "llmopt.run.json"}
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,17 @@ class TensorHeader:
 
 @dataclass(frozen=True)
 class Headers:
-    """A model directory without its data; `side_files` are the names to copy as they are."""
+    """A model directory without its data."""
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorHeader]
-    side_files: list[str]
+
+    @property
+    def side_files(self) -> SideFiles:
+        """The files that came with the model, and which of them stay behind."""
+        read = {tensor.file.name for tensor in self.tensors.values()}
+        return side_files(self.folder, frozenset({*read, INDEX}))
 
 
 def read_headers(folder: Path) -> Headers:
@@ -120,7 +123,7 @@ def read_headers(folder: Path) -> Headers:
         tensors = unfused(tensors, family.experts)
     if any(name.endswith("." + STATE) for name in tensors):
         tensors = with_shapes(tensors)
-    return Headers(folder, config, tensors, side_files(folder))
+    return Headers(folder, config, tensors)
 
 
 def _in_gguf(folder: Path, config: dict[str, Any], path: Path) -> Headers:
@@ -130,7 +133,7 @@ def _in_gguf(folder: Path, config: dict[str, Any], path: Path) -> Headers:
     config = {key: value for key, value in config.items() if key != "quantization_config"}
     if found.types:
         config["quantization_config"] = described(found.types)
-    return Headers(folder, config, tensors, side_files(folder))
+    return Headers(folder, config, tensors)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -148,18 +151,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return _json_object(path.read_bytes(), path.name)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
-
-
-def side_files(folder: Path) -> list[str]:
-    """Names of the files that belong to the model but are neither weights nor config, sorted."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name not in _OWN_FILES
-        and not path.name.endswith(_WEIGHT_SUFFIXES)
-    )
 
 
 def shard_names(index: Path) -> tuple[dict[str, str], list[str]]:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import RequestError
-from llmopt.formats.headers import PICKLES, shard_names, side_files
+from llmopt.formats.headers import PICKLES, shard_names
 from llmopt.formats.safetensors import DTYPE_NAMES, ShardWriter
+from llmopt.formats.side_files import copy_files, side_files
 
 _INDEX = "pytorch_model.bin.index.json"
+#: files that say what the weights are, or whose
+_OWN = ("config.json", "README.md", "quantize_config.json")
 
 
 def unpickled(folder: Path, cache: Path) -> Path:
@@ -46,9 +49,8 @@ def unpickled(folder: Path, cache: Path) -> Path:
             raise RequestError(f"{folder} has a config.json but no weights")
         writer.finalize(making)
         shutil.rmtree(making / "parts")
-        for name in ("config.json", "README.md", "quantize_config.json", *side_files(folder)):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, making / name)
+        own = [name for name in _OWN if (folder / name).is_file()]
+        copy_files(folder, [*own, *side_files(folder).carried], making)
         making.rename(copy)
     finally:
         shutil.rmtree(making, ignore_errors=True)

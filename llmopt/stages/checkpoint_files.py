@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,23 @@ import torch
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import QUANTIZE_CONFIG
+from llmopt.formats.side_files import CODE, copy_files
 from llmopt.specs import FORMATS
 
+#: names the code that comes with a model, which stays behind
+_AUTO_MAP = "auto_map"
 
-def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Tokenizer, licence and whatever else came with the model, byte for byte."""
-    for name in checkpoint.side_files:
-        shutil.copyfile(checkpoint.folder / name, folder / name)
+
+def copy_side_files(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Tokenizer, licence and whatever else came with the model, byte for byte.
+
+    Gives what a manifest says of those that stay behind, and why; nothing where there are none.
+    """
+    copy_files(checkpoint.folder, checkpoint.side_files.carried, folder)
+    left_out = dict(checkpoint.side_files.left_out)
+    if _AUTO_MAP in checkpoint.config:
+        left_out[f"{_AUTO_MAP} in config.json"] = CODE
+    return {"left_out": left_out} if left_out else {}
 
 
 def write_config(
@@ -40,7 +49,9 @@ def write_config(
     is that of the model, where it is not the source's.
     """
     config = {
-        key: value for key, value in checkpoint.config.items() if key != "quantization_config"
+        key: value
+        for key, value in checkpoint.config.items()
+        if key not in ("quantization_config", _AUTO_MAP)
     }
     changes: dict[str, Any] = {}
     if dtype is not None:

@@ -50,12 +50,11 @@ def run(work: Work) -> Outcome:
     conversion = _Conversion(checkpoint, work)
     conversion.survey()
     records = conversion.write()
-    copy_side_files(checkpoint, work.folder)
+    others = copy_side_files(checkpoint, work.folder)
     conversion.write_config(records)
     ledger = [_entry(fate, records.get(_module(fate))) for fate in conversion.fates()]
-    return Outcome(
-        format=work.settings["to"], ledger=ledger, evidence={"certificate": certificate(ledger)}
-    )
+    evidence = others | {"certificate": certificate(ledger)}
+    return Outcome(format=work.settings["to"], ledger=ledger, evidence=evidence)
 
 
 class _Conversion:

@@ -59,10 +59,10 @@ def run(work: Work) -> Outcome:
     conversion.check_values()
     corpus = conversion.walk()
     conversion.write(work.settings["name"])
-    copy_side_files(checkpoint, work.folder)
+    others = copy_side_files(checkpoint, work.folder)
     write_config(checkpoint, work.folder, format_id=None, layers={})
     ledger = list(conversion.ledger())
-    evidence: dict[str, Any] = {"certificate": certificate(ledger)}
+    evidence: dict[str, Any] = others | {"certificate": certificate(ledger)}
     if conversion.allocation:
         evidence["allocation"] = conversion.allocation
     if differences := tokenizer_differences(checkpoint.folder, checkpoint.config):

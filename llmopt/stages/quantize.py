@@ -34,6 +34,7 @@ def run(work: Work) -> Outcome:
     settings = work.settings
     parent = next(iter(work.parents.values()))
     checkpoint = Checkpoint.open(parent.path)
+    others = copy_side_files(checkpoint, work.folder)
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings["format"]]
@@ -53,13 +54,12 @@ def run(work: Work) -> Outcome:
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
-    copy_side_files(checkpoint, work.folder)
     _write_config(checkpoint, settings, work.fates, records, work.folder)
     return Outcome(
         format=settings["format"],
         ledger=_ledger(work.fates, records, checkpoint),
         corpus=corpus,
-        evidence={"allocation": allocation} if allocation else {},
+        evidence=others | ({"allocation": allocation} if allocation else {}),
         run={"device": str(device)},
     )
 

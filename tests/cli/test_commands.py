@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.artifact import read_manifest
+from tests import models
 from tests.cli.conftest import SMALL, Llmopt
 
 RTN = ["--method", "rtn", "--gate", "none"]
@@ -276,3 +277,20 @@ steps:
             assert action.capitalize() in page
     actions = {entry["action"] for ledger in ledgers for entry in ledger}
     assert actions == {"quantized", "folded", "kept", "decoded"}
+
+
+def test_files_that_came_with_the_model_are_carried_over_whatever_the_target(
+    llmopt: Llmopt, tmp_path: Path
+) -> None:
+    models.save_with_tokenizer(tmp_path / "m")
+    (tmp_path / "m" / "additional_chat_templates").mkdir()
+    (tmp_path / "m" / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    (tmp_path / "m" / "modeling_mine.py").write_text("")
+    for number, to in enumerate(("gptq", "compressed-tensors", "gguf:Q8_0")):
+        group = [] if ":" in to else ["--group-size", 32]
+        ran = llmopt("convert", "m", "-o", f"out{number}", "--to", to, *group)
+        assert ran.code == 0, ran.err
+        assert "left out: modeling_mine.py (code)" in " ".join((ran.out + ran.err).split())
+        copy = tmp_path / f"out{number}" / "additional_chat_templates" / "tool.jinja"
+        assert copy.read_text() == "{{ messages }}"
+        assert not (tmp_path / f"out{number}" / "modeling_mine.py").exists()

@@ -39,7 +39,7 @@ def test_every_tensor_is_read_as_stored(plain: Path) -> None:
         assert checkpoint.stored[name].dtype == tensor.dtype
     assert checkpoint.family.id == "llama"
     assert checkpoint.naming.block_count == 2
-    assert checkpoint.side_files == ["generation_config.json"]
+    assert checkpoint.side_files.carried == ["generation_config.json"]
     with pytest.raises(RequestError, match="no tensor nothing"):
         checkpoint.read("nothing")
 

@@ -61,7 +61,7 @@ def test_headers_say_where_each_tensor_lies(tmp_path: Path) -> None:
     (folder / ".gitattributes").write_text("")
     headers = read_headers(folder)
     assert headers.config == {"model_type": "llama"}
-    assert headers.side_files == ["tokenizer.json"]
+    assert headers.side_files.carried == ["tokenizer.json"]
     assert {name: (t.dtype, t.shape) for name, t in headers.tensors.items()} == {
         "a.weight": ("F32", (2, 3)),
         "b.weight": ("BF16", (4,)),

@@ -36,7 +36,7 @@ def test_a_copy_is_made_once(tmp_path: Path, tensors: dict[str, torch.Tensor]) -
     checkpoint = Checkpoint.open(copy)
     assert set(checkpoint.names) == set(names)
     assert all(torch.equal(checkpoint.read(name), tensors[name]) for name in names)
-    assert "tokenizer.json" in checkpoint.side_files
+    assert "tokenizer.json" in checkpoint.side_files.carried
     assert unpickled(model, cache) == copy
     assert unpickled(copy, cache) == copy
     assert [path.name for path in cache.iterdir()] == [copy.name]
