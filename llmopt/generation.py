@@ -16,12 +16,12 @@ def stream_text(
     dtype: str, device: str, runtime: str = AUTO, threads: int | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Yield the continuation of `prompt` piece by piece; pieces are whole characters."""
-    from llmopt.corpora.pretrained import auto_tokenizer
+    from llmopt.pretrained import tokenizer_of
     from llmopt.runtimes.choice import computing_threads, open_engine
 
     folder = resolve(model).folder
     chosen = runtime_for(runtime, read_contents(folder).runs_as)
-    tokenizer = auto_tokenizer(folder)
+    tokenizer = tokenizer_of(folder)
     ids = tokenizer(prompt)["input_ids"]
     if not ids:
         raise RequestError("the prompt is empty", hint="give some text to continue")

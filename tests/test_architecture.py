@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "llmopt"
 LAYERS: list[set[str]] = [
     {"errors", "__init__"},
     {"specs"},
-    {"recipe", "artifact"},
+    {"recipe", "artifact", "pretrained"},
     {"grids", "linalg", "corpora"},
     {"methods", "formats"},
     {"sources"},

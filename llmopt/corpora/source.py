@@ -59,7 +59,7 @@ def load(
     """
     kind = kind_of(source)
     name, records = _records(source, kind, split, field, limit)
-    documents, rendered, complete = _gather(records, tokenizer_folder, limit)
+    documents, complete, rendered = _gather(records, tokenizer_folder, limit)
     if kind == "text":
         complete = Path(source).stat().st_size <= limit
     if not documents:
@@ -124,25 +124,35 @@ def _records(
 def _gather(
     records: Iterator[Record], tokenizer_folder: Path | None, limit: int
 ) -> tuple[list[str], bool, bool]:
-    """Documents within `limit` bytes, whether a chat template wrote them, whether that is all."""
+    """Documents within `limit` bytes, whether that is all, whether a chat template wrote them."""
     first = next(records, None)
     if first is None:
-        return [], False, True
+        return [], True, False
     rendered = _is_chat(*first)
-    render = chat.renderer(tokenizer_folder) if rendered else None
+    everything = itertools.chain([first], records)
+    if not rendered:
+        return *_collected(everything, limit, None), False
+    with chat.renderer(tokenizer_folder, limit) as render:
+        return *_collected(everything, limit, render), True
+
+
+def _collected(
+    records: Iterator[Record], limit: int, render: chat.Render | None
+) -> tuple[list[str], bool]:
+    """Documents within `limit` bytes, and whether that is all."""
     documents: list[str] = []
     size = 0
-    for place, value in itertools.chain([first], records):
-        if _is_chat(place, value) != rendered:
+    for place, value in records:
+        if _is_chat(place, value) != (render is not None):
             raise RequestError(f"{place}: chat messages and plain texts are mixed in one source")
         text = render(place, value) if render else value
         if not text.strip():
             continue
         size += _encoded_size(place, text)
         if documents and size > limit:
-            return documents, rendered, False
+            return documents, False
         documents.append(text)
-    return documents, rendered, True
+    return documents, True
 
 
 def _is_chat(place: str, value: object) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmopt.corpora.pretrained import auto_tokenizer
 from llmopt.corpora.source import Corpus
 from llmopt.errors import RequestError
+from llmopt.pretrained import panics_as, read_settings, tokenizer_of
 
 _BATCH = 256  # documents encoded at once: keeps every core busy and the encodings' memory small
 
@@ -92,16 +90,18 @@ def _fast(folder: Path) -> tuple[_Encode, _Separators]:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises bare Exception
-        raise RequestError(f"{path}: not a readable tokenizer ({error})") from error
+    with panics_as(f"{path}: not a readable tokenizer"):
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises bare Exception
+            raise RequestError(f"{path}: not a readable tokenizer ({error})") from error
     tokenizer.no_truncation()  # some files carry a training set-up's limits
     tokenizer.no_padding()
-    config = _config(folder)
+    config = read_settings(folder / "tokenizer_config.json")
 
     def encode(texts: Sequence[str], special: bool) -> list[list[int]]:
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
+        with panics_as(f"{path}: the tokenizer fails on the text"):
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encodings]
 
     def named(key: str) -> int | None:
@@ -117,23 +117,13 @@ def _fast(folder: Path) -> tuple[_Encode, _Separators]:
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RequestError(f"{path}: not valid JSON") from error
-    return config if isinstance(config, dict) else {}
-
-
 def _from_transformers(folder: Path) -> tuple[_Encode, _Separators]:
     """Tokenizers without a tokenizer.json (a vocabulary and merges, a SentencePiece model)."""
-    tokenizer = auto_tokenizer(folder)
+    tokenizer = tokenizer_of(folder)
 
     def encode(texts: Sequence[str], special: bool) -> list[list[int]]:
-        encoded = tokenizer(list(texts), add_special_tokens=special, verbose=False)
+        with panics_as(f"{folder}: the tokenizer fails on the text"):
+            encoded = tokenizer(list(texts), add_special_tokens=special, verbose=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
     return encode, _separators(

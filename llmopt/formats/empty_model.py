@@ -8,9 +8,7 @@ from torch import nn
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.experts import unfuse
 from llmopt.formats.transformers_config import using_config
-
-#: what a config says about the checkpoint rather than about the model
-_NOT_THE_MODEL = {"quantization_config", "dtype", "torch_dtype", "auto_map"}
+from llmopt.pretrained import model_config, model_of
 
 
 def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
@@ -21,14 +19,10 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     RequestError where transformers can make none of the config.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = checkpoint.family.language_config(checkpoint.config)
-    settings = {key: value for key, value in settings.items() if key not in _NOT_THE_MODEL}
     with using_config(), init_empty_weights(include_buffers=False):
-        config = AutoConfig.for_model(**settings)
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=checkpoint.family.attention
-        )
+        config = model_config(settings)
+        model: nn.Module = model_of(config, dtype=dtype, attention=checkpoint.family.attention)
     unfuse(model, checkpoint.family)
     return model.eval()

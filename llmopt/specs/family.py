@@ -91,7 +91,9 @@ class FamilySpec:
         part = config.get(self.text_config)
         if not isinstance(part, dict):
             raise RequestError(f"config.json of a {self.id} model has no {self.text_config}")
-        return {"model_type": f"{self.id}_text", **part}
+        if (found := part.get("model_type", f"{self.id}_text")) != f"{self.id}_text":
+            raise RequestError(f"{self.text_config} of a {self.id} model has the type {found!r}")
+        return {**part, "model_type": f"{self.id}_text"}
 
     def naming(self, stored: Iterable[str]) -> Naming:
         """How a checkpoint with these tensor names calls the family's modules."""

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
 
-from llmopt.corpora import source, stdlib
+from llmopt.corpora import chat, source, stdlib
 from llmopt.errors import MissingDependency, RequestError
 
 
@@ -143,6 +144,10 @@ def test_messages_go_through_the_chat_template(
         (None, MESSAGES, "no chat template"),
         (TEMPLATE, [{"role": "user"}], r":1: message 1 is not an object with a role"),
         ("{{ raise_exception('roles must alternate') }}", MESSAGES, r":1: .*roles must alternate"),
+        ("{{ ''.__class__.__mro__ }}", MESSAGES, r":1: .*unsafe"),
+        ("{% for i in range(10**9) %}{% endfor %}", MESSAGES, r":1: .*Range too big"),
+        ("{{ 'a' * 10**11 }}", MESSAGES, r":1: .*too much memory"),
+        ("{{ 'a' * 2000 }}", MESSAGES, r":1: .*too much text"),
     ],
 )
 def test_chat_that_cannot_be_rendered(
@@ -155,6 +160,44 @@ def test_chat_that_cannot_be_rendered(
     path = write(tmp_path / "chat.jsonl", {"messages": messages})
     folder = tokenizer_folder(chat_template=template) if template else tokenizer_folder()
     with pytest.raises(RequestError, match=message):
+        source.load(
+            path, split="calibration", field="messages", tokenizer_folder=folder, limit=1000
+        )
+
+
+def test_a_template_is_rendered_as_transformers_does(
+    tmp_path: Path, tokenizer_folder: Callable[..., Path]
+) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}\n  {%- if m.role == 'tool' %}{% continue %}"
+        "{% endif %}{% generation %}{{ m | tojson }}{% endgeneration %}{{ eos_token }}\n"
+        "{% endfor %}{{ tools }}"
+    )
+    messages = [
+        *MESSAGES,
+        {"role": "tool", "content": ""},
+        {"role": "user", "content": "é", "x": None},
+    ]
+    path = write(tmp_path / "chat.jsonl", {"messages": messages})
+    folder = tokenizer_folder(chat_template=template)
+    corpus = source.load(path, split="calibration", field="messages", tokenizer_folder=folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert corpus.documents == (tokenizer.apply_chat_template(messages, tokenize=False),)
+
+
+@pytest.mark.parametrize(
+    "template", ["{% for i in range(9**5) %}" * 3 + "{% endfor %}" * 3, "{{ 9**(9**9) }}"]
+)
+def test_a_template_without_an_end_is_ended(
+    template: str,
+    tmp_path: Path,
+    tokenizer_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chat, "_SECONDS", 1)
+    path = write(tmp_path / "chat.jsonl", {"messages": MESSAGES})
+    folder = tokenizer_folder(chat_template=template)
+    with pytest.raises(RequestError, match=r":1: .*does not come to an end"):
         source.load(path, split="calibration", field="messages", tokenizer_folder=folder)
 
 

@@ -14,6 +14,7 @@ from llmopt.formats.gguf.container import Metadata
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.gguf.rope import head_dim, number, parameters, rotary_dim, yarn_attention
 from llmopt.formats.transformers_config import using_config
+from llmopt.pretrained import model_config
 from llmopt.specs.families import FamilySpec
 
 #: of the block layouts; it has been 2 since 2023
@@ -62,10 +63,8 @@ def completed(family: FamilySpec, config: Mapping[str, Any]) -> dict[str, Any]:
 
     RequestError where transformers cannot read it.
     """
-    from transformers import AutoConfig
-
     with using_config():
-        settings = AutoConfig.for_model(**family.language_config(config))
+        settings = model_config(family.language_config(config))
     full: dict[str, Any] = settings.to_dict()
     usual = {new: full[old] for new, old in settings.attribute_map.items() if old in full}
     return {**full, **usual}
