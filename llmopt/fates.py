@@ -12,6 +12,7 @@ from typing import Any
 from llmopt.errors import RequestError
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
+from llmopt.ledger import Action
 from llmopt.recipe import QuantizeStep, Source
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
@@ -64,7 +65,8 @@ class TensorFate:
     `name` is the tensor's name in what will be written, `shape` its shape as stored, and
     [outputs, inputs] for a linear whatever way the checkpoint stores it. It takes `stored_bytes`
     on disk now, and `bytes` then. `options` are what a budget may choose among; as long as it has
-    not, `quantize` stands for them and `bytes` is a share of the target.
+    not, `quantize` stands for them and `bytes` is a share of the target. `decoded`: it is quantized
+    now, and will be plain.
     """
 
     name: str
@@ -74,11 +76,23 @@ class TensorFate:
     quantize: LinearSettings | None
     why: str
     options: tuple[LinearSettings, ...] = ()
+    decoded: bool = False
+
+    @property
+    def action(self) -> Action:
+        """What the ledger will call it; a transform may yet fold scales into what is kept."""
+        if self.quantize is not None:
+            return "quantized"
+        if not self.bytes:
+            return "left out" if self.stored_bytes else "tied"
+        return "decoded" if self.decoded else "kept"
 
     def as_dict(self) -> dict[str, Any]:
         label = self.quantize.label if self.quantize else None
         labels = [option.label for option in self.options]
-        return asdict(self) | {"quantize": label, "options": labels}
+        found = asdict(self) | {"quantize": label, "options": labels, "action": self.action}
+        del found["decoded"]
+        return found
 
 
 def quantize_fates(

@@ -206,7 +206,7 @@ def _manifest(
         "versions": artifact.versions(),
         "files": files,
         "digest": artifact.digest_of(files),
-        "ledger": outcome.ledger,
+        "ledger": [entry.document() for entry in outcome.ledger],
         "evidence": outcome.evidence,
         "gates": outcome.gates,
     }

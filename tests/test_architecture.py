@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "llmopt"
 LAYERS: list[set[str]] = [
     {"errors", "__init__"},
     {"specs"},
-    {"recipe", "artifact", "pretrained"},
+    {"recipe", "artifact", "ledger", "pretrained"},
     {"grids", "linalg", "corpora"},
     {"methods", "formats"},
     {"sources"},
@@ -36,6 +36,7 @@ FRIENDS = {("grids", "linalg"), ("methods", "linalg")}
 NO_TORCH = {
     "planner",
     "artifact",
+    "ledger",
     "specs",
     "recipe",
     "report",

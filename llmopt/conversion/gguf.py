@@ -99,7 +99,8 @@ def conversions(contents: Contents, found: Sequence[Wanted]) -> Iterator[Convers
             yield _conversion(tensor, each)
     for name, tensor in contents.tensors.items():
         if name not in placed:
-            why = f"left out: {kept_because(contents.naming, name)}"
+            why = kept_because(contents.naming, name)
+            why = "llama.cpp has no place for it" if why == "not a linear" else why
             yield Conversion(TensorFate(name, tensor.shape, tensor.nbytes, 0, None, why), None)
 
 
@@ -256,9 +257,9 @@ def _conversion(tensor: LogicalTensor, each: Wanted) -> Conversion:
     size = math.prod(shape) // spec.block * spec.nbytes
     chosen = settings_of(each.type_id) if each.has_blocks else None
     why = rows_first.name if chosen else f"{rows_first.name}, {each.type_id}"
-    return Conversion(
-        TensorFate(tensor.name, shape, tensor.nbytes, size, chosen, why), _loss(tensor, each)
-    )
+    decoded = chosen is None and tensor.layout is not None
+    fate = TensorFate(tensor.name, shape, tensor.nbytes, size, chosen, why, decoded=decoded)
+    return Conversion(fate, _loss(tensor, each))
 
 
 def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:

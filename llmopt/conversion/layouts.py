@@ -116,7 +116,9 @@ def _plain(
         # one in blocks of a GGUF type is read as float32
         width, dtype = 4 if rest else width, "the model's own dtype"
     size = shape[0] * shape[1] * width
-    fate = TensorFate(tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}")
+    fate = TensorFate(
+        tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}", decoded=True
+    )
     return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")
 
 

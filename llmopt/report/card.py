@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from llmopt import ledger as ledgers
 from llmopt.artifact import finite
 from llmopt.report import numbers
 from llmopt.report.markdown import escape
@@ -182,8 +183,7 @@ def _settings(manifest: dict[str, Any]) -> str:
     calibration = _corpus("Calibrated on", manifest["corpus"]) or "No calibration text was used."
     ledger = manifest["ledger"]
     grids = Counter(entry["to"] for entry in ledger if entry.get("to"))
-    actions = Counter(entry["action"] for entry in ledger)
-    fates = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
+    fates = ledgers.in_words(ledgers.count(entry["action"] for entry in ledger))
     kinds = ", ".join(f"{count} to {to}" for to, count in sorted(grids.items()))
     what = f"Tensors: {escape(fates)}" + (f"; {escape(kinds)}" if kinds else "") + "."
     note = f"{calibration.strip()} {what if ledger else ''}".strip()

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from llmopt.ledger import ACTIONS, LedgerEntry
 from llmopt.report import numbers
-from llmopt.report.results import Action, LedgerEntry, Results
+from llmopt.report.results import Results
 from llmopt.report.sheet import Column, Row, Sheet
 
 WORST_TENSORS = 10
 
 
 def ledger(results: Results) -> Sheet:
+    ledgers = {name: m.ledger for name, m in results.manifests.items() if m.ledger}
+    there = {entry.action for found in ledgers.values() for entry in found}
+    actions = [action for action in ACTIONS if action in there]
     rows = []
-    for name, manifest in results.manifests.items():
-        actions = Counter(entry.action for entry in manifest.ledger)
-        formats = Counter(e.to for e in manifest.ledger if e.action == "quantized" and e.to)
+    for name, entries in ledgers.items():
+        counts = Counter(entry.action for entry in entries)
+        formats = Counter(e.to for e in entries if e.action == "quantized" and e.to)
         spread = ", ".join(f"{count} to {to}" for to, count in sorted(formats.items()))
-        counts = [str(actions[action]) for action in get_args(Action)]
-        if manifest.ledger:
-            rows.append(Row((name, *counts, spread or numbers.MISSING)))
+        rows.append(Row((name, *(str(counts[a]) for a in actions), spread or numbers.MISSING)))
     columns = (
         Column("Model"),
-        *(Column(action.capitalize(), "number") for action in get_args(Action)),
+        *(Column(action.capitalize(), "number") for action in actions),
         Column("Formats"),
     )
-    return Sheet("What happened to the tensors", "", columns, tuple(rows))
+    note = "Kept: as plain numbers. Tied: under another tensor's name." if rows else ""
+    return Sheet("What happened to the tensors", note, columns, tuple(rows))
 
 
 def largest_errors(results: Results) -> Sheet:
@@ -36,7 +39,7 @@ def largest_errors(results: Results) -> Sheet:
     for name, manifest in results.manifests.items():
         for entry in worst(manifest.ledger):
             to, error = entry.to or numbers.MISSING, numbers.percent(entry.error)
-            rows.append(Row((name, entry.name, to, error, entry.why or "")))
+            rows.append(Row((name, entry.name, to, error, _why(entry))))
     columns = (
         Column("Model"),
         Column("Tensor", "code"),
@@ -48,11 +51,17 @@ def largest_errors(results: Results) -> Sheet:
     return Sheet("Largest errors", note, columns, tuple(rows))
 
 
-def worst(ledger: list[LedgerEntry]) -> list[LedgerEntry]:
+def worst(ledger: Sequence[LedgerEntry]) -> list[LedgerEntry]:
     """The entries with the largest known error, worst first."""
     known = [(entry.error, entry) for entry in ledger if entry.error]
     ranked = sorted(known, key=lambda pair: (-pair[0], pair[1].name))
     return [entry for _, entry in ranked[:WORST_TENSORS]]
+
+
+def _why(entry: LedgerEntry) -> str:
+    """Why a tensor is stored as it is."""
+    reasons = [entry.why or "", entry.how or "", "few tokens reached it" if entry.cold else ""]
+    return "; ".join(filter(None, reasons)) or "the step's settings"
 
 
 def settings(results: Results) -> Sheet:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmopt.errors import RequestError
+from llmopt.ledger import LedgerEntry
 
 
 class Document(BaseModel):
@@ -79,18 +80,10 @@ class Parent(Document):
     digest: str | None = None
 
 
-#: what may happen to a tensor, in the order of tables
-Action = Literal["quantized", "decoded", "folded", "kept", "tied", "merged", "dropped"]
+class KnownEntry(LedgerEntry):
+    """What became of one tensor, as far as this version knows its members."""
 
-
-class LedgerEntry(Document):
-    """What happened to one tensor; `error` is the relative error of its values."""
-
-    name: str
-    action: Action
-    to: str | None = None
-    error: float | None = None
-    why: str | None = None
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Manifest(Document):
@@ -103,7 +96,7 @@ class Manifest(Document):
     seed: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     digest: str | None = None
-    ledger: list[LedgerEntry] = Field(default_factory=list)
+    ledger: list[KnownEntry] = Field(default_factory=list)
 
 
 class Entry(Document):

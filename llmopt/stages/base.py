@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from llmopt.artifact import Artifact
 from llmopt.fates import TensorFate
+from llmopt.ledger import LedgerEntry
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Outcome:
     """What a stage says of what it built. `run` holds all that differs from run to run."""
 
     format: str
-    ledger: list[dict[str, Any]] = field(default_factory=list)
+    ledger: list[LedgerEntry] = field(default_factory=list)
     corpus: dict[str, Any] | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     gates: list[dict[str, Any]] = field(default_factory=list)

@@ -26,6 +26,7 @@ from llmopt.grids.base import QuantizedTensor
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
+from llmopt.ledger import LedgerEntry
 from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
@@ -267,13 +268,13 @@ def _record(
     return {"exact": exact, "error": error, "how": how, "desc_act": desc_act}
 
 
-def _entry(fate: TensorFate, record: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(fate: TensorFate, record: dict[str, Any] | None) -> LedgerEntry:
     """What the ledger says of a tensor."""
     entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
     if record is None:
-        return entry | {"action": "kept", "to": None}
+        return LedgerEntry(**entry, action=fate.action, to=None)
     if fate.quantize is None:
-        return entry | {"action": "decoded", "to": None} | record
+        return LedgerEntry(**entry, action=fate.action, to=None, **record)
     bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
-    to = {"action": "quantized", "to": fate.quantize.label, "bits_per_weight": bits}
-    return entry | to | record
+    to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
+    return LedgerEntry(**entry, **to, **record)

@@ -38,6 +38,7 @@ from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.grids import ggml
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import to_blocks
+from llmopt.ledger import LedgerEntry
 from llmopt.recipe import ConvertStep
 from llmopt.runtimes.device import pick_device
 from llmopt.specs.ggml import GGML_TYPES
@@ -257,7 +258,7 @@ class _Conversion:
         lost, whole = self._lost[name]
         return {"exact": lost == 0, "error": ratio(lost, whole)}
 
-    def ledger(self) -> Iterator[dict[str, Any]]:
+    def ledger(self) -> Iterator[LedgerEntry]:
         """Every tensor of the input, and what became of it."""
         naming = self._checkpoint.naming
         for each in gguf.conversions(self._contents, self._wanted):
@@ -266,16 +267,16 @@ class _Conversion:
             module = fate.name.removesuffix(".weight")
             if self._shared and module == naming.embedding:
                 module = naming.head
-            if not fate.bytes:
-                yield entry | {"action": "left out", "to": None}
+            if fate.action == "left out":
+                yield LedgerEntry(**entry, action=fate.action, to=None)
                 continue
             record = self._records.get(module) or self._streamed(fate.name)
             if fate.quantize is None:
-                yield entry | {"action": "kept", "to": None} | record
+                yield LedgerEntry(**entry, action=fate.action, to=None, **record)
                 continue
             bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
-            to = {"action": "quantized", "to": fate.quantize.label, "bits_per_weight": bits}
-            yield entry | to | record
+            to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
+            yield LedgerEntry(**entry, **to, **record)
 
 
 class _Encode:

@@ -19,6 +19,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
+from llmopt.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.stages import text
@@ -166,25 +167,24 @@ def _write_config(
 
 def _ledger(
     fates: tuple[TensorFate, ...], records: dict[str, Any], checkpoint: Checkpoint
-) -> list[dict[str, Any]]:
+) -> list[LedgerEntry]:
     """Every tensor of the input and what became of it."""
     ledger = []
     for fate in fates:
         entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
         if fate.quantize is None:
             change = records.get(fate.name, {})
-            ledger.append(entry | {"action": "folded" if change else "kept", "to": None} | change)
+            entry |= {"action": "folded" if change else fate.action, "to": None} | change
+            ledger.append(LedgerEntry(**entry))
             continue
         record = records.get(fate.name.removesuffix(".weight"))
         if record is None:
             raise LlmoptError(f"{fate.name} was to be quantized and was not reached")
         bits = fate.bytes * 8 / math.prod(fate.shape)
-        ledger.append(
-            entry | record
-            | {"action": "quantized", "to": fate.quantize.label, "bits_per_weight": round(bits, 4)}
-        )  # fmt: skip
+        to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": round(bits, 4)}
+        ledger.append(LedgerEntry(**entry | record | to))
     head = f"{checkpoint.naming.head}.weight"
-    if all(entry["name"] != head for entry in ledger):
+    if all(entry.name != head for entry in ledger):
         shares = f"shares {checkpoint.naming.embedding}.weight"
-        ledger.append({"name": head, "shape": None, "action": "tied", "to": None, "why": shares})
+        ledger.append(LedgerEntry(name=head, shape=None, action="tied", to=None, why=shares))
     return ledger

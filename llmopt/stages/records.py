@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llmopt.ledger import LedgerEntry
 from llmopt.methods.quantize.base import InletStatistics
 
 
@@ -29,12 +30,11 @@ def ratio(part: Tensor | float, whole: Tensor | float) -> float:
     return float(f"{value:.6g}")
 
 
-def certificate(ledger: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def certificate(ledger: Sequence[LedgerEntry]) -> dict[str, Any]:
     """How many tensors hold the very values that the source decodes to, and how far others are."""
-    exact = [entry.get("exact", True) for entry in ledger]
-    errors = [entry["error"] for entry in ledger if not entry.get("exact", True)]
+    errors = [entry.error or 0.0 for entry in ledger if not entry.exact]
     return {
-        "exact": sum(exact),
+        "exact": len(ledger) - len(errors),
         "rounded": len(errors),
         "largest_error": max(errors, default=0.0),
     }
