@@ -19,11 +19,18 @@ class LlmoptError(Exception):
     """The work failed. `hint` says what the user can do about it."""
 
     exit_code = 1
+    #: mistakes that were found together with this one, which is the first of them
+    others: tuple[LlmoptError, ...] = ()
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def all(self) -> tuple[LlmoptError, ...]:
+        """This mistake and the others."""
+        return (self, *self.others)
 
 
 class RequestError(LlmoptError):
@@ -33,7 +40,10 @@ class RequestError(LlmoptError):
 
 
 class RecipeError(RequestError):
-    """A recipe says something wrong. `key` is its dotted path, line and column are 1-based."""
+    """A recipe says something wrong. `key` is its dotted path, line and column are 1-based.
+
+    `where` is what the message names instead of file and key: a flag, or --set as it was typed.
+    """
 
     def __init__(
         self,
@@ -44,9 +54,12 @@ class RecipeError(RequestError):
         column: int | None = None,
         key: str | None = None,
         hint: str | None = None,
+        where: str | None = None,
     ) -> None:
-        place = file if line is None else f"{file}:{line}:{column or 1}"
-        super().__init__(f"{place}: {key + ': ' if key else ''}{message}", hint=hint)
+        if where is None:
+            place = file if line is None else f"{file}:{line}:{column or 1}"
+            where = f"{place}: {key}" if key else place
+        super().__init__(f"{where}: {message}" if where else message, hint=hint)
         self.file, self.line, self.column, self.key = file, line, column, key
         self.plain = message
 

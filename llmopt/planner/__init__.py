@@ -44,6 +44,7 @@ def plan(
     others = {name: read_contents(folder) for name, folder in folders.items()}
     desugar = Desugar(recipe, source, ids, contents, others, model.name)
     steps = [planned for item in in_order for planned in desugar.steps(item)]
+    _check_ids(steps, source)
     single = source.file == "<command line>" and len(expanded) == 1
     outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
     for name, path in outputs.items():
@@ -52,6 +53,15 @@ def plan(
         if path.resolve() == model.folder.resolve():
             raise RequestError(f"{path} is the input model", hint="choose another -o")
     return Plan(recipe, model, tuple(steps), outputs, folders)
+
+
+def _check_ids(steps: list[PlannedStep], source: Source) -> None:
+    """RecipeError where a step is called what the planner calls one that it adds."""
+    names = [step.id for step in steps]
+    for step in steps:
+        if names.count(step.id) > 1 and step.gates_of is None and step.verb != "allocate":
+            message = f"{step.id!r} is what the planner calls a step of its own"
+            raise source.error(message, (*step.key[:2], "id"), "choose another id")
 
 
 def _external(path: Path) -> Path:

@@ -106,7 +106,7 @@ class GgufRequest:
             "method": self._settings.method or "rtn",
             "search": self._settings.search or "best",
             "split_size": self._split_size(),
-            "imatrix": self._imatrix(),
+            "imatrix": located(self._source, (*self._place, "imatrix"), self._imatrix),
             "format": "gguf",
         }
         if effective["method"] == "gptq":

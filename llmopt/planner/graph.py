@@ -9,6 +9,7 @@ from llmopt.planner.steps import MODEL
 from llmopt.recipe import BenchStep, Source
 from llmopt.recipe.matrix import Expanded
 from llmopt.specs import suggestion
+from llmopt.specs.base import shortened
 
 
 def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, str]:
@@ -18,8 +19,7 @@ def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, st
     for item in expanded:
         for typed in item.step.settings.from_ if item.step.verb == "bench" else ():
             path = Path(typed)
-            is_model = path.is_dir() or (path.is_file() and path.suffix == ".gguf")
-            if typed in ids or typed in taken or typed in found or not is_model:
+            if typed in ids or typed in taken or typed in found or not _is_model(path):
                 continue
             stem = path.resolve().name if path.is_dir() else path.name
             name, number = stem, 2
@@ -28,6 +28,13 @@ def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, st
             taken.add(name)
             found[typed] = name
     return found
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return path.is_dir() or (path.is_file() and path.suffix == ".gguf")
+    except OSError:  # a name that no file can have
+        return False
 
 
 def ordered(
@@ -62,7 +69,7 @@ def members(name: str, ids: dict[str, list[str]], item: Expanded, source: Source
     settings = item.step.settings
     against = isinstance(settings, BenchStep) and name == settings.against
     raise source.error(
-        f"no step is called {name!r}",
+        f"no step is called {shortened(name)!r}",
         (*item.key, item.step.verb, "against" if against else "from"),
         suggestion(name, {MODEL, *ids, *known}),
     )

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from llmopt.errors import RecipeError, RequestError
 from llmopt.recipe.models import Recipe
-from llmopt.recipe.source import Key, Source, dotted, parse
+from llmopt.recipe.overrides import apply
+from llmopt.recipe.reader import parse, read_text
+from llmopt.recipe.source import Key, Source, dotted
 from llmopt.specs import nearest, suggestion
+from llmopt.specs.base import shortened
 
 SHIPPED = (Path(__file__).parents[1] / "shipped_recipes", Path(__file__).parents[2] / "recipes")
 
@@ -26,14 +28,23 @@ def shipped_recipes() -> dict[str, Path]:
 def locate(recipe: str | Path) -> Path:
     """The file of a recipe given by path or by a shipped recipe's name, else RequestError."""
     path, known = Path(recipe), shipped_recipes()
-    if path.is_file():
-        return path
-    if str(recipe) in known:
+    there = _is_there(path)
+    if str(recipe) in known and not (there and path.is_file()):
         return known[str(recipe)]
+    if there:
+        return path
     raise RequestError(
-        f"no recipe file or shipped recipe {str(recipe)!r}",
+        f"no recipe file or shipped recipe {shortened(str(recipe))!r}",
         hint=suggestion(str(recipe), known) if known else None,
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Source]:
@@ -43,13 +54,9 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Sou
     RecipeError with file, line, column, key path and the nearest valid name.
     """
     path = locate(recipe)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RecipeError("the recipe is not UTF-8 text", file=str(path), line=1) from None
-    source = parse(text, str(path))
+    source = parse(read_text(path), str(path))
     for override in overrides:
-        _apply_override(source, override)
+        apply(override, source)
     return validate(source), source
 
 
@@ -86,7 +93,7 @@ def explain(source: Source, mistake: Any, key: Key) -> RecipeError:
     if kind == "value_error":
         return source.error(str(mistake["ctx"]["error"]), key)
     given = mistake.get("input")
-    shown = f", not {given!r}" if isinstance(given, (str, int, float, bool)) else ""
+    shown = f", not {shortened(repr(given))}" if isinstance(given, (str, int, float, bool)) else ""
     hint = None
     if kind == "literal_error" and isinstance(given, str):
         hint = _literal_hint(given, mistake["ctx"]["expected"])
@@ -134,36 +141,3 @@ def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
 
 def _field_names(model: type[BaseModel]) -> list[str]:
     return [info.alias or name for name, info in model.model_fields.items()]
-
-
-def _apply_override(source: Source, override: str) -> None:
-    path, equals, text = override.partition("=")
-
-    if not equals or not path:
-        raise RecipeError("expected key=value", file="--set", key=override)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"{text!r} is not a YAML value", file="--set", key=path) from None
-    target: Any = source.data
-    parts = path.split(".")
-    for part in parts[:-1]:
-        if isinstance(target, dict):
-            target = target.setdefault(part, {})
-        else:
-            target = target[_index(target, part, path)]
-    if isinstance(target, dict):
-        target[parts[-1]] = value
-    else:
-        target[_index(target, parts[-1], path)] = value
-
-
-def _index(target: Any, part: str, path: str) -> int:
-    """The position in a list that `part` names: a number, or a step's id."""
-    if isinstance(target, list):
-        if part.isdigit() and int(part) < len(target):
-            return int(part)
-        for index, item in enumerate(target):
-            if isinstance(item, dict) and item.get("id") == part:
-                return index
-    raise RecipeError(f"there is no {part!r} to set", file="--set", key=path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from llmopt.recipe.loader import explain
 from llmopt.recipe.models import RESERVED_IDS, Recipe, Step
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import suggestion
+from llmopt.specs.base import shortened
+
+#: steps of a recipe, its matrices written out; those that the planner adds are not counted
+MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Expanded:
 
 def expand(recipe: Recipe, source: Source) -> tuple[list[Expanded], dict[str, list[str]]]:
     """All steps in recipe order, and for each id as written the ids that it became."""
+    _check_count(recipe, source)
     steps: list[Expanded] = []
     ids: dict[str, list[str]] = {}
     for index, step in enumerate(recipe.steps):
@@ -35,11 +41,23 @@ def expand(recipe: Recipe, source: Source) -> tuple[list[Expanded], dict[str, li
         members = [Expanded(s, key) for s in _combinations(step, source, key)]
         ids[step.id] = [m.step.id for m in members]
         steps += members
-    names = [s.step.id for s in steps]
+    seen: set[str] = set()
     for expanded in steps:
-        if names.count(expanded.step.id) > 1:
+        if expanded.step.id in seen:
             raise source.error(f"two steps are called {expanded.step.id!r}", (*expanded.key, "id"))
+        seen.add(expanded.step.id)
     return steps, ids
+
+
+def _check_count(recipe: Recipe, source: Source) -> None:
+    counts = [math.prod(map(len, step.matrix.values())) for step in recipe.steps]
+    if (total := sum(counts)) > MAX_STEPS:
+        largest = counts.index(max(counts))
+        raise source.error(
+            f"the recipe has {total:,} steps, a matrix counted as its combinations; "
+            f"at most {MAX_STEPS:,} are allowed",
+            ("steps", largest, "matrix") if counts[largest] > 1 else ("steps",),
+        )
 
 
 def _combinations(step: Step, source: Source, key: Key) -> list[Step]:
@@ -55,6 +73,10 @@ def _combinations(step: Step, source: Source, key: Key) -> list[Step]:
             )
         if not values:
             raise source.error("an empty list of values", place)
+        words = [_word(value) for value in values]
+        for index, word in enumerate(words):
+            if word in words[:index]:
+                raise source.error(f"two values called {shortened(word)!r}", (*place, index))
     return [
         _combine(step, dict(zip(step.matrix, values, strict=True)), source, key)
         for values in itertools.product(*step.matrix.values())

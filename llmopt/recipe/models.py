@@ -271,6 +271,6 @@ class Recipe(Strict):
     name: str = Field("recipe", description="what reports call this")
     model: str = Field(description="a directory, hub id, artifact, or demo")
     revision: str | None = Field(None, description="hub branch, tag or commit")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     data: Data = Data()
     steps: list[Step] = Field(min_length=1)

@@ -107,6 +107,13 @@ class RuntimeSpec:
     chooses_dtype: bool = False
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """Text for a message: on one line, printable, with its middle left out where it is long."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}...{text[-most // 4 :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -124,4 +131,4 @@ def lookup(table: Mapping[str, T], kind: str, name: str) -> T:
     """The entry called `name`, or RequestError with the nearest name."""
     if name in table:
         return table[name]
-    raise RequestError(f"unknown {kind} {name!r}", hint=suggestion(name, table))
+    raise RequestError(f"unknown {kind} {shortened(name)!r}", hint=suggestion(name, table))

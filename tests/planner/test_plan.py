@@ -141,3 +141,25 @@ def test_a_card_whose_licence_cannot_be_read_is_refused_before_work(tmp_path: Pa
     with pytest.raises(RecipeError, match=r"model: the front matter of .* is not valid YAML"):
         planned(tmp_path, quantize, model=str(model))
     assert planned(tmp_path, {"id": "s", "bench": {}}, model=str(model)).steps
+
+
+def test_names_that_no_file_can_have_are_refused_where_they_stand(tmp_path: Path) -> None:
+    name = "x" * 5000
+    gguf = {"id": "g", "convert": {"to": "gguf:Q4_K_M", "imatrix": name}}
+    size = {"id": "g", "convert": {"to": "gguf", "target_size": "9" * 400}}
+    for steps, recipe, key in (
+        ([STEP], {"model": name}, "model"),
+        ([STEP], {"data": {"calibration": {"source": name}}}, "data.calibration.source"),
+        ([STEP, {"id": "s", "bench": {"from": name}}], {}, "steps[1].bench.from"),
+        ([gguf], {}, "steps[0].convert.imatrix"),
+        ([size], {"data": {"calibration": {"source": "demo"}}}, "steps[0].convert.target_size"),
+    ):
+        with pytest.raises(RecipeError) as refused:
+            planned(tmp_path, *steps, **recipe)
+        assert refused.value.key == key
+
+
+def test_no_step_is_called_what_the_planner_calls_its_own(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'q\.gate' is what the planner calls") as refused:
+        planned(tmp_path, STEP, {"id": "q.gate", "quantize": {"method": "rtn", "gate": []}})
+    assert refused.value.key == "steps[1].id"

@@ -61,7 +61,7 @@ def test_set_reaches_steps_by_id_and_by_index(recipe: Path) -> None:
         ("nonsense", "key=value"),
         ("steps.a.quantize.grid=int9", "unknown grid"),
         ("steps.a.quantize.grd=int4", "unknown key"),
-        ("seed=[", "not a YAML value"),
+        ("seed=[", "not valid YAML"),
         ("model.name=x", "to set"),
     ],
 )
@@ -92,7 +92,7 @@ def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
         ("a: &x [*x]\n", "contains itself"),
         ("? [1, 2]\n: 3\n", "plain words"),
         ("a: b: c\n", "not valid YAML"),
-        ("a: !!python/object:os.system x\n", "not a value of type"),
+        ("a: !!python/object:os.system x\n", "no values of type"),
     ],
 )
 def test_yaml_that_is_no_recipe(tmp_path: Path, text: str, says: str) -> None:
