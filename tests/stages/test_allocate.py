@@ -132,8 +132,16 @@ def test_a_lone_steps_allocation_stands_hidden_beside_it(make: Any, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("5MB", 5_000_000), ("1.5GiB", 1536 << 20), ("700k", 700_000), (12345, 12345), ("9 B", 9), ("1KB", 1000),
-     ("2 kib", 2048), ("3mb", 3_000_000)],
+    [
+        ("5MB", 5_000_000),
+        ("1.5GiB", 1536 << 20),
+        ("700k", 700_000),
+        (12345, 12345),
+        ("9 B", 9),
+        ("1KB", 1000),
+        ("2 kib", 2048),
+        ("3mb", 3_000_000),
+    ],
 )
 def test_sizes_are_read(text: str | int, size: int) -> None:
     assert parse_size(text) == size
