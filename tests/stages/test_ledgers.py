@@ -23,6 +23,7 @@ RTN = {"method": "rtn", "group_size": 32, "gate": []}
 CALIBRATED = {"group_size": 32, "gate": []}
 INT8 = {"grid": "int8", "format": "compressed-tensors", "group_size": -1, "activations": "int8"}
 ROWS = {"grid": "int8", "format": "bitsandbytes-int8", "group_size": -1}
+BUDGET = {"target_bpw": 7.0, "candidates": ["int4 g32", "int8 g32"]}
 STEPS: dict[str, list[dict[str, Any]]] = {
     "gptq": [{"quantize": CALIBRATED}],
     "awq": [{"quantize": {**CALIBRATED, "method": "awq", "format": "gptq_v2", "symmetric": False}}],
@@ -30,7 +31,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "head": [{"quantize": {**RTN, "head": True}}],
     "int8": [{"quantize": {**RTN, **INT8}}],
     "int8-rows": [{"quantize": {**RTN, **ROWS}}],
-    "budget": [{"quantize": {**CALIBRATED, "target_bpw": 7.0, "candidates": ["int4 g32", "int8 g32"]}}],
+    "budget": [{"quantize": {**CALIBRATED, **BUDGET}}],
     "decoded": [{"quantize": RTN}, {"convert": {"to": "hf", "gate": []}}],
     "moved": [
         {"quantize": {**RTN, "format": "gptq_v2"}},
@@ -39,7 +40,7 @@ STEPS: dict[str, list[dict[str, Any]]] = {
     "float16": [{"convert": {"to": "gguf", "dtype": "float16"}}],
     "blocks": [{"convert": {"to": "gguf:Q4_0", "gate": []}}],
     "codes-to-gguf": [{"quantize": RTN}, {"convert": {"to": "gguf", "gate": []}}],
-}  # fmt: skip
+}
 
 
 def look_ahead(folder: Path) -> None:
