@@ -146,7 +146,7 @@ def known_digest(folder: Path) -> str | None:
     manifest = read_manifest(folder)
     if manifest:
         return str(manifest["digest"])
-    entry = _digest_cache().get(_fingerprint(folder))
+    entry = _digest_cache().get(fingerprint(folder))
     return str(entry) if entry else None
 
 
@@ -156,16 +156,21 @@ def open_artifact(name: str, folder: Path) -> Artifact:
     if digest is None:
         digest = digest_of(describe_files(folder))
         cache = _digest_cache()
-        cache[_fingerprint(folder)] = digest
-        with contextlib.suppress(OSError):  # a read-only home only costs the next run time
-            _cache_file().parent.mkdir(parents=True, exist_ok=True)
-            write_json(_cache_file(), cache)
+        cache[fingerprint(folder)] = digest
+        write_cache(_cache_file(), cache)
     return Artifact(name, folder, digest, read_manifest(folder))
 
 
 def cache_folder() -> Path:
     """Where what can be made again is kept between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmopt"
+
+
+def write_cache(path: Path, value: Any) -> None:
+    """Write JSON among the caches; a home that cannot be written only costs the next run time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
 
 
 def _cache_file() -> Path:
@@ -180,7 +185,7 @@ def _digest_cache() -> dict[str, str]:
     return cache if isinstance(cache, dict) else {}
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """Changes whenever a file is added, removed, resized or rewritten."""
     rows = []
     for path in content_files(folder):

@@ -16,11 +16,13 @@ def stream_text(
     dtype: str, device: str, runtime: str = AUTO, threads: int | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Yield the continuation of `prompt` piece by piece; pieces are whole characters."""
+    from llmopt import soundness
     from llmopt.pretrained import tokenizer_of
     from llmopt.runtimes.choice import computing_threads, open_engine
 
     folder = resolve(model).folder
     chosen = runtime_for(runtime, read_contents(folder).runs_as)
+    soundness.check_model(folder)
     tokenizer = tokenizer_of(folder)
     ids = tokenizer(prompt)["input_ids"]
     if not ids:

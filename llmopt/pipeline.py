@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmopt import artifact
+from llmopt import artifact, soundness
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
@@ -26,6 +26,8 @@ STAGES = {
 }
 #: conversions whose target is no checkpoint of ours
 CONVERSIONS = {"gguf": "llmopt.stages.gguf", IMATRIX: "llmopt.stages.imatrix"}
+#: bytes of weights that take long enough to be looked at for somebody to wonder
+_LONG_TO_READ = 10**9
 
 
 class Reporter(Protocol):
@@ -86,6 +88,7 @@ def sensitivity(plan: Plan, options: RunOptions, reporter: Reporter) -> list[dic
     step = next(step for step in plan.steps if step.verb == "allocate")
     parents = {name: artifact.open_artifact(name, plan.folder_of(name)) for name in step.parents}
     module: Any = _stage(step)
+    _check_parents(step, parents, reporter)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = _work(step, parents, folder / "built", folder / "state", options, reporter)
@@ -101,6 +104,18 @@ def _refuse_failed(step: PlannedStep, parents: dict[str, Artifact]) -> None:
             raise LlmoptError(f"step {step.id} builds on {name}, which failed its quality gate")
 
 
+def _check_parents(step: PlannedStep, parents: dict[str, Artifact], reporter: Reporter) -> None:
+    """RequestError where a model that a step reads is not sound, before anything is made of it."""
+
+    def progress(done: int, total: int) -> None:
+        if total > _LONG_TO_READ:
+            reporter.progress(step, "MB looked at", done // 10**6, total // 10**6)
+
+    for parent in parents.values():
+        if (parent.path / "config.json").is_file():  # else an allocation, which is no model
+            soundness.check_model(parent.path, progress)
+
+
 def _run_step(
     plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
     reporter: Reporter,
@@ -112,6 +127,7 @@ def _run_step(
     started = time.monotonic()
     if not reused:
         reporter.started(step)
+        _check_parents(step, parents, reporter)
         with artifact.workspace(destination, key) as folder:
             built = folder / "built"
             built.mkdir(exist_ok=True)
@@ -139,6 +155,7 @@ def _run_gate(
     reused = target.manifest.get("gate", {}).get("key") == key
     if not reused:
         reporter.started(step)
+        _check_parents(step, parents, reporter)
         with artifact.workspace(target.path, key) as folder:
             work = _work(step, parents, folder / "built", folder / "state", options, reporter)
             outcome = _stage(step).run(work)

@@ -18,7 +18,6 @@ from llmopt.blockwalk.inlet import Weights
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
-from llmopt.formats.fit import check_fit
 
 #: arguments of a block after the hidden states
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -50,7 +49,6 @@ class Skeleton:
         self.device = device
         # buffers are real; the parameters stay on meta until they are filled
         self._model: nn.Module = empty_model(checkpoint, dtype)
-        check_fit(checkpoint, self._model)
         self._decoder = self._model.get_submodule(self._family.base)
         self._blocks: Sequence[nn.Module] = list(
             self._decoder.get_submodule(self._family.blocks).children()

@@ -19,8 +19,6 @@ from llmopt.blockwalk.sink import Results, Sink
 from llmopt.blockwalk.state import WalkState
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.empty_model import empty_model
-from llmopt.formats.fit import check_finite, check_fit
 
 
 def walk(
@@ -59,13 +57,11 @@ def walk(
     computed since is replayed from the finished parts. Arguments, software or a CPU that changed
     in between start it anew; a different checkpoint or other operations need another folder.
 
-    Returns what operations recorded, by module name. RequestError where the checkpoint's tensors
-    are not those of its model, or hold what is no number.
+    Returns what operations recorded, by module name.
     """
     if idle and (true_sequential or transforms):
         raise LlmoptError("an idle walk changes nothing, so nothing comes in sequence")
     memory.steady()
-    check_finite(checkpoint)
     plan = Plan(
         checkpoint=checkpoint,
         tokens=tokens,
@@ -94,7 +90,6 @@ def _walk(plan: Plan, state: WalkState) -> dict[str, Any]:
         stack.enter_context(torch.no_grad())
         done = plan.done()
         if plan.tokens is None:
-            check_fit(plan.checkpoint, empty_model(plan.checkpoint, plan.dtype))
             _walk_without_data(plan, done)
         elif done < plan.total:
             CalibratedWalk(plan, plan.tokens, state).run(done)

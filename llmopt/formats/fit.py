@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.empty_model import empty_model
 from llmopt.formats.quantization import parts_of
 from llmopt.formats.safetensors import DTYPE_NAMES
-from llmopt.linalg import all_finite
 from llmopt.specs import nearest
 
 _COMPUTED_BUFFERS = re.compile(r"\brotary_emb\.inv_freq$")  # old checkpoints store them
 _WEIGHTS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+def check_tensors(folder: Path) -> None:
+    """RequestError where a model directory lacks a tensor that its config asks for, or has more."""
+    checkpoint = Checkpoint.open(folder)
+    check_fit(checkpoint, empty_model(checkpoint, torch.float32))
 
 
 def check_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[str, ...]:
@@ -41,24 +48,6 @@ def check_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[str, ...]:
         )
     _check_head(checkpoint)
     return tuple(sorted(others))
-
-
-def check_finite(checkpoint: Checkpoint) -> None:
-    """RequestError naming a tensor with NaN or infinite values.
-
-    Linears in blocks are left out: whoever changes them looks at them one by one.
-    """
-    naming = checkpoint.naming
-    linears = {
-        f"{name}.weight"
-        for block in range(naming.block_count)
-        for names in naming.linears(block)
-        for name in names
-    }
-    for name, tensor in checkpoint.stored.items():
-        plain = name not in linears and name not in checkpoint.parts
-        if plain and tensor.dtype in _WEIGHTS and not all_finite(tensor.read()):
-            raise RequestError(f"tensor {name} holds NaN or infinite values")
 
 
 def misfit(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> RequestError:

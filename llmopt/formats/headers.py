@@ -16,6 +16,7 @@ from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.bitsandbytes_config import STATE, with_shapes
+from llmopt.formats.files import open_regular
 from llmopt.formats.fused import unfused
 from llmopt.formats.gguf.container import first_file, read_gguf
 from llmopt.formats.gguf.order import Arrangement
@@ -148,7 +149,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or RequestError saying where it is broken."""
     try:
-        return _json_object(path.read_bytes(), path.name)
+        with open_regular(path) as file:
+            return _json_object(file.read(), path.name)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
 
@@ -227,7 +229,7 @@ def _check_index(weight_map: dict[str, str], tensors: dict[str, TensorHeader]) -
 def _header_text(path: Path) -> tuple[bytes, int, int]:
     """The header's JSON, the offset at which data starts and the file's size."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")

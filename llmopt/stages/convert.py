@@ -17,8 +17,6 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.fates import LinearSettings, TensorFate, linear_names
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
-from llmopt.formats.empty_model import empty_model
-from llmopt.formats.fit import check_finite, check_fit
 from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter
@@ -46,8 +44,6 @@ def run(work: Work) -> Outcome:
     # no plan knows what a budget chose: what counts is what the parent holds now
     found = conversions(read_contents(parent.path), ConvertStep(**work.settings))
     work = replace(work, fates=tuple(each.fate for each in found))
-    check_finite(checkpoint)
-    check_fit(checkpoint, empty_model(checkpoint, torch.float32))
     conversion = _Conversion(checkpoint, work)
     conversion.survey()
     records = conversion.write()

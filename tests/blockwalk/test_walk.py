@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmopt.errors import LlmoptError, RequestError
+from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.gptq_config import SUFFIXES
@@ -260,33 +260,6 @@ def test_what_the_format_cannot_hold_stops_the_walk(tmp_path: Path) -> None:
         run(tmp_path / "model", tmp_path, Spoil(), tokens=None)
     with pytest.raises(LlmoptError, match="nothing is not one of the linears"):
         run(tmp_path / "model", tmp_path, Spoil("nothing"), tokens=None)
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("missing", r"no tensor model\.layers\.1\.input_layernorm\.weight"),
-        ("shape", r"input_layernorm\.weight has the shape \[63\], but the config asks for \[64\]"),
-        ("blocks", "config.json says 3 blocks, the weights have 2"),
-    ],
-)
-def test_weights_that_do_not_fit_the_config_are_refused(
-    tmp_path: Path, fault: str, message: str
-) -> None:
-    import json
-
-    models.save(tmp_path / "model")
-    tensors, name = weights(tmp_path / "model"), "model.layers.1.input_layernorm.weight"
-    if fault == "missing":
-        del tensors[name]
-    if fault == "shape":
-        tensors[name] = tensors[name][:63].clone()
-    if fault == "blocks":
-        path = tmp_path / "model" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(RequestError, match=message):
-        run(tmp_path / "model", tmp_path, Watch(), tokens=calibration())
 
 
 def test_an_idle_walk_goes_without_a_sequence(tmp_path: Path) -> None:

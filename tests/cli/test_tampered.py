@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmopt.artifact import folder_of
+from llmopt.formats.headers import read_headers
 from tests import models
 from tests.cli.conftest import Llmopt
 
@@ -137,6 +139,88 @@ def test_refused_with_calibration_too(llmopt: Llmopt, tmp_path: Path, case: str)
         llmopt, tmp_path, says,
         "--calibration", "text.txt", "--sequences", 4, "--length", 32,
     )  # fmt: skip
+
+
+def with_bias(tensors: Tensors, _: dict[str, Any]) -> None:
+    tensors["model.layers.1.self_attn.q_proj.bias"] = torch.randn(64)
+
+
+GROUPS = ("--group-size", 32)
+TEXT = ("--calibration", "text.txt", "--sequences", 4, "--length", 32)
+#: every verb that computes, and every kind of target
+VERBS: dict[str, tuple[object, ...]] = {
+    **{
+        f"convert to {target}": ("convert", "model", "--to", target, "-o", "out.gguf")
+        for target in ("gguf", "gguf:F16", "gguf:F32", "gguf:BF16", "gguf:Q8_0")
+    },
+    **{
+        f"convert to {target}": ("convert", "model", "--to", target, "-o", "out", *GROUPS)
+        for target in ("gptq", "awq", "compressed-tensors")
+    },
+    "imatrix": ("convert", "model", "--to", "imatrix", "-o", "out.gguf", *TEXT),
+    "skipped": (*QUANTIZE, "--method", "rtn", "--gate", "none", "--skip", "*.mlp.*"),
+    "nothing calibrated": (*QUANTIZE, "--method", "rtn", "--gate", "none"),
+    "allocate": (*QUANTIZE, "--gate", "none", "--target-bpw", 5, *TEXT),
+    "bench": ("bench", "model", "-o", "out", "--evaluation", "text.txt", "--length", 32),
+    "generate": ("generate", "model", "-p", "a"),
+}
+PLAINEST = ("convert to gguf", "convert to gguf:F16", "nothing calibrated", "generate")
+UNSOUND: dict[str, tuple[str, Tamper, str]] = {
+    "missing": ("qwen3", removed(UP), f"the weights have no tensor {UP}"),
+    "nan": ("qwen3", spoiled(NORM, float("nan")), f"tensor {NORM} holds NaN or infinite values"),
+    "bias": ("qwen3", with_bias, "q_proj.bias, which the model has no place for"),
+    "nan in a linear": ("qwen3", spoiled(UP, float("inf")), f"tensor {UP} holds NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "verb"),
+    [(case, verb) for case in UNSOUND for verb in (VERBS if "nan" in case else PLAINEST)],
+)
+def test_refused_by_every_verb(llmopt: Llmopt, tmp_path: Path, case: str, verb: str) -> None:
+    family, tamper, says = UNSOUND[case]
+    tampered(tmp_path / "model", family, tamper)
+    (tmp_path / "text.txt").write_text("How vexingly quick daft zebras jump! " * 40)
+    done = llmopt(*VERBS[verb])
+    assert (done.code, says in " ".join(done.err.split())) == (2, True), done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "text.txt"]
+
+
+@pytest.mark.parametrize("format_id", ["gptq", "compressed-tensors", "gguf"])
+def test_quantized_sources_are_looked_at_too(
+    llmopt: Llmopt, tmp_path: Path, format_id: str
+) -> None:
+    models.save_with_bytes(tmp_path / "plain", "qwen3")
+    if format_id == "gguf":
+        path = tmp_path / "model.gguf"
+        assert llmopt("convert", "plain", "--to", "gguf:Q8_0", "-o", path).code == 0
+        raw = bytearray(path.read_bytes())
+        (header,) = (
+            header
+            for name, header in read_headers(folder_of(path)).tensors.items()
+            if name == "model.layers.1.mlp.up_proj.ggml"
+        )
+        raw[header.start + 34 : header.start + 36] = b"\xff\x7f"  # the second block's scale
+        (tmp_path / "other.gguf").write_bytes(raw)
+        says = "up_proj.ggml holds NaN or infinite values: 1 of its 192 blocks, the first at 1"
+        source = "other.gguf"
+    else:
+        options = ("--format", format_id, "--method", "rtn", "--gate", "none", *GROUPS)
+        assert llmopt("quantize", "plain", "-o", "source", *options).code == 0
+        source, path = "source", tmp_path / "source" / "model.safetensors"
+        tensors = load_file(path)
+        name = next(name for name in tensors if "up_proj" in name and "scale" in name)
+        tensors[name].flatten()[3] = torch.inf
+        save_file(tensors, path, metadata={"format": "pt"})
+        says = f"tensor {name} holds NaN or infinite values: 1 of its"
+    for target in ("hf", "gguf", "gguf:Q4_0"):
+        done = llmopt("convert", source, "--to", target, "-o", "out")
+        assert done.code == 2
+        assert says in " ".join(done.err.split())
+    done = llmopt("generate", source, "-p", "a")
+    assert done.code == 2
+    assert says in " ".join(done.err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def sharded(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmopt.errors import RequestError
+from llmopt.formats.files import open_regular
 from llmopt.specs.ggml import GGML_TYPES
 
 MAGIC = b"GGUF"
@@ -166,7 +167,7 @@ def _merged(first: GgufFile, rest: list[GgufFile]) -> GgufFile:
 
 def _read_one(path: Path) -> GgufFile:
     try:
-        with path.open("rb", buffering=_BUFFER) as file:
+        with open_regular(path, _BUFFER) as file:
             return _Reader(path, file, os.fstat(file.fileno()).st_size).read()
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
