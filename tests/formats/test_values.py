@@ -23,7 +23,7 @@ FLOATS = ["F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0"]
 def headers(folder: Path, **tensors: torch.Tensor) -> Headers:
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
-    return Headers(folder, {}, read_file_headers(folder / "model.safetensors"), [])
+    return Headers(folder, {}, read_file_headers(folder / "model.safetensors"))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -54,14 +54,14 @@ def test_blocks_are_judged_by_what_they_decode_to(tmp_path: Path, type_id: str) 
     header = TensorHeader("w", type_id, (int(fine.sum()), spec.block), tmp_path / "raw", 0, 0)
     (tmp_path / "raw").write_bytes(raw[fine].tobytes())
     good = TensorHeader(**{**vars(header), "end": int(fine.sum()) * spec.nbytes})
-    check_values(Headers(tmp_path, {}, {"w": good}, []))
+    check_values(Headers(tmp_path, {}, {"w": good}))
     if fine.all():
         assert type_id == "NVFP4"  # the only one whose every byte is a number
         return
     (tmp_path / "raw").write_bytes(raw.tobytes())
     whole = TensorHeader(**{**vars(header), "end": raw.nbytes})
     with pytest.raises(RequestError) as error:
-        check_values(Headers(tmp_path, {}, {"w": whole}, []))
+        check_values(Headers(tmp_path, {}, {"w": whole}))
     # a float that is too large for any weight may be taken for infinite, never the other way round
     count = int(str(error.value).split("values: ")[1].split(" of its")[0].replace(",", ""))
     assert count == int((~fine).sum())
