@@ -22,32 +22,18 @@ from llmopt.formats.gguf.sentencepiece import (
     UNUSED,
     USER_DEFINED,
 )
-from llmopt.formats.gguf.tokenizer_source import Rules, TokenizerSource, read_tokenizer
+from llmopt.formats.gguf.special_tokens import ENDS_BY_NAME, special_keys
+from llmopt.formats.gguf.tokenizer_source import (
+    MOST_ROWS,
+    Rules,
+    TokenizerSource,
+    parts_of_chain,
+    read_tokenizer,
+)
 from llmopt.formats.gguf.tokenizer_spm import is_byte_token, sentencepiece_rules, unigram_rules
 
 Metadata = dict[str, Any]
 
-#: names of special tokens in the files -> in the keys of GGUF
-SPECIAL_KEYS = {
-    "bos": "bos",
-    "eos": "eos",
-    "eot": "eot",
-    "eom": "eom",
-    "unk": "unknown",
-    "sep": "seperator",
-    "pad": "padding",
-    "cls": "cls",
-    "mask": "mask",
-}
-#: texts by which llama.cpp knows that a token ends generation
-ENDS_BY_NAME = frozenset(
-    {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"}
-    | {"<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
-    | {"<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "[e~["}
-    | {"<｜end▁of▁sentence｜>"}
-)
-#: far above what vocabularies have; it bounds what a damaged file can ask for
-_MOST_ROWS = 1 << 24
 #: never formed by merging: what a vocabulary without merges has to name instead
 NO_MERGES = ["[no] [merges]"]
 
@@ -69,8 +55,7 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
             **({"tokenizer.ggml.scores": scores} if scores else {}),
             "tokenizer.ggml.token_type": types,
         }
-        found |= _special_ids(source, config, tokens)
-        found |= _add_special(source, found)
+        found |= special_keys(source, config, tokens).metadata
     for name, template in source.templates.items():
         suffix = "" if name == "default" else f".{name}"
         found[f"tokenizer.chat_template{suffix}"] = template
@@ -106,7 +91,10 @@ def tokenizer_differences(folder: Path, config: dict[str, Any]) -> list[str]:
             found.append("white space beside special tokens is not stripped")
         if any(token.get("single_word") for token in source.added):
             found.append("added tokens are found inside of words, too")
-        rows = _rows(source, config)
+        found.extend(source.remarks)
+        tokens, _, _ = _tokens(source, _rules(source), config)
+        found.extend(special_keys(source, config, tokens).remarks)
+        rows = len(tokens)
         if unused := [token["content"] for token in source.added if token["id"] >= rows]:
             found.append(f"{', '.join(unused)}: left out, as the model has no row for it")
         names = {token["content"] for token in source.added}
@@ -129,18 +117,24 @@ def _plain_text_differences(source: TokenizerSource) -> list[str]:
         found.append("runs of white space may be cut otherwise")
     if any("▁" in token["content"] and not token.get("normalized") for token in source.added):
         found.append("tokens of ▁ are not found where ▁ itself stands in the text")
-    for part in _parts(source.tokenizer.get("pre_tokenizer"), "pretokenizers"):
-        scheme = part.get("prepend_scheme", "always") if part["type"] == "Metaspace" else "never"
-        if scheme == "first":
-            found.append("text behind a special token gets a space in front, too")
-        if scheme != "never":
-            found.append("text that starts with a space gets another one in front")
+    schemes = {
+        part.get("prepend_scheme", "always")
+        for part in parts_of_chain(source.tokenizer.get("pre_tokenizer"), "pretokenizers")
+        if part["type"] == "Metaspace"
+    }
+    steps = parts_of_chain(source.tokenizer.get("normalizer"), "normalizers")
+    if any(step["type"] == "Prepend" for step in steps):
+        if str(source.settings.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer":
+            schemes.add("always")  # what transformers 5 makes of it
+        elif late := [t["content"] for t in source.added if t.get("normalized")]:
+            found.append(
+                f"{', '.join(late)}: found without a space in front, too, and text behind gets one"
+            )
+    if "first" in schemes:
+        found.append("text behind a special token gets a space in front, too")
+    if schemes - {"never"}:
+        found.append("text that starts with a space gets another one in front")
     return found
-
-
-def _parts(chain: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The steps of a chain of tokenizer.json, which may be a single one or none."""
-    return list((chain or {}).get(name, [chain] if chain else ()))
 
 
 def _rules(source: TokenizerSource) -> Rules:
@@ -155,7 +149,7 @@ def _rules(source: TokenizerSource) -> Rules:
 
 
 def _is_byte_level(tokenizer: dict[str, Any]) -> bool:
-    steps = _parts(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    steps = parts_of_chain(tokenizer.get("pre_tokenizer"), "pretokenizers")
     return any(step["type"] == "ByteLevel" for step in steps)
 
 
@@ -178,7 +172,7 @@ def _byte_level_rules(source: TokenizerSource) -> Rules:
 
 
 def _check_normalizer(normalizer: dict[str, Any] | None) -> None:
-    for part in _parts(normalizer, "normalizers"):
+    for part in parts_of_chain(normalizer, "normalizers"):
         if part["type"] != "NFC":
             raise RequestError(
                 f"llama.cpp has no counterpart of the normalizer {part.get('type')} before bytes"
@@ -214,7 +208,7 @@ def _rows(source: TokenizerSource, config: dict[str, Any]) -> int:
     ids = source.vocabulary.values()
     text = config.get("text_config") or {}
     rows = int(config.get("vocab_size") or text.get("vocab_size") or max(ids) + 1)
-    if min(ids) < 0 or not 0 < rows <= _MOST_ROWS:
+    if min(ids) < 0 or not 0 < rows <= MOST_ROWS:
         raise RequestError(f"ids of tokens from {min(ids)} in {rows} rows cannot be meant")
     return rows
 
@@ -270,77 +264,3 @@ def _added(token: dict[str, Any], unknown: str | None, over_bytes: bool) -> tupl
         for start, end in (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     )
     return (CONTROL if token.get("special") or looks_special else USER_DEFINED), text
-
-
-def _special_ids(source: TokenizerSource, config: dict[str, Any], tokens: list[str]) -> Metadata:
-    """Ids of special tokens: as the tokenizer's files name them, else as the config does."""
-    text = config.get("text_config") or {}
-    vocabulary = source.vocabulary
-    found: dict[str, int] = {}
-    for kind in SPECIAL_KEYS:
-        said = source.special.get(kind)
-        number = vocabulary.get(said) if said else None
-        if number is None and kind == "unk":
-            number = _unknown(source.tokenizer["model"])
-        if number is None:
-            number = config.get(f"{kind}_token_id", text.get(f"{kind}_token_id"))
-        if isinstance(number, int) and 0 <= number < len(tokens):
-            found[kind] = number
-    ends = source.generation.get("eos_token_id")
-    spare = [kind for kind in ("eot", "eom") if kind not in found]
-    for number in ends if isinstance(ends, list) else [ends]:
-        if not isinstance(number, int) or not 0 <= number < len(tokens):
-            continue
-        known = number in found.values() or tokens[number] in ENDS_BY_NAME
-        if not known and "eos" in found and spare:
-            found[spare.pop(0)] = number
-    return {f"tokenizer.ggml.{SPECIAL_KEYS[kind]}_token_id": i for kind, i in found.items()}
-
-
-def _unknown(model: dict[str, Any]) -> int | None:
-    """The id of the token that a model of tokenizer.json has for what it cannot cut, if any."""
-    number = model["vocab"].get(model.get("unk_token")) if model.get("unk_token") else None
-    return number if number is not None else model.get("unk_id")
-
-
-def _add_special(source: TokenizerSource, found: Metadata) -> Metadata:
-    """Whether a text gets a first and a last token, and their ids where the template says so.
-
-    As in transformers, explicit switches in tokenizer_config.json replace tokenizer.json's
-    template; a SentencePiece model all by itself is Llama's, with a first token.
-    """
-    processor = source.tokenizer.get("post_processor")
-    bare = source.sentencepiece is not None and not (source.folder / "tokenizer.json").is_file()
-    first, last = _template_ends(processor)
-    result: Metadata = {}
-    for kind, end in (("bos", first), ("eos", last)):
-        key = f"tokenizer.ggml.{kind}_token_id"
-        said = source.settings.get(f"add_{kind}_token")
-        if isinstance(said, bool):
-            add = said
-        else:
-            add = end is not None or (
-                bare and kind == "bos" and found["tokenizer.ggml.model"] == "llama"
-            )
-            if end is not None:
-                result[key] = source.vocabulary[end]
-        result[f"tokenizer.ggml.add_{kind}_token"] = add and key in found | result
-    return result
-
-
-def _template_ends(processor: dict[str, Any] | None) -> tuple[str | None, str | None]:
-    """The tokens that a post-processor puts before and behind a text."""
-    first = last = None
-    for part in _parts(processor, "processors"):
-        if part["type"] == "TemplateProcessing":
-            names = [item for entry in part["single"] for item in entry.items()]
-            where = next((i for i, (kind, _) in enumerate(names) if kind == "Sequence"), 0)
-            if len(names) > 3 or where > 1 or len(names) - where > 2:
-                raise RequestError("llama.cpp adds one token before a text and one behind, no more")
-            if where == 1:
-                first = str(names[0][1]["id"])
-            if len(names) - where == 2:
-                last = str(names[-1][1]["id"])
-        elif part["type"] in ("BertProcessing", "RobertaProcessing"):
-            first, last = part["cls"][0], part["sep"][0]
-    return first, last

@@ -25,7 +25,8 @@ from llmopt.formats.gguf.sentencepiece import (
     USER_DEFINED,
     merges_by_score,
 )
-from llmopt.formats.gguf.tokenizer import ENDS_BY_NAME, NO_MERGES, SPECIAL_KEYS
+from llmopt.formats.gguf.special_tokens import ENDS_BY_NAME, SPECIAL_KEYS
+from llmopt.formats.gguf.tokenizer import NO_MERGES
 from llmopt.formats.gguf.tokenizer_spm import LINE_BREAKS
 
 #: pre-tokenizers of llama.cpp that work on plain text with spaces made ▁

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.added_tokens import declared, moved, special_tokens, with_ids
 from llmopt.formats.gguf.bytelevel import bytes_to_text
 from llmopt.formats.gguf.pretokenizers import tokenizer_json_of
 from llmopt.formats.gguf.sentencepiece import SentencePieceModel, read_sentencepiece
 
+#: far above what vocabularies have; it bounds what a damaged file can ask for
+MOST_ROWS = 1 << 24
 #: what transformers' classes without a tokenizer.json cut text by, under llama.cpp's names
 _CLASS_PRE = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 #: and the models that ship a bare tiktoken vocabulary
@@ -40,6 +43,8 @@ class TokenizerSource:
     """tokenizer.json's content, the settings beside it, and scores by piece where a file has them.
 
     special: kind ("bos", "eos", ...) -> text. templates: name -> chat template ("default" first).
+    added: tokens that are looked for in a text before it is cut. remarks: sentences on what the
+    files say and transformers does not do.
     """
 
     folder: Path
@@ -49,6 +54,8 @@ class TokenizerSource:
     templates: dict[str, str]
     sentencepiece: SentencePieceModel | None = None
     generation: dict[str, Any] = field(default_factory=dict)
+    added: tuple[dict[str, Any], ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def merges(self) -> list[tuple[str, str]]:
@@ -62,31 +69,12 @@ class TokenizerSource:
     @property
     def pieces(self) -> dict[str, int]:
         """Text of every token of the model proper -> id."""
-        found = self.tokenizer["model"]["vocab"]
-        return (
-            found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
-        )
+        return _pieces(self.tokenizer)
 
     @property
     def vocabulary(self) -> dict[str, int]:
         """Text of every token of the model and of those added to it -> id."""
         return self.pieces | {token["content"]: token["id"] for token in self.added}
-
-    @property
-    def added(self) -> list[dict[str, Any]]:
-        """Added tokens: those of tokenizer.json and those that only the settings name, as
-        transformers adds them on loading."""
-        tokens: list[dict[str, Any]] = list(self.tokenizer.get("added_tokens") or ())
-        known = {token["id"] for token in tokens}
-        for number, token in (self.settings.get("added_tokens_decoder") or {}).items():
-            if int(number) not in known:
-                tokens.append({**token, "id": int(number)})
-        known = {token["id"] for token in tokens}
-        for text in dict.fromkeys(self.special.values()):
-            number = self.pieces.get(text)
-            if number is not None and number not in known:
-                tokens.append({"id": number, "content": text, "special": True})
-        return tokens
 
 
 def read_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerSource:
@@ -105,18 +93,60 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerSource:
     elif pieces is not None:
         tokenizer = pieces.tokenizer_json()
     elif files := [*sorted(folder.glob("*.tiktoken")), *([model] if model.is_file() else [])]:
-        tokenizer = _from_tiktoken(files[0], config)
+        tokenizer = _from_tiktoken(files[0], config, settings)
     else:
         raise RequestError("there is none", hint="put the model's tokenizer.json into the folder")
+    mapping = _json(folder / "special_tokens_map.json")
+    special = _special(settings, mapping, pieces)
+    added, remarks = _added(folder, tokenizer, settings, mapping, special)
     return TokenizerSource(
         folder=folder,
         tokenizer=tokenizer,
         settings=settings,
-        special=_special(settings, _json(folder / "special_tokens_map.json"), pieces),
+        special=special,
         templates=_templates(folder, settings),
         sentencepiece=pieces,
         generation=_json(folder / "generation_config.json"),
+        added=tuple(added),
+        remarks=tuple(remarks),
     )
+
+
+def parts_of_chain(chain: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a chain of tokenizer.json, which may be a single one or none."""
+    return list((chain or {}).get(name, [chain] if chain else ()))
+
+
+def _pieces(tokenizer: dict[str, Any]) -> dict[str, int]:
+    found = tokenizer["model"]["vocab"]
+    return found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
+
+
+def _added(
+    folder: Path,
+    tokenizer: dict[str, Any],
+    settings: dict[str, Any],
+    mapping: dict[str, Any],
+    special: dict[str, str],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Added tokens with their ids, and sentences on what is not as the files say."""
+    names = _json(folder / "added_tokens.json")
+    listed = special_tokens(dict.fromkeys(special.values()), mapping, settings)
+    beside = declared(settings, names, (token["content"] for token in listed))
+    tokens = [*(tokenizer.get("added_tokens") or ()), *beside]
+    for token in tokens:
+        if type(token["id"]) is not int or not 0 <= token["id"] < MOST_ROWS:
+            raise RequestError(f"id {token['id']!r} of {token['content']!r} cannot be meant")
+    pieces = _pieces(tokenizer)
+    found = with_ids(pieces, [*tokens, *listed])
+    ids = pieces | {token["content"]: token["id"] for token in found}
+    remarks = moved(tokens, ids)
+    if unread := [text for text in names if text not in ids]:
+        remarks.append(
+            f"{', '.join(unread)}: left out, as transformers does not read added_tokens.json "
+            "beside an added_tokens_decoder"
+        )
+    return found, remarks
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -134,9 +164,14 @@ def _json(path: Path) -> dict[str, Any]:
 def _special(
     settings: dict[str, Any], mapping: dict[str, Any], pieces: SentencePieceModel | None
 ) -> dict[str, str]:
-    """Texts of the special tokens that the files name; tokenizer_config.json has the last word."""
+    """Texts of the special tokens that the files name.
+
+    As in transformers, special_tokens_map.json has the last word in folders of old, whose
+    tokenizer_config.json lists no added tokens.
+    """
     found: dict[str, str] = dict(pieces.special) if pieces and not settings else {}
-    for file in (mapping, settings):
+    old = settings.get("added_tokens_decoder") is None
+    for file in (settings, mapping) if old else (mapping, settings):
         for key, value in file.items():
             text = value.get("content") if isinstance(value, dict) else value
             kind = key.removesuffix("_token")
@@ -163,12 +198,9 @@ def _templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _byte_level(
-    vocabulary: dict[str, int], merges: list[list[str]], pre: str, added: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -> dict[str, Any]:
     chain, whole_words = tokenizer_json_of(pre)
     return {
-        "added_tokens": added,
         "pre_tokenizer": chain,
         "model": {
             "type": "BPE",
@@ -191,13 +223,7 @@ def _from_vocab_and_merges(folder: Path, settings: dict[str, Any]) -> dict[str, 
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in merges):
         raise RequestError(f"{folder / 'merges.txt'} has a line that is not two parts")
-    vocabulary = _json(folder / "vocab.json")
-    extra = _json(folder / "added_tokens.json")
-    added = [
-        {"id": number, "content": text, "special": True}
-        for text, number in sorted(extra.items(), key=lambda item: item[1])
-    ]
-    return _byte_level(vocabulary, merges, _CLASS_PRE[name], added)
+    return _byte_level(_json(folder / "vocab.json"), merges, _CLASS_PRE[name])
 
 
 def _is_tiktoken(path: Path) -> bool:
@@ -214,7 +240,7 @@ def _is_tiktoken(path: Path) -> bool:
         return False
 
 
-def _from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _from_tiktoken(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     pre = _TIKTOKEN_PRE.get(str(config.get("model_type")))
     if pre is None:
         raise RequestError(
@@ -235,7 +261,10 @@ def _from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         if len(token) > 1
     ]
     vocabulary = {bytes_to_text(token): rank for token, rank in ranks.items()}
-    return _byte_level(vocabulary, [pair for pair in merges if len(pair) == 2], pre, [])
+    # here, transformers fills what lies between the ranks and the ids of added tokens
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        vocabulary.setdefault(token["content"], int(number))
+    return _byte_level(vocabulary, [pair for pair in merges if len(pair) == 2], pre)
 
 
 def _last_merge(ranks: dict[bytes, int], token: bytes, limit: int) -> list[bytes]:

@@ -129,10 +129,11 @@ class TestMetadata:
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 0,
             "tokenizer.ggml.eot_token_id": 7,
+            "tokenizer.ggml.eom_token_id": 1,
             "tokenizer.ggml.padding_token_id": 1,
         }
         vocab = LlamaVocab(tmp_path / "v.gguf", found)
-        assert [vocab.ends(token) for token in (0, 7, 8)] == [True, True, False]
+        assert [vocab.ends(token) for token in (0, 1, 7, 8)] == [True, True, True, False]
 
     def test_chat_templates(self, folders: Any, tmp_path: Path) -> None:
         folder = shutil.copytree(folders["gpt-2"], tmp_path / "model")
