@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.engine_names import EngineNames
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.ledger import Action
@@ -159,6 +160,24 @@ def linear_names(naming: Naming, *, head: bool) -> set[str]:
     return names | {naming.head} if head else names
 
 
+def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
+    """The linears that stay as they are, as configs have to name them; the head is apart.
+
+    Outside the text model, and in layers that look ahead, every matrix counts as one.
+    """
+    inside = linear_names(naming, head=False)
+    inside |= {name for block in range(naming.block_count) for name in naming.routers(block)}
+    found = []
+    for fate in fates:
+        module = fate.name.removesuffix(".weight")
+        if fate.quantize is not None or module == fate.name or module == naming.head:
+            continue
+        own = module.startswith(f"{naming.base}.") and not naming.looks_ahead(fate.name)
+        if module in inside if own else len(fate.shape) == 2:
+            found.append(module)
+    return found
+
+
 def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
     """(outputs, inputs) of a linear's weight, whatever way the checkpoint stores it."""
     if len(tensor.shape) != 2:
@@ -264,21 +283,21 @@ def check_config(
     fates: Iterable[TensorFate], naming: Naming, format_id: str, source: Source, key: Key
 ) -> None:
     """RecipeError at `key` where a format's config cannot express these settings together."""
-    layers, unquantized = {}, []
-    linears = linear_names(naming, head=False)
-    for fate in fates:
-        module = fate.name.removesuffix(".weight")
-        if fate.quantize is not None:
-            layers[module] = fate.quantize.layout
-        elif module in linears:
-            unquantized.append(module)
+    fates = list(fates)
+    layers = {
+        fate.name.removesuffix(".weight"): fate.quantize.layout for fate in fates if fate.quantize
+    }
     if not layers:
         return
     spec = FORMATS[format_id]
     write: Any = import_module(spec.config_module)
     try:
         write.quantization_config(
-            layers, version=spec.version, unquantized=unquantized, head=naming.head
+            layers,
+            version=spec.version,
+            unquantized=unquantized(fates, naming),
+            head=naming.head,
+            names=EngineNames(naming),
         )
     except RequestError as error:
         raise source.error(error.message, key, error.hint) from None

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmopt import __version__
 from llmopt.errors import RequestError
+from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.formats.layout import LayerLayout
 
 _VERSION = "gemm"
@@ -49,12 +50,17 @@ class AwqConfig:
 
 
 def quantization_config(
-    layers: Mapping[str, LayerLayout], *, unquantized: Iterable[str] = (), **_: object
+    layers: Mapping[str, LayerLayout],
+    *,
+    unquantized: Iterable[str] = (),
+    names: EngineNames = OWN_NAMES,
+    **_: object,
 ) -> dict[str, Any]:
     """What config.json's `quantization_config` says.
 
-    `layers` are all quantized linears by module name and `unquantized` the linears in blocks that
-    are not. Raises RequestError naming a linear whose settings one AWQ config cannot express.
+    `layers` are all quantized linears by module name and `unquantized` the other linears; `names`
+    are those that engines have for these modules. Raises RequestError naming a linear whose
+    settings one AWQ config cannot express.
     """
     sizes = Counter(layer.group_size for layer in layers.values())
     usual = sizes.most_common(1)[0][0]
@@ -64,7 +70,7 @@ def quantization_config(
                 f"AWQ has one group size for the whole model: {name} has groups of "
                 f"{layer.group_size}, others of {usual}"
             )
-    skipped = list(unquantized)
+    skipped = names.all_of(unquantized)
     _check_skipped(skipped, layers)
     return {
         "quant_method": "awq",

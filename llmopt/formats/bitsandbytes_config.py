@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.formats.layout import LayerLayout
 
 if TYPE_CHECKING:
@@ -86,13 +87,15 @@ def quantization_config(
     version: str,
     unquantized: Iterable[str] = (),
     head: str = "lm_head",
+    names: EngineNames = OWN_NAMES,
     **_: object,
 ) -> dict[str, Any]:
     """What config.json's `quantization_config` says.
 
-    `layers` are all quantized linears by module name, `unquantized` the linears in blocks that are
-    not, `head` the output head's name. The outlier threshold of LLM.int8() is its default. Raises
-    RequestError naming a linear with other settings than the layout's.
+    `layers` are all quantized linears by module name, `unquantized` the other linears, `head` the
+    output head's name, `names` those that engines have for these modules. The outlier threshold of
+    LLM.int8() is its default. Raises RequestError naming a linear with other settings than the
+    layout's.
     """
     for name, layer in layers.items():
         if layer != _LAYOUTS[version]:
@@ -100,11 +103,12 @@ def quantization_config(
                 f"{name}: bitsandbytes' {version} has one way to store a linear, symmetric and "
                 f"{'in blocks of 64' if version == FOUR_BIT else 'with a scale for each row'}"
             )
+    plain = [*unquantized, *([] if head in layers else [head])]
     config: dict[str, Any] = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": version == FOUR_BIT,
         "load_in_8bit": version == EIGHT_BIT,
-        "llm_int8_skip_modules": [*unquantized, *([] if head in layers else [head])],
+        "llm_int8_skip_modules": names.all_of(plain),
         "llm_int8_threshold": 6.0,
         "llm_int8_has_fp16_weight": False,
         "llm_int8_enable_fp32_cpu_offload": False,

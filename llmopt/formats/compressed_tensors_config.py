@@ -5,7 +5,8 @@ this holds for. A target is a class ("Linear"), a full name, or a regular expres
 that is matched from a name's start; names and expressions come before classes. `ignore` lists, in
 the same way, modules that no group holds for. The most common scheme is written for "Linear", with
 all other linears in `ignore` or, by name, in a group of their own. vLLM wants one scheme for
-linears that it fuses (q, k and v; gate and up).
+linears that it fuses (q, k and v; gate and up), and goes by class before it takes a fused module
+apart: such a group's targets match the fused module's name, too.
 
 Which sub-format a linear has follows from its grid and activations (`sub_format`); several in one
 model are "mixed-precision", and each group then names its own.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.formats.layout import LayerLayout
 
 PACKED = "pack-quantized"
@@ -96,36 +98,46 @@ def quantization_config(
     *,
     unquantized: Iterable[str] = (),
     head: str = "lm_head",
+    names: EngineNames = OWN_NAMES,
     **_: object,
 ) -> dict[str, Any]:
     """What config.json's `quantization_config` says.
 
-    `layers` are all quantized linears by module name, `unquantized` the linears in blocks that are
-    not, `head` the output head's name. Raises RequestError naming a linear with settings that no
-    engine runs.
+    `layers` are all quantized linears by module name, `unquantized` the other linears, `head` the
+    output head's name, `names` those that engines have for these modules. Raises RequestError
+    naming a linear with settings that no engine runs.
     """
     for name, layer in layers.items():
         _check(name, layer)
-    ignore = [*unquantized, *([] if head in layers else [head])]
+    plain = [*unquantized, *([] if head in layers else [head])]
     by_layout: dict[LayerLayout, list[str]] = {}
     for name, layer in layers.items():
         by_layout.setdefault(layer, []).append(name)
-    found = sorted({sub_format(layout) for layout in by_layout})
+    formats = sorted({sub_format(layout) for layout in by_layout})
     usual = max(by_layout, key=lambda layout: len(by_layout[layout]))
     groups = [(usual, ["Linear"])]
-    groups += [(layout, names) for layout, names in by_layout.items() if layout != usual]
+    groups += [
+        (layout, _targets(found, names)) for layout, found in by_layout.items() if layout != usual
+    ]
     return {
         "quant_method": "compressed-tensors",
-        "format": found[0] if len(found) == 1 else MIXED,
+        "format": formats[0] if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
         "config_groups": {
-            f"group_{index}": _scheme(layout, targets, own_format=len(found) > 1)
+            f"group_{index}": _scheme(layout, targets, own_format=len(formats) > 1)
             for index, (layout, targets) in enumerate(groups)
         },
-        "ignore": ignore,
+        "ignore": names.all_of(plain),
     }
+
+
+def _targets(modules: list[str], names: EngineNames) -> list[str]:
+    """Targets that match these linears under every name; no target is left that matches nothing."""
+    if names.all_of(modules) == modules:
+        return modules
+    return [f"re:{pattern}" for pattern in names.patterns(modules)]
 
 
 def parse(stored: Mapping[str, Any]) -> CompressedTensorsConfig:

@@ -16,6 +16,7 @@ from typing import Any
 
 from llmopt import __version__
 from llmopt.errors import RequestError
+from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.formats.layout import LayerLayout
 
 GPTQ_V1 = "gptq"
@@ -58,19 +59,20 @@ def quantization_config(
     version: str,
     unquantized: Iterable[str] = (),
     head: str = "lm_head",
+    names: EngineNames = OWN_NAMES,
     damping: float | None = None,
     true_sequential: bool = False,
 ) -> dict[str, Any]:
     """What config.json's `quantization_config` and quantize_config.json say, both the same.
 
-    `layers` are all quantized linears by module name and `unquantized` the linears in blocks that
-    are not. `head` is the output head's name.
+    `layers` are all quantized linears by module name and `unquantized` the other linears. `head`
+    is the output head's name, `names` are those that engines have for these modules.
     """
     usual = Counter(layers.values()).most_common(1)[0][0]
-    dynamic: dict[str, dict[str, Any]] = {_exactly("-", name): {} for name in unquantized}
-    for name, layer in layers.items():
-        if layer != usual:
-            dynamic[_exactly("+", name)] = _settings(layer)
+    dynamic = {f"-:{p}": dict[str, Any]() for p in names.patterns(unquantized)}
+    for other in dict.fromkeys(layer for layer in layers.values() if layer != usual):
+        alike = [name for name, layer in layers.items() if layer == other]
+        dynamic |= {f"+:{p}": _settings(other) for p in names.patterns(alike)}
     config: dict[str, Any] = {
         "quant_method": "gptq",
         "checkpoint_format": version,
@@ -128,7 +130,3 @@ def _settings(layer: LayerLayout) -> dict[str, Any]:
         "desc_act": layer.desc_act,
         "sym": layer.symmetric,
     }
-
-
-def _exactly(sign: str, module: str) -> str:
-    return f"{sign}:^{re.escape(module)}$"

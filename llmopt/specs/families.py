@@ -12,8 +12,11 @@ from llmopt.specs.family import ExpertsSpec, FamilySpec, Naming
 
 __all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "family_of"]
 
+_QKV = ("qkv_proj", ("q_proj", "k_proj", "v_proj"))
+_GATE_UP = ("gate_up_proj", ("gate_proj", "up_proj"))
 _LLAMA = FamilySpec(
     id="llama",
+    fused=(_QKV, _GATE_UP),
     base="model",
     blocks="layers",
     embedding="embed_tokens",
@@ -97,6 +100,7 @@ _FAMILIES = (
     ),
     FamilySpec(
         id="opt",
+        fused=(_QKV,),
         base="model.decoder",
         blocks="layers",
         embedding="embed_tokens",

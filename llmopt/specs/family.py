@@ -67,6 +67,8 @@ class FamilySpec:
     `text_config`: the key under which a multimodal config holds the text model's.
     `stored_as`: the names that checkpoints give to (base, head) where they differ from these.
     `renamed`: modules of a block, and what checkpoints call them.
+    `fused`: what engines make one module of, and call so, where a module has all of these linears;
+    all of a block's experts are one, too, called as what holds them.
     """
 
     id: str
@@ -83,6 +85,7 @@ class FamilySpec:
     stored_as: tuple[tuple[str, str], ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     experts: ExpertsSpec | None = None
+    fused: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def language_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The part of config.json that describes the text model."""
@@ -98,7 +101,7 @@ class FamilySpec:
     def naming(self, stored: Iterable[str]) -> Naming:
         """How a checkpoint with these tensor names calls the family's modules."""
         names = set(stored)
-        layouts = [layout for layout in self._layouts() if layout.block_indices(names)]
+        layouts = [layout for layout in self.layouts() if layout.block_indices(names)]
         if not layouts:
             raise RequestError(
                 f"the weights have no tensor named {self.base}.{self.blocks}.0.*, "
@@ -126,7 +129,7 @@ class FamilySpec:
         others = (inlet for inlet in self.inlets if not inlet[0].startswith(below))
         return (*((inlet,) for inlet in others), *self.experts.rounds(experts))
 
-    def _layouts(self) -> list[Naming]:
+    def layouts(self) -> list[Naming]:
         """The ways in which checkpoints of the family name their tensors, most usual first."""
         plain = [
             Naming(family=self, base=base, head=head)
@@ -162,14 +165,56 @@ class Naming:
 
     def name(self, module: str) -> str:
         """The name in our files of a module or tensor of the text model."""
-        bases = ((self.family.base, self.base), (self.family.head, self.head))
-        return _moved(_moved(module, bases), self._moves())
+        return _moved(_moved(module, self.bases()), self._moves())
 
     def module(self, name: str) -> str:
         """The module or tensor of the text model that has this name in our files."""
         moves = ((new, old) for old, new in self._moves())
-        bases = ((self.base, self.family.base), (self.head, self.family.head))
-        return _moved(_moved(name, moves), bases)
+        return _moved(_moved(name, moves), ((new, old) for old, new in self.bases()))
+
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """The names that a module has in transformers and in other checkpoints of the family."""
+        if name != self.head and not name.startswith((f"{self.base}.", f"{self.head}.")):
+            if self.family.text_config is None:
+                return (name,)
+            bare = name.removeprefix("model.")  # another part of a multimodal model
+            return (name, f"model.{bare}" if name == bare else bare)
+        path, found = self.module(name), [name]
+        for each in self.family.layouts():
+            if not each.base_missing:
+                layout = replace(each, block_count=self.block_count)
+                found += [layout.name(path), _moved(path, layout.bases())]
+        return tuple(dict.fromkeys(found))
+
+    def fused(self, linears: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Which of these linears engines make one module of: its name -> their names."""
+        found: dict[str, list[str]] = {}
+        leaves: dict[str, set[str]] = {}
+        for name in linears:
+            parent, _, leaf = name.rpartition(".")
+            if (experts := self._experts_of(name)) is not None:
+                found.setdefault(experts, []).append(name)
+            else:
+                leaves.setdefault(parent, set()).add(leaf)
+        groups = {name: tuple(parts) for name, parts in found.items()}
+        for parent, present in leaves.items():
+            for name, parts in self.family.fused:
+                if present >= set(parts):
+                    groups[f"{parent}.{name}"] = tuple(f"{parent}.{part}" for part in parts)
+        return groups
+
+    def _experts_of(self, linear: str) -> str | None:
+        """What holds the expert that has this linear, wherever in the checkpoint; else None."""
+        spec = self.family.experts
+        if spec is None:
+            return None
+        owner = dict(self.family.renamed).get(spec.owner, spec.owner)
+        match = re.match(rf"(.+\.{re.escape(owner)}\.{re.escape(spec.path)})\.\d+\.", linear)
+        return match[1] if match else None
+
+    def bases(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(in the text model, in our files) of all but the head, and of the head."""
+        return ((self.family.base, self.base), (self.family.head, self.head))
 
     def _moves(self) -> Iterator[tuple[str, str]]:
         """Where modules of each block are in the model, and what we call them."""

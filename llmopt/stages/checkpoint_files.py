@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.engine_names import EngineNames
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import QUANTIZE_CONFIG
 from llmopt.formats.side_files import CODE, copy_files
@@ -45,8 +46,8 @@ def write_config(
 ) -> None:
     """config.json, and what else the format's readers want to know; format_id None is plain.
 
-    `layers` are all quantized linears, `unquantized` the linears in blocks that are not. `dtype`
-    is that of the model, where it is not the source's.
+    `layers` are all quantized linears, `unquantized` the others but the head. `dtype` is that of
+    the model, where it is not the source's.
     """
     config = {
         key: value
@@ -70,6 +71,7 @@ def write_config(
             version=spec.version,
             unquantized=unquantized,
             head=checkpoint.naming.head,
+            names=EngineNames(checkpoint.naming),
             damping=damping,
             true_sequential=true_sequential,
         )

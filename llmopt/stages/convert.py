@@ -14,7 +14,7 @@ from torch import Tensor
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.conversion import conversions
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.fates import LinearSettings, TensorFate, linear_names
+from llmopt.fates import LinearSettings, TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.layout import layout_of
@@ -138,23 +138,18 @@ class _Conversion:
 
     def write_config(self, records: dict[str, dict[str, Any]]) -> None:
         """config.json of the result."""
-        layers, unquantized = {}, []
-        naming = self._checkpoint.naming
-        linears = linear_names(naming, head=False)
-        linears |= {r for block in range(naming.block_count) for r in naming.routers(block)}
+        layers = {}
         for fate in self._work.fates:
             module, chosen = _module(fate), self._wanted(fate)
             if chosen is not None:
                 layers[module] = replace(chosen.layout, desc_act=records[module]["desc_act"])
-            elif module in linears:
-                unquantized.append(module)
         decoded = any(self._wanted(fate) is None for fate in self._fates.values())
         write_config(
             self._checkpoint,
             self._work.folder,
             format_id=None if self._codec is None else self._target,
             layers=layers,
-            unquantized=unquantized,
+            unquantized=unquantized(self._work.fates, self._checkpoint.naming),
             dtype=self._dtype if decoded else None,
         )
 

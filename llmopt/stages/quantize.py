@@ -14,7 +14,7 @@ from torch import Tensor
 from llmopt.allocate import document
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.fates import LinearSettings, TensorFate, linear_names
+from llmopt.fates import LinearSettings, TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.safetensors import ShardWriter
@@ -140,18 +140,13 @@ def _write_config(
     checkpoint: Checkpoint, settings: dict[str, Any], fates: tuple[TensorFate, ...],
     records: dict[str, Any], folder: Path,
 ) -> None:  # fmt: skip
-    layers, unquantized = {}, []
-    naming = checkpoint.naming
-    linears = linear_names(naming, head=False)
-    linears.update(name for block in range(naming.block_count) for name in naming.routers(block))
+    layers = {}
     for fate in fates:
         module = fate.name.removesuffix(".weight")
         if fate.quantize is not None:
             layers[module] = replace(fate.quantize.layout, desc_act=records[module]["desc_act"])
         elif module in checkpoint.layers:
             layers[module] = checkpoint.layers[module]
-        elif module in linears:
-            unquantized.append(module)
     if not layers:
         raise RequestError("nothing was quantized: every linear is skipped by an override")
     write_config(
@@ -159,7 +154,7 @@ def _write_config(
         folder,
         format_id=settings["format"],
         layers=layers,
-        unquantized=unquantized,
+        unquantized=[name for name in unquantized(fates, checkpoint.naming) if name not in layers],
         damping=settings.get("damping"),
         true_sequential=settings.get("true_sequential", False),
     )

@@ -1,0 +1,68 @@
+"""How engines call the modules of a checkpoint, where configs name modules. No torch.
+
+An engine looks a module up under its own name for it, which can differ from the checkpoint's: by
+the base of a multimodal model, by what an architecture's modules were called when its checkpoints
+were written, and where the engine makes one module of several linears that see the same input. A
+config that leaves a module as it is, or gives it settings of its own, says so under every name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from llmopt.formats.layout import LayerLayout
+from llmopt.specs.families import Naming
+
+
+@dataclass(frozen=True)
+class EngineNames:
+    """The names for the modules of one checkpoint; without a naming, those that it has."""
+
+    naming: Naming | None = None
+
+    def all_of(self, modules: Iterable[str]) -> list[str]:
+        """Every name of these modules, theirs first, and of what engines make of these alone."""
+        found = list(dict.fromkeys(modules))
+        if self.naming is None:
+            return found
+        alone = set(found)
+        fused = [name for name, parts in self.naming.fused(found).items() if alone >= set(parts)]
+        aliases = (self.naming.aliases(name) for name in [*found, *fused])
+        return list(dict.fromkeys([*found, *fused, *(n for names in aliases for n in names)]))
+
+    def patterns(self, modules: Iterable[str]) -> list[str]:
+        """Regular expressions that match these names, from the start to the end, and no others."""
+        names = self.all_of(modules)
+        whole = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+        leaves: dict[str, list[str]] = {}
+        for name in names:
+            if not any(name.startswith(f"{container}.") for container in whole):
+                parent, _, leaf = name.rpartition(".")
+                leaves.setdefault(name if name in whole else parent, []).append(leaf)
+        return [_pattern(parent, found, parent in whole) for parent, found in leaves.items()]
+
+
+OWN_NAMES = EngineNames()
+
+
+def apart(
+    naming: Naming, layers: Mapping[str, LayerLayout], unquantized: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """What engines make one module of though its parts differ in settings: name -> parts."""
+    settings: dict[str, LayerLayout | None] = {**dict.fromkeys(unquantized), **layers}
+    return {
+        name: parts
+        for name, parts in naming.fused(settings).items()
+        if len({settings[part] for part in parts}) > 1
+    }
+
+
+def _pattern(parent: str, leaves: list[str], whole: bool) -> str:
+    if whole:
+        return f"^{re.escape(parent)}(?:\\.|$)"
+    names = "|".join(re.escape(leaf) for leaf in leaves)
+    if len(leaves) > 1:
+        names = f"(?:{names})"
+    return f"^{re.escape(parent)}\\.{names}$" if parent else f"^{names}$"
