@@ -16,6 +16,8 @@ from llmopt.errors import LlmoptError
 # the diagonal alone saves more than the extra calls cost.
 _SPLIT_COLUMNS = 2048
 _SPLIT_BLOCK = 1024
+# Squares of this size are mirrored at once: two of them fit into a core's cache.
+_MIRROR_BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,8 @@ def _flipped_cholesky(matrix: Tensor) -> Tensor | None:
 def accumulate_hessian(hessian: Tensor, x: Tensor, count: int) -> int:
     """Fold the tokens x into hessian = E[x x^T], in place; returns the new number of tokens.
 
-    hessian: [cols, cols] float32, the mean over the `count` tokens seen so far.
+    hessian: [cols, cols] float32, the mean over the `count` tokens seen so far. Only what stands on
+    and above its diagonal is summed; `mirror_upper` makes it whole once all tokens are in.
     x: [..., cols], any floating dtype; every leading dimension counts tokens.
     On CPUs with AMX the products are computed from bfloat16 operands with float32 sums: a relative
     error of 7e-4, far below any damping.
@@ -106,9 +109,20 @@ def accumulate_hessian(hessian: Tensor, x: Tensor, count: int) -> int:
     with fast_products(x.device):
         for rows, cols in _upper_blocks(x.shape[1]):
             hessian[rows, cols].addmm_(x[:, rows].T, x[:, cols], beta=keep, alpha=gain)
-            if rows != cols:
-                hessian[cols, rows] = hessian[rows, cols].T
     return total
+
+
+def mirror_upper(matrix: Tensor) -> None:
+    """Copy what stands above the diagonal of a square matrix to below it, in place.
+
+    A product x^T x alone need not be symmetric to the bit: in which order a CPU's kernel adds
+    depends on where in the result an element stands.
+    """
+    for start in range(0, len(matrix), _MIRROR_BLOCK):
+        rows, below = slice(start, start + _MIRROR_BLOCK), slice(start + _MIRROR_BLOCK, None)
+        square = matrix[rows, rows]
+        square.copy_(square.triu() + square.triu(1).T)
+        matrix[below, rows] = matrix[rows, below].T
 
 
 def _upper_blocks(cols: int) -> Iterator[tuple[slice, slice]]:

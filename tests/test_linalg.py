@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmopt import linalg
 from llmopt.errors import LlmoptError
-from llmopt.linalg import accumulate_hessian, damped_factor, fast_products
+from llmopt.linalg import accumulate_hessian, damped_factor, fast_products, mirror_upper
 
 
 def activations(tokens: int, cols: int, seed: int = 0) -> Tensor:
@@ -107,9 +107,22 @@ def test_accumulation_is_the_mean_over_all_tokens(
     for part in (x[:7], x[7:7], x[7:200], x[200:].view(4, 25, 20)):
         count = accumulate_hessian(h, part, count)
     assert count == 300
+    mirror_upper(h)
     exact = hessian_of(x.double())
     assert float((h - exact).norm() / exact.norm()) < 1e-3
     assert torch.equal(h, h.T)
+
+
+@pytest.mark.parametrize("cols", [1, 7, 16, 24])
+def test_mirroring_keeps_the_upper_half_and_copies_it_below(
+    cols: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linalg, "_MIRROR_BLOCK", 8)
+    matrix = torch.randn(cols, cols, generator=torch.Generator().manual_seed(0))
+    upper = matrix.triu()
+    mirror_upper(matrix)
+    assert torch.equal(matrix.triu(), upper)
+    assert torch.equal(matrix, matrix.T)
 
 
 def test_fast_products_puts_the_setting_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.grids.base import Grid, GridOptions, QuantizedTensor
-from llmopt.linalg import accumulate_hessian, all_finite
+from llmopt.linalg import accumulate_hessian, all_finite, mirror_upper
 from llmopt.specs.base import lookup
 from llmopt.specs.grids import GRIDS
 
@@ -26,16 +26,16 @@ class MeanSquares:
     tokens: int
 
 
-@dataclass(kw_only=True)
 class InletStatistics:
     """What calibration saw at one input shared by one or more linears.
 
-    hessian: [cols, cols] float32, E[x x^T]. mean_abs: [cols] float32, E|x|. tokens: how many.
+    hessian: [cols, cols] float32, E[x x^T], symmetric to the bit on every CPU. mean_abs: [cols]
+    float32, E|x|. tokens: how many.
     """
 
-    hessian: Tensor
-    mean_abs: Tensor
-    tokens: int = 0
+    def __init__(self, *, hessian: Tensor, mean_abs: Tensor, tokens: int = 0) -> None:
+        self.mean_abs, self.tokens = mean_abs, tokens
+        self._hessian, self._symmetric = hessian, True
 
     @classmethod
     def empty(cls, cols: int, device: torch.device | str = "cpu") -> InletStatistics:
@@ -46,9 +46,17 @@ class InletStatistics:
         )
 
     @property
+    def hessian(self) -> Tensor:
+        """Made symmetric when it is first read after tokens were added."""
+        if not self._symmetric:
+            mirror_upper(self._hessian)
+            self._symmetric = True
+        return self._hessian
+
+    @property
     def diagonal(self) -> Tensor:
         """[cols] float32, E[x^2]: the importance of each input channel."""
-        return self.hessian.diagonal()
+        return self._hessian.diagonal()
 
     @property
     def squares(self) -> MeanSquares:
@@ -64,7 +72,8 @@ class InletStatistics:
         self.mean_abs.mul_(self.tokens / total).add_(
             x.abs().sum(dim=0, dtype=torch.float32), alpha=1 / total
         )
-        self.tokens = accumulate_hessian(self.hessian, x, self.tokens)
+        self.tokens = accumulate_hessian(self._hessian, x, self.tokens)
+        self._symmetric = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,64 @@
+"""What the CPU at hand computes fast: one answer for all that choose by it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+#: oneDNN's name of the newest instructions it may use, and what says so
+_ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+#: what else in the environment chooses among kernels that add in different orders
+_KERNEL_CHOICES = (*_ONEDNN_LIMITS, "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR")
+#: the lines of /proc/cpuinfo that tell one kind of processor from another
+_KINDS = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
+
+
+def fast_bfloat16() -> bool:
+    """Whether bfloat16 matrix products are faster than float32's: where the CPU has AMX.
+
+    Without its instructions a dense bfloat16 product takes several times as long. What the
+    environment keeps torch or oneDNN from using counts as not there.
+    """
+    wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
+    limit = _onednn_limit()
+    return torch.cpu._is_amx_tile_supported() and wide and (not limit or "AMX" in limit)
+
+
+def fast_int8() -> bool:
+    """Whether int8 matrix products are faster than float32's: where the CPU has AVX-512 VNNI.
+
+    Without it torch computes them one by one.
+    """
+    limit = _onednn_limit()
+    return torch.cpu._is_vnni_supported() and limit not in ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+
+
+def identity() -> dict[str, str]:
+    """What the last digits of a sum depend on, beside software and number of threads."""
+    choices = {name: os.environ[name] for name in _KERNEL_CHOICES if name in os.environ}
+    return {
+        "kind": _kind(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": str(fast_bfloat16()),
+        **choices,
+    }
+
+
+def _onednn_limit() -> str:
+    """In capitals; empty where oneDNN may use all that there is."""
+    value = next((os.environ[name] for name in _ONEDNN_LIMITS if os.environ.get(name)), "")
+    return "" if value.upper() in ("ALL", "DEFAULT") else value.upper()
+
+
+@cache
+def _kind() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    first = info.read_text("utf-8", errors="replace").partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return " ".join(value.strip() for name, _, value in pairs if name.strip() in _KINDS)
