@@ -3,8 +3,8 @@
     python benchmarks/int8_linear.py [--shapes 4096x4096,1024x4096] [--rows 1,8,64,512]
 
 Milliseconds, the best of some runs, taken in turn. `int8` is what the torch runtime does with W8A8
-artifacts, rounding of activations included; `emulated` what it does where the CPU has no exact
-kernel: the weight decoded once, activations rounded, a float32 product.
+artifacts, rounding of activations included; `emulated` what it does where the CPU has no exact,
+fast kernel: the weight decoded once, activations rounded, a float32 product.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, QuantizedTensor
 from llmopt.runtimes.torch.activations import round_tokens
-from llmopt.runtimes.torch.int8 import Int8Linear, kernel_is_exact
+from llmopt.runtimes.torch.int8 import Int8Linear, computes_in_integers
 
 OPTIONS = GridOptions(grid="int8", bits=8, group_size=-1, signed_scales=False)
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="4096x4096,1024x4096", help="outputs x inputs")
     parser.add_argument("--rows", default="1,8,64,512")
     args = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, integer sums exact: {kernel_is_exact()}")
+    print(f"{torch.get_num_threads()} threads, computes in integers: {computes_in_integers()}")
     print(f"{'shape':>12} {'rows':>5} {'float32':>9} {'bfloat16':>9} {'emulated':>9} {'int8':>9}")
     for shape in args.shapes.split(","):
         outputs, inputs = map(int, shape.split("x"))

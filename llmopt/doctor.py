@@ -37,7 +37,7 @@ def findings() -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from llmopt.runtimes.torch.int8 import kernel_is_exact
+    from llmopt.runtimes.torch.int8 import computes_in_integers
 
     memory = psutil.virtual_memory()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -50,7 +50,7 @@ def _machine() -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "cpu features": ", ".join(cpu_features()) or "unknown",
-        "int8 linears": "integer products" if kernel_is_exact() else "emulated: int8 sums saturate",
+        "int8 linears": "integer products" if computes_in_integers() else "computed in float32",
         "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",
         "gpus": ", ".join(gpus) or "none",
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llmopt import processor
 from llmopt.errors import LlmoptError
 
 # A Hessian of fewer columns is one matrix product; from here on, computing the blocks on and above
@@ -143,7 +144,7 @@ def fast_products(device: torch.device) -> Iterator[None]:
     Elsewhere nothing changes: without AMX bfloat16 is slower, and on a GPU float32 is fast enough.
     The process-wide setting is put back on the way out.
     """
-    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
+    if device.type != "cpu" or not processor.fast_bfloat16():
         yield
         return
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at import

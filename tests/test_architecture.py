@@ -16,6 +16,7 @@ LAYERS: list[set[str]] = [
     {"errors", "__init__"},
     {"specs"},
     {"recipe", "artifact", "ledger", "pretrained"},
+    {"processor"},
     {"grids", "linalg", "corpora"},
     {"methods", "formats"},
     {"sources", "soundness"},

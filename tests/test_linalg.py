@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmopt import linalg
+from llmopt import linalg, processor
 from llmopt.errors import LlmoptError
 from llmopt.linalg import accumulate_hessian, damped_factor, fast_products, mirror_upper
 
@@ -126,7 +126,7 @@ def test_mirroring_keeps_the_upper_half_and_copies_it_below(
 
 
 def test_fast_products_puts_the_setting_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(processor, "fast_bfloat16", lambda: True)
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
 
@@ -140,8 +140,8 @@ def test_fast_products_puts_the_setting_back(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.fp32_precision == before
 
 
-def test_fast_products_changes_nothing_without_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+def test_fast_products_changes_nothing_where_they_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "fast_bfloat16", lambda: False)
     before = torch.backends.mkldnn.matmul.fp32_precision
     with fast_products(torch.device("cpu")):
         assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmopt import processor
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.experts import Names, Pools
 from llmopt.blockwalk.inlet import Weights
@@ -71,9 +72,10 @@ def walk_backward(
     """
     state = WalkState(state_folder)
     described = {
-        "device": str(device), "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-    }  # fmt: skip
+        "device": str(device),
+        "torch": torch.__version__,
+        "cpu": processor.identity(),
+    }
     with ExitStack() as stack:
         stack.enter_context(state.locked())
         if not state.matches(described):

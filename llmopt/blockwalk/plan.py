@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmopt import processor
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.block import Transform
 from llmopt.blockwalk.inlet import Inlet, Operation
@@ -78,7 +79,7 @@ class Plan:
             "dtype": str(self.dtype),
             "device": str(self.device),
             "torch": torch.__version__,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "cpu": processor.identity(),
         }
 
     def done(self) -> int:

@@ -1,10 +1,15 @@
-"""Which device to compute on."""
+"""Which device to compute on, and in which dtype."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
+from llmopt import processor
 from llmopt.errors import RequestError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def pick_device(wanted: str) -> str:
@@ -20,3 +25,17 @@ def pick_device(wanted: str) -> str:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError("torch sees no GPU here", hint="--device cpu")
     return wanted
+
+
+def computing_dtype(wanted: Dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is the dtype of the stored weights on a GPU, and on a CPU the fastest.
+
+    That is bfloat16 for half precision on CPUs that are fast in it, else float32.
+    """
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype
+    if device.type != "cpu":
+        return stored
+    half = stored in (torch.bfloat16, torch.float16)
+    return torch.bfloat16 if half and processor.fast_bfloat16() else torch.float32

@@ -214,7 +214,7 @@ def test_looking_commands(llmopt: Llmopt) -> None:
     assert llmopt("recipes", "schema").document["title"] == "llmopt recipe"
     found = llmopt("doctor", "--json").document
     backends = found["backends"]
-    assert found["machine"]["int8 linears"] in ("integer products", "emulated: int8 sums saturate")
+    assert found["machine"]["int8 linears"] in ("integer products", "computed in float32")
     assert backends["onnxruntime"]["install"] == 'pip install "llmopt[onnx]"'
 
 

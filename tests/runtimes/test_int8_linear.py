@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llmopt import processor
 from llmopt.grids import integer
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.runtimes.torch import int8, load, loading
@@ -61,7 +62,6 @@ def test_a_tokens_extreme_gets_the_largest_level(grid: str) -> None:
 def test_product_is_that_of_rounded_activations(dtype: torch.dtype, bias: bool) -> None:
     tensor, x = make(), inputs(2, 3, 96).to(dtype)
     offsets = torch.ones(40) if bias else None
-    assert fits_int8(tensor)
     layer = Int8Linear(tensor, offsets)
     levels, scale = token_levels(x, "int8")
     weight = integer.decode(tensor.codes, tensor.params)
@@ -120,13 +120,22 @@ def test_a_cpu_whose_sums_saturate_is_not_used(monkeypatch: pytest.MonkeyPatch) 
         return (pairs.clamp(-(2**15), 2**15 - 1).sum(-1) - 128 * weight.sum(-1)).int()
 
     int8.kernel_is_exact.cache_clear()
+    monkeypatch.setattr(processor, "fast_int8", lambda: True)
     monkeypatch.setattr(int8, "_product", saturating)
     assert not fits_int8(make())
     int8.kernel_is_exact.cache_clear()
 
 
 @needs_kernel
-def test_sums_that_an_int32_may_not_hold_are_not_used() -> None:
+def test_a_cpu_whose_product_is_slow_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast in (True, False):
+        monkeypatch.setattr(processor, "fast_int8", lambda fast=fast: fast)
+        assert fits_int8(make()) == fast
+
+
+@needs_kernel
+def test_sums_that_an_int32_may_not_hold_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "fast_int8", lambda: True)
     assert fits_int8(make(1, 2**17 - 1))
     assert not fits_int8(make(1, 2**17))
 
@@ -135,6 +144,7 @@ def test_sums_that_an_int32_may_not_hold_are_not_used() -> None:
 def test_an_artifact_runs_in_integers_and_gives_what_its_emulation_gives(
     make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processor, "fast_int8", lambda: True)
     artifact = quantized(
         tmp_path, make_model("llama"), method="rtn", grid="int8", group_size=-1,
         format="compressed-tensors", activations="int8",

@@ -6,7 +6,8 @@ tensors, which torch 2.13 announces to remove, and round a whole batch with one 
 a token gives depends on its neighbours. Here each token has its own scale
 (runtimes.torch.activations). Products are summed without rounding, so this is the artifact's
 function to float32's last digits, and serves measurements of quality as well as generation. It
-reads a quarter of the bytes of a float32 weight.
+reads a quarter of the bytes of a float32 weight. CPUs without VNNI have no fast product of this
+kind and compute the same function with QuantizedLinear.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from llmopt import processor
 from llmopt.grids.base import QuantizedTensor
 from llmopt.runtimes.torch.activations import token_levels
 
@@ -56,7 +58,7 @@ class Int8Linear(nn.Module):
 
 
 def fits_int8(tensor: QuantizedTensor) -> bool:
-    """Whether a weight and this machine's CPU are such that the integer product is exact."""
+    """Whether for this weight, on this CPU, the integer product is exact and fast."""
     params = tensor.params
     rows_alone = params.scale.shape[1] == 1 and bool((params.zero == 128).all())
     in_range = tensor.codes.shape[1] <= _MOST_INPUTS
@@ -64,8 +66,13 @@ def fits_int8(tensor: QuantizedTensor) -> bool:
         tensor.activations == tensor.grid == "int8"
         and rows_alone
         and in_range
-        and kernel_is_exact()
+        and computes_in_integers()
     )
+
+
+def computes_in_integers() -> bool:
+    """Whether this CPU's integer product is fast, and exact."""
+    return processor.fast_int8() and kernel_is_exact()
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_fit, misfit
 from llmopt.formats.headers import read_json
 from llmopt.grids.ggml import BlockTensor
-from llmopt.runtimes.device import pick_device
+from llmopt.runtimes.device import Dtype, computing_dtype, pick_device
 from llmopt.runtimes.torch.engine import TorchEngine
 from llmopt.runtimes.torch.int8 import Int8Linear, fits_int8
 from llmopt.runtimes.torch.linear import Decode, KernelSwitch, QuantizedLinear
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def load(
@@ -34,7 +32,7 @@ def load(
     """
     checkpoint = Checkpoint.open(folder)
     target = torch.device(pick_device(device))
-    computing = _dtype(dtype, checkpoint, target)
+    computing = computing_dtype(dtype, checkpoint.dense_dtype, target)
     model, switch = empty_model(checkpoint, computing), KernelSwitch()
     unused = check_fit(checkpoint, model)
     _put_quantized(model, checkpoint, computing, switch, decode, target)
@@ -46,19 +44,6 @@ def load(
         end_tokens=_end_tokens(folder, checkpoint.config),
         unused=unused,
     )
-
-
-def _dtype(dtype: Dtype, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        return {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-        }[dtype]
-    if device.type != "cpu":
-        return checkpoint.dense_dtype
-    half = checkpoint.dense_dtype in (torch.bfloat16, torch.float16)
-    return torch.bfloat16 if half and torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def _put_quantized(
