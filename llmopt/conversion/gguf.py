@@ -34,8 +34,8 @@ from llmopt.specs.presets import (
 HEAD = "output.weight"
 #: the preset of what a budget leaves alone
 USUAL = "Q4_K_M"
-#: how the types of plain numbers are called where they come from
-_PLAIN = {4: "F32", 2: "F16"}
+#: types of plain numbers, and the dtypes all of whose values each holds
+_HELD = {"F16": {"F16"}, "BF16": {"BF16"}, "F32": {"F16", "BF16", "F32"}}
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -156,11 +156,14 @@ def _own_type(contents: Contents, place: Placement, dtype: str) -> str:
     tensors = [contents.tensors[name] for name in place.sources]
     if place.float32 or not tensors or not is_quantized(place.name, place.shape):
         return "F32"
-    plain = _DTYPES.get(dtype) or _plain_type(contents)
+    asked = _DTYPES.get(dtype)
     types = {
-        _exact_type(t.layout) or plain if t.layout else _stored_type(t) or plain for t in tensors
+        _exact_type(t.layout) or asked or _decoded_type(contents)
+        if t.layout
+        else _stored_type(t) or asked or _plain_type(contents, t)
+        for t in tensors
     }
-    chosen = types.pop() if len(types) == 1 else plain
+    chosen = types.pop() if len(types) == 1 else asked or "F32"
     return fitting(chosen, place.shape[-1]) if GGML_TYPES[chosen].block > 1 else chosen
 
 
@@ -188,17 +191,35 @@ def _exact_type(layout: LayerLayout) -> str | None:
     return "Q4_0" if layout.symmetric else "Q4_1"
 
 
-def _plain_type(contents: Contents) -> str:
-    """What the model's plain weights are, going by the embedding's."""
+def _plain_type(contents: Contents, tensor: LogicalTensor) -> str:
+    """The type that a plain tensor is stored in, or the widest."""
+    if not tensor.dtype and tensor.nbytes == 2 * math.prod(tensor.shape):
+        return _decoded_type(contents)  # a step is going to write it, as the model is
+    return tensor.dtype if tensor.dtype in _HELD else "F32"
+
+
+def _decoded_type(contents: Contents) -> str:
+    """What the model's plain weights usually are, going by the embedding's."""
     embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
-    if embedding.dtype in _DTYPES.values():
+    if embedding.dtype in _HELD:
         return embedding.dtype
-    width = embedding.nbytes / math.prod(embedding.shape)
-    if width == 2:
-        config = contents.family.language_config(contents.config)
-        named = config.get("dtype") or config.get("torch_dtype") or contents.config.get("dtype")
-        return _DTYPES.get(str(named), "F16") if named != "float32" else "F16"
-    return _PLAIN.get(int(width), "F16")
+    if embedding.nbytes == 4 * math.prod(embedding.shape):
+        return "F32"
+    config = contents.family.language_config(contents.config)
+    named = config.get("dtype") or config.get("torch_dtype") or contents.config.get("dtype")
+    return _DTYPES.get(str(named), "F16") if named != "float32" else "F16"
+
+
+def holds(type_id: str, tensor: LogicalTensor) -> bool:
+    """Whether a type of plain numbers has all values that a tensor without a layout can have.
+
+    One of which only the size is known yet is taken for one of that size.
+    """
+    if _stored_type(tensor):
+        return type_id == "F32"
+    if tensor.dtype:
+        return tensor.dtype in _HELD[type_id]
+    return tensor.nbytes <= GGML_TYPES[type_id].nbytes * math.prod(tensor.shape)
 
 
 def _facts(contents: Contents) -> ModelFacts:
@@ -265,14 +286,15 @@ def _conversion(tensor: LogicalTensor, each: Wanted) -> Conversion:
 def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:
     """What the layouts alone say will be lost."""
     if tensor.layout is None:
-        if tensor.dtype == each.type_id or each.type_id == "F32":
+        if tensor.dtype == each.type_id:
             return None
         if each.has_blocks:
             return "plain weights are rounded"
-        if tensor.dtype in GGML_TYPES:
-            return f"{tensor.dtype} values are rounded to {each.type_id}"
-        kept = tensor.nbytes <= GGML_TYPES[each.type_id].nbytes * math.prod(tensor.shape)
-        return None if kept else f"values are rounded to {each.type_id}"
+        # of BF16 in F16, and of F64 in F32, the stage reads the values
+        mere_range = (tensor.dtype, each.type_id) == ("BF16", "F16")
+        if each.type_id == "F32" or mere_range or holds(each.type_id, tensor):
+            return None
+        return f"{tensor.dtype or 'its'} values are rounded to {each.type_id}"
     if each.type_id == "F32" or _exact_type(tensor.layout) == each.type_id:
         return None
     return f"{tensor.layout.label} values are not {each.type_id} values"

@@ -82,10 +82,11 @@ def contents_after(
     tensors, head = {}, f"{contents.naming.head}.weight"
     for fate in fates:
         layout = fate.quantize.layout if fate.quantize else None
-        shape = fate.shape
-        if layout is None and contents.tensors[fate.name].layout is None:
-            shape = contents.tensors[fate.name].shape
-        elif layout is None and contents.family.conv1d and fate.name != head:
+        present, shape = contents.tensors[fate.name], fate.shape
+        if layout is None and present.layout is None:
+            tensors[fate.name] = replace(present, nbytes=fate.bytes)
+            continue
+        if layout is None and contents.family.conv1d and fate.name != head:
             shape = shape[::-1]
         tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
     format_id = None if settings.to == PLAIN else settings.to

@@ -26,8 +26,8 @@ from llmopt.formats.gguf.weights import (
     Watch,
     arranged,
     as_bytes,
+    keeps_values,
     nearest,
-    shifts_exactly,
     unchanged,
 )
 from llmopt.formats.gguf.writer import Entry, write_gguf
@@ -108,9 +108,18 @@ class _Conversion:
                 )
         for wanted in self._wanted if self._settings.exact else ():
             place = wanted.placement
-            if place.offset and not shifts_exactly(self._checkpoint, place):
+            certain = not place.offset and all(
+                tensor.layout or gguf.holds(wanted.type_id, tensor)
+                for tensor in (self._contents.tensors[name] for name in place.sources)
+            )
+            if wanted.has_blocks or certain:
+                continue
+            if not keeps_values(self._checkpoint, place, wanted.type_id):
+                what = (
+                    f"{place.offset:g} + w in {wanted.type_id}" if place.offset else wanted.type_id
+                )
                 raise RequestError(
-                    f"{place.sources[0]} is not exact in the file, which holds 1 + w in float32",
+                    f"{place.sources[0]} is not exact in the file, which holds {what}",
                     hint="without --exact it is rounded, and the error is reported",
                 )
 
@@ -235,13 +244,14 @@ class _Conversion:
     def _errors(self, wanted: gguf.Wanted) -> Watch | None:
         """Notes what streaming a tensor of the file loses; None where it loses nothing."""
         place, type_id = wanted.placement, wanted.type_id
-        if type_id == "F32" and not place.offset:
+        dtypes = {self._checkpoint.stored_dtype(source) for source in place.sources}
+        if type_id == "F32" and not place.offset and torch.float64 not in dtypes:
             return None
         names = dict(zip(place.sources, gguf.names_of(self._checkpoint.naming, place), strict=True))
 
         def watch(source: str, rows: Tensor, data: Tensor) -> None:
             values = ggml.decode(type_id, data)
-            if place.offset:  # float32 would round this, too
+            if place.offset or rows.dtype == torch.float64:  # float32 would round this, too
                 values, rows = values.double() - place.offset, rows.double()
             change = (values - rows).view(-1)
             lost, whole = self._lost[names[source]]

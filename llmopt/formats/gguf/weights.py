@@ -13,10 +13,10 @@ from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.gguf.writer import Source
 from llmopt.formats.headers import TensorHeader
-from llmopt.grids.ggml import Search, encode
+from llmopt.grids.ggml import Search, decode, encode
 
-#: is shown the name of a source, some of its rows float32 [n, cols] as the model has them, and
-#: the bytes made of them
+#: is shown the name of a source, some of its rows [n, cols] as the model has them, in float32 or
+#: float64, and the bytes made of them
 Watch = Callable[[str, Tensor, Tensor], None]
 
 #: weights that are converted at once: few enough to stay in the cache of a processor
@@ -30,14 +30,16 @@ def arranged(weight: Tensor, placement: Placement) -> Tensor:
     return weight[torch.tensor(placement.order, device=weight.device)]
 
 
-def shifts_exactly(checkpoint: Checkpoint, placement: Placement) -> bool:
-    """Whether float32 holds the weights of a placement plus its offset."""
+def keeps_values(checkpoint: Checkpoint, placement: Placement, type_id: str) -> bool:
+    """Whether a type of plain numbers has the weights of a placement, plus its offset."""
     for name in placement.sources:
-        weight = _read(checkpoint, placement, name).float()
-        if not torch.equal(
-            (weight + placement.offset).double() - placement.offset, weight.double()
-        ):
-            return False
+        for rows in _pieces(checkpoint, placement, name):
+            try:
+                data = encode(type_id, rows.float() + placement.offset)
+            except RequestError:
+                return False
+            if not torch.equal(decode(type_id, data).double() - placement.offset, rows.double()):
+                return False
     return True
 
 
@@ -82,20 +84,25 @@ def _encoder(
         if not placement.sources:
             yield as_bytes(encode(type_id, torch.tensor([placement.values])))
         for name in placement.sources:
-            weight = arranged(_read(checkpoint, placement, name), placement)
-            matrix = weight.reshape(-1, weight.shape[-1])
-            for rows in torch.split(matrix, max(1, _PIECE // matrix.shape[1])):
-                rows = rows.float()
-                shifted = rows + placement.offset if placement.offset else rows
+            for rows in _pieces(checkpoint, placement, name):
+                values = rows.float()
+                shifted = values + placement.offset if placement.offset else values
                 try:
                     data = encode(type_id, shifted, None, search)
                 except RequestError as error:
                     raise RequestError(f"{name}: {error.message}", hint=error.hint) from None
                 if watch is not None:
-                    watch(name, rows, data)
+                    watch(name, rows if rows.dtype == torch.float64 else values, data)
                 yield as_bytes(data)
 
     return pieces
+
+
+def _pieces(checkpoint: Checkpoint, placement: Placement, name: str) -> Iterator[Tensor]:
+    """The weights of a source as rows of the file, some at a time, in the dtype that is stored."""
+    weight = arranged(_read(checkpoint, placement, name), placement)
+    matrix = weight.reshape(-1, weight.shape[-1])
+    yield from torch.split(matrix, max(1, _PIECE // matrix.shape[1]))
 
 
 def _read(checkpoint: Checkpoint, placement: Placement, name: str) -> Tensor:
