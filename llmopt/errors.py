@@ -12,6 +12,8 @@ Anything else that escapes is a bug in llmopt and is reported as one.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -62,6 +64,37 @@ class RecipeError(RequestError):
         super().__init__(f"{where}: {message}" if where else message, hint=hint)
         self.file, self.line, self.column, self.key = file, line, column, key
         self.plain = message
+
+
+class Mistakes:
+    """Mistakes of one request, gathered so that all of them are told at once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, RecipeError] = {}
+
+    def add(self, mistakes: Iterable[LlmoptError]) -> None:
+        """Keep the first mistake of each place."""
+        for each in mistakes:
+            if isinstance(each, RecipeError):
+                self._found.setdefault(each.key or each.message, each)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """A RecipeError of the block is kept, and the block is left."""
+        try:
+            yield
+        except RecipeError as error:
+            self.add(error.all)
+
+    def __iter__(self) -> Iterator[RecipeError]:
+        return iter(self._found.values())
+
+    def raise_any(self) -> None:
+        """Raise the first mistake, the others with it, if there is any."""
+        if self._found:
+            first, *others = self._found.values()
+            first.others = tuple(others)
+            raise first from None
 
 
 class GateFailed(LlmoptError):

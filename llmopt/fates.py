@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from llmopt.errors import RequestError
+from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.formats.engine_names import EngineNames
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
@@ -103,37 +103,40 @@ def quantize_fates(
 
     Raises RecipeError naming the layer for a group size that does not divide it, a shape that
     the format cannot pack, settings that its config cannot express, or a pattern that matches
-    nothing.
+    nothing; the first of these, with the others.
     """
-    fates = list(_fates(contents, settings, source, place))
+    mistakes = Mistakes()
+    fates = list(_fates(contents, settings, source, place, mistakes))
+    mistakes.raise_any()
     check_config(fates, contents.naming, settings.format, source, (*place, "format"))
     yield from fates
 
 
 def _fates(
-    contents: Contents, settings: QuantizeStep, source: Source, place: Key
+    contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes
 ) -> Iterator[TensorFate]:
     naming = contents.naming
     linears = linear_names(naming, head=settings.head)
-    _check_patterns(settings, linears, source, place)
-    _check_format(settings, source, place)
+    widths = set(_widths(contents, linears))
+    mistakes.add(_of_patterns(settings, linears, source, place))
+    mistakes.add(_of_format(settings, source, place))
     for name, tensor in contents.tensors.items():
         linear, size = name.removesuffix(".weight"), tensor.nbytes
         if not name.endswith(".weight") or linear not in linears:
             yield TensorFate(name, tensor.shape, size, size, None, kept_because(naming, name))
             continue
         shape = linear_shape(contents, tensor)
-        chosen, why = _chosen(settings, linear)
+        chosen, why, keys = _chosen(settings, linear)
         if chosen is None:
             yield TensorFate(name, shape, size, size, None, why)
             continue
         if why or not settings.has_budget:  # else it is a candidate's group that has to fit
-            _check_group(linear, shape, chosen, settings, source, place)
-        _check_packing(linear, shape, settings, source, place)
+            mistakes.add(_of_group(linear, shape, chosen, settings, source, place, keys, widths))
+        mistakes.add(_of_packing(linear, shape, settings, source, place))
         after = chosen.bytes(shape, FORMATS[settings.format])
         yield TensorFate(name, shape, size, after, chosen, why)
     if settings.head and f"{naming.head}.weight" not in contents.tensors:
-        yield _untied_head(contents, settings, source, place)
+        yield _untied_head(contents, settings, source, place, mistakes)
 
 
 def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: str) -> Contents:
@@ -178,6 +181,12 @@ def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
     return found
 
 
+def _widths(contents: Contents, linears: set[str]) -> Iterator[int]:
+    for name, tensor in contents.tensors.items():
+        if name.endswith(".weight") and name.removesuffix(".weight") in linears:
+            yield linear_shape(contents, tensor)[1]
+
+
 def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
     """(outputs, inputs) of a linear's weight, whatever way the checkpoint stores it."""
     if len(tensor.shape) != 2:
@@ -189,16 +198,17 @@ def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
 
 
 def _untied_head(
-    contents: Contents, settings: QuantizeStep, source: Source, place: Key
+    contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes
 ) -> TensorFate:
     """A head that shares the embedding's weights gets quantized ones of its own."""
     naming = contents.naming
     rows, cols = contents.tensors[f"{naming.embedding}.weight"].shape
-    chosen, why = _chosen(settings, naming.head)
+    chosen, why, keys = _chosen(settings, naming.head)
     size = 0
     if chosen:
-        _check_group(naming.head, (rows, cols), chosen, settings, source, place)
-        _check_packing(naming.head, (rows, cols), settings, source, place)
+        shape = rows, cols
+        mistakes.add(_of_group(naming.head, shape, chosen, settings, source, place, keys, {cols}))
+        mistakes.add(_of_packing(naming.head, shape, settings, source, place))
         size = chosen.bytes((rows, cols), FORMATS[settings.format])
     return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
 
@@ -214,67 +224,76 @@ def kept_because(naming: Naming, name: str) -> str:
     return "not a linear" if inside else "not part of the text model"
 
 
-def _chosen(settings: QuantizeStep, linear: str) -> tuple[LinearSettings | None, str]:
+def _chosen(
+    settings: QuantizeStep, linear: str
+) -> tuple[LinearSettings | None, str, dict[str, Key]]:
+    """A linear's settings, None where it is skipped; why; and which keys of the step say them."""
     grid, group_size, symmetric = settings.grid, settings.group_size, settings.symmetric
+    keys: dict[str, Key] = {name: (name,) for name in ("grid", "group_size", "symmetric")}
     why, skip = "", False
-    for override in settings.overrides:
+    for index, override in enumerate(settings.overrides):
         if not fnmatch.fnmatchcase(linear, override.match):
             continue
         why, skip = f"override {override.match}", override.skip
         grid = override.grid or grid
         group_size = override.group_size or group_size
         symmetric = symmetric if override.symmetric is None else override.symmetric
+        said = [name for name in keys if getattr(override, name) is not None]
+        keys |= {name: ("overrides", index, name) for name in said}
     if skip:
-        return None, why
+        return None, why, keys
     # another grid by an override is for the weights alone
     activations = settings.activations if settings.activations == grid else None
-    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric, activations), why
+    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric, activations), why, keys
 
 
-def _check_patterns(settings: QuantizeStep, linears: set[str], source: Source, place: Key) -> None:
+def _of_patterns(
+    settings: QuantizeStep, linears: set[str], source: Source, place: Key
+) -> Iterator[RecipeError]:
     for index, override in enumerate(settings.overrides):
         if not any(fnmatch.fnmatchcase(name, override.match) for name in linears):
             match = nearest(override.match, linears)
-            raise source.error(
+            yield source.error(
                 f"the pattern {override.match!r} matches no linear that this step quantizes",
                 (*place, "overrides", index, "match"),
                 f"a linear is called {match or min(linears)!r}",
             )
 
 
-def _check_format(settings: QuantizeStep, source: Source, place: Key) -> None:
+def _of_format(settings: QuantizeStep, source: Source, place: Key) -> Iterator[RecipeError]:
     spec = FORMATS[settings.format]
-    for index, grid in enumerate([settings.grid, *(o.grid for o in settings.overrides if o.grid)]):
-        if grid not in spec.grids:
-            key = (*place, "grid") if index == 0 else (*place, "overrides")
-            raise source.error(
-                f"format {spec.id} cannot hold grid {grid}", key, f"it holds {sorted(spec.grids)}"
-            )
+    grids: dict[Key, str | None] = {(*place, "grid"): settings.grid}
+    for index, override in enumerate(settings.overrides):
+        grids[(*place, "overrides", index, "grid")] = override.grid
+    for key, grid in grids.items():
+        if grid is not None and grid not in spec.grids:
+            holds = f"it holds {', '.join(sorted(spec.grids))}"
+            yield source.error(f"format {spec.id} cannot hold grid {grid}", key, holds)
     if settings.activations not in ("none", *spec.activations):
         held = ", ".join(["none", *sorted(spec.activations)])
-        raise source.error(
+        yield source.error(
             f"format {spec.id} cannot say that activations are {settings.activations}",
             (*place, "activations"),
             f"it knows: {held}",
         )
     if settings.activations not in ("none", settings.grid):
-        raise source.error(
+        yield source.error(
             f"{settings.activations} activations go with {settings.activations} weights, "
             f"not {settings.grid}",
             (*place, "activations"),
-            f"grid: {settings.activations}",
+            source.says((*place, "grid"), settings.activations),
         )
     regroups = settings.act_order == "full" and not settings.static_groups
     if regroups and not spec.group_index and "act_order" in METHODS[settings.method].settings:
-        raise source.error(
+        yield source.error(
             f"format {spec.id} cannot say which group an input is in",
             (*place, "act_order"),
-            "act_order: group keeps inputs in their stored groups",
+            f"{source.says((*place, 'act_order'), 'group')} keeps inputs in their stored groups",
         )
     if settings.head and not spec.quantizes_head:
-        raise source.error(f"format {spec.id} cannot hold a quantized head", (*place, "head"))
+        yield source.error(f"format {spec.id} cannot hold a quantized head", (*place, "head"))
     if settings.embeddings and not spec.quantizes_embeddings:
-        raise source.error(
+        yield source.error(
             f"format {spec.id} cannot hold quantized embeddings", (*place, "embeddings")
         )
 
@@ -300,46 +319,65 @@ def check_config(
             names=EngineNames(naming),
         )
     except RequestError as error:
-        raise source.error(error.message, key, error.hint) from None
+        name, is_setting, value = (error.hint or "").partition(": ")
+        hint = source.says((*key[:-1], name), value) if is_setting else error.hint
+        raise source.error(error.message, key, hint) from None
 
 
-def _check_group(
-    linear: str,
-    shape: tuple[int, ...],
-    chosen: LinearSettings,
-    settings: QuantizeStep,
-    source: Source,
-    place: Key,
-) -> None:
-    cols = shape[1]
+def _of_group(
+    linear: str, shape: tuple[int, ...], chosen: LinearSettings, settings: QuantizeStep,
+    source: Source, place: Key, keys: dict[str, Key], widths: set[int],
+) -> Iterator[RecipeError]:  # fmt: skip
+    """`widths` are the inputs of all linears, so that a hint helps them all."""
+    cols, key = shape[1], (*place, *keys["group_size"])
     spec: FormatSpec = FORMATS[settings.format]
     if spec.group_sizes is not None and chosen.group_size not in spec.group_sizes:
-        raise source.error(
+        yield source.error(
             f"format {spec.id} has no groups of {chosen.group_size}",
-            (*place, "group_size"),
+            key,
             f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
         )
     if not chosen.symmetric and not GRIDS[chosen.grid].asymmetric:
-        raise source.error(
-            f"grid {chosen.grid} has no zero points", (*place, "symmetric"), "symmetric: true"
-        )
+        symmetric = (*place, *keys["symmetric"])
+        hint = source.says(symmetric, value=True)
+        yield source.error(f"grid {chosen.grid} has no zero points", symmetric, hint)
     if chosen.group_size != -1 and cols % chosen.group_size:
-        fits = [g for g in (256, 128, 64, 32, 16) if cols % g == 0 and g < chosen.group_size]
-        advice = f"group_size: {fits[0]} divides it" if fits else "group_size: -1 always fits"
-        raise source.error(
+        yield source.error(
             f"group size {chosen.group_size} does not divide the {cols} inputs of {linear}",
-            (*place, "group_size"),
-            f"{advice}; or override this layer",
+            key,
+            _other_groups(linear, cols, chosen, spec, widths, source, place, key),
         )
 
 
-def _check_packing(
+def _other_groups(
+    linear: str, cols: int, chosen: LinearSettings, spec: FormatSpec, widths: set[int],
+    source: Source, place: Key, key: Key,
+) -> str | None:  # fmt: skip
+    """A group size that fits all linears, or leaving those that alone have no such groups."""
+    allowed = spec.group_sizes or {256, 128, 64, 32, 16, -1}
+    common = math.gcd(*widths)
+    fits = [g for g in allowed if common % g == 0 and g < chosen.group_size]
+    advice = [f"{source.says(key, max(fits))} fits all"] if fits else []
+    if not any(width % chosen.group_size for width in widths - {cols}):
+        advice.append(f"leave such linears: {_leaving(linear, source, place)}")
+    return "; or ".join(advice) or None
+
+
+def _of_packing(
     linear: str, shape: tuple[int, ...], settings: QuantizeStep, source: Source, place: Key
-) -> None:
+) -> Iterator[RecipeError]:
     if fault := packing_fault(linear, shape, FORMATS[settings.format]):
-        raise source.error(
-            fault, (*place, "format"), f'leave it: overrides: [{{match: "{linear}", skip: true}}]'
-        )
+        hint = f"leave such linears: {_leaving(linear, source, place)}"
+        yield source.error(fault, (*place, "format"), hint)
+
+
+def _leaving(linear: str, source: Source, place: Key) -> str:
+    """How one asks that linears such as this one are left as they are."""
+    pattern = f"*.{linear.rpartition('.')[2]}" if "." in linear else linear
+    flag = source.flag((*place, "overrides"))
+    if flag:
+        return f'{flag.name} "{pattern}"'
+    return f'overrides: [{{match: "{pattern}", skip: true}}]'
 
 
 def packing_fault(linear: str, shape: tuple[int, ...], spec: FormatSpec) -> str:

@@ -12,6 +12,8 @@ import typer
 from llmopt.cli import options as o
 
 if TYPE_CHECKING:
+    from llmopt.cli.output import Output
+    from llmopt.recipe.source import Flag
     from llmopt.stages.base import RunOptions
 
 
@@ -44,45 +46,44 @@ def bench(
     verbose: o.Verbose = False,
 ) -> None:
     """Measure quality against a base, size, speed and memory."""
+    typed = dict(locals())
+    from llmopt.cli.flags import flags, recipe_of
     from llmopt.cli.output import Output
-    from llmopt.cli.steps import given
+    from llmopt.cli.steps import print_as_recipe
+    from llmopt.recipe.source import Flag
     from llmopt.stages.base import RunOptions
 
     base = against or _source_of(artifacts[0])
     if base is None:
         Output(json, quiet).note("no --against: only perplexity, size and speed are measured")
     root = base or artifacts[0]
-    settings: dict[str, Any] = given(gates=gate, speed=speed, runtime=runtime) | {
-        "from": ["model" if name == root else name for name in artifacts],
-        "against": "model" if base else None,
-    }
-    data = given(evaluation=given(source=evaluation, field=field, windows=windows, length=length))
-    recipe = given(model=root, seed=seed, data=data)
-    options = RunOptions(device, threads)
     folder = out or Path(tempfile.mkdtemp(prefix="llmopt-bench-")) / "bench"
+    named = ["model" if name == root else name for name in artifacts]
+    data = recipe_of("bench", typed | {"against": root, "artifacts": named}, folder)
+    data["steps"][0]["bench"]["against"] = "model" if base else None
+    names = flags("bench", typed)
+    if against is None:
+        names["model"] = Flag("ARTIFACTS")
     try:
-        _measure(recipe, settings, folder, html, options, print_recipe, json, quiet)
+        if print_recipe:
+            print_as_recipe(data, Output(json, quiet))
+        else:
+            _measure(data, names, folder, html, RunOptions(device, threads), Output(json, quiet))
     finally:
         if out is None:
             shutil.rmtree(folder.parent)
 
 
 def _measure(
-    recipe: dict[str, Any], settings: dict[str, Any], folder: Path, html: Path | None,
-    options: RunOptions, print_recipe: bool, json: bool, quiet: bool,
+    data: dict[str, Any], names: dict[str, Flag], folder: Path, html: Path | None,
+    options: RunOptions, output: Output,
 ) -> None:  # fmt: skip
     from llmopt import planner
-    from llmopt.cli.output import Output
     from llmopt.cli.reporting import bench_document, show_bench, write_report
-    from llmopt.cli.steps import execute, print_as_recipe, raise_if_failed, single_recipe
+    from llmopt.cli.steps import execute, raise_if_failed
     from llmopt.recipe import from_data
 
-    data = single_recipe(recipe, "bench", settings, folder)
-    if print_recipe:
-        print_as_recipe(data)
-        return
-    output = Output(json, quiet)
-    plan = planner.plan(*from_data(data), folder)
+    plan = planner.plan(*from_data(data, names), folder)
     results = execute(plan, options, output)
     folders = [*plan.externals.values(), folder]
     show_bench(folders, output)

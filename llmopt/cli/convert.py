@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llmopt.cli import options as o
-from llmopt.errors import RequestError
+from llmopt.errors import RecipeError
 
 
 def convert(
@@ -75,6 +75,7 @@ def convert(
     seed: o.Seed = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
+    threads: o.Threads = None,
     allow_pickle: o.AllowPickle = False,
     print_recipe: o.PrintRecipe = False,
     json: o.Json = False,
@@ -82,36 +83,34 @@ def convert(
     verbose: o.Verbose = False,
 ) -> None:
     """Write the same weights in another layout; what that cannot hold is rounded and reported."""
-    from llmopt.cli.steps import given, grid_named, run_single, texts
+    typed = dict(locals())
+    from llmopt.cli.flags import flags, recipe_of
+    from llmopt.cli.steps import gates_typed, grid_named, run_single
+    from llmopt.errors import Mistakes
+    from llmopt.stages.base import RunOptions
 
-    settings = given(
-        to=to,
-        exact=exact or None,
-        grid=grid_named(grid, bits),
-        group_size=group_size,
-        symmetric=False if asymmetric else None,
-        dtype=dtype,
-        method=method,
-        search=search,
-        imatrix=None if imatrix is None else str(imatrix),
-        overrides=_overrides(type_),
-        split_size=split_size,
-        damping=damping,
-        refine=refine,
-        target_bpw=target_bpw,
-        target_size=target_size,
-        candidates=candidate,
-        gate=[] if gate == ["none"] else gate,
-    )
+    mistakes = Mistakes()
+    values = typed | {
+        "bits": None,
+        "asymmetric": False if asymmetric else None,
+        "exact": exact or None,
+        "imatrix": None if imatrix is None else str(imatrix),
+        "gate": gates_typed(gate),
+        "type_": None,
+    }
+    with mistakes.gathered():
+        values["grid"] = grid_named(grid, bits)
+    with mistakes.gathered():
+        values["type_"] = _overrides(type_)
     if imatrix is not None and calibration is not None:
-        raise RequestError(
-            "--imatrix takes the place of calibration text", hint="leave out --calibration"
-        )
-    data = texts(calibration, evaluation, field=field, sequences=sequences, length=length)
-    recipe = given(model=model, revision=revision, seed=seed, data=data)
+        message = "takes the place of calibration text"
+        mistakes.add([RecipeError(message, where="--imatrix", hint="leave out --calibration")])
+    data = recipe_of("convert", values, out)
+    if evaluation is not None and field is not None:
+        data["data"]["evaluation"]["field"] = field
     run_single(
-        recipe, "convert", settings, out, device=device, allow_pickle=allow_pickle,
-        print_recipe=print_recipe, json=json, quiet=quiet,
+        data, flags("convert", typed), mistakes, out, RunOptions(device, threads),
+        allow_pickle=allow_pickle, print_recipe=print_recipe, json=json, quiet=quiet,
     )  # fmt: skip
 
 
@@ -120,8 +119,9 @@ def _overrides(typed: list[str] | None) -> list[dict[str, Any]] | None:
     pairs = [text.rpartition("=") for text in typed or ()]
     for pattern, equals, type_id in pairs:
         if not pattern or not equals:
-            raise RequestError(
-                f"--type {type_id}: this says no tensors",
-                hint=f"--type PATTERN={type_id or 'TYPE'}",
+            raise RecipeError(
+                f"{pattern}{equals}{type_id} is not PATTERN=TYPE",
+                where="--type",
+                hint=f'--type "*.attn_v.*={type_id or "Q6_K"}"',
             )
     return [{"match": pattern, "type": type_id} for pattern, _, type_id in pairs] or None

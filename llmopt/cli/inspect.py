@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmopt.cli.output import Output
+    from llmopt.stages.base import RunOptions
 
 
 def inspect(
@@ -32,50 +33,46 @@ def inspect(
         int | None, typer.Option(help="Calibration sequences. [default: 128]")
     ] = None,
     device: o.Device = "auto",
+    threads: o.Threads = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
     """Show what a model or artifact is: family, sizes, formats, where it came from."""
+    typed = dict(locals())
     from llmopt.cli.output import Output
-    from llmopt.cli.steps import given
     from llmopt.inspection import describe
     from llmopt.sources import resolve
+    from llmopt.stages.base import RunOptions
 
     output = Output(json, quiet)
     found = describe(resolve(model, fetch=False))
     output.show(_summary(found))
     if sensitivity:
         kept = found["manifest"].get("evidence", {}).get("allocation")
-        asked = given(source=calibration, sequences=sequences)
-        found["sensitivity"] = (
-            kept["sensitivity"] if kept else _measured(model, candidate, asked, device, output)
-        )
+        options = RunOptions(device, threads)
+        found["sensitivity"] = kept["sensitivity"] if kept else _measured(typed, options, output)
         output.show(_sensitivity(found["sensitivity"]))
     if tensors:
         output.show(_tensors(found["tensors"]))
     output.result(found)
 
 
-def _measured(
-    model: str, candidates: list[str] | None, calibration: dict[str, Any], device: str,
-    output: Output,
-) -> list[dict[str, Any]]:  # fmt: skip
+def _measured(typed: dict[str, Any], options: RunOptions, output: Output) -> list[dict[str, Any]]:
     """The table of a model that was not quantized to a budget, as if it were to be."""
     from pathlib import Path
 
     from llmopt import pipeline, planner
+    from llmopt.cli.flags import flags, recipe_of
     from llmopt.cli.output import reporting
-    from llmopt.cli.steps import given, single_recipe
     from llmopt.recipe import from_data
-    from llmopt.stages.base import RunOptions
 
-    settings = given(target_bpw=16.0, candidates=candidates, gate=[])
-    recipe = given(model=model, data=given(calibration=calibration))
-    data = single_recipe(recipe, "quantize", settings, Path("sensitivity"))
-    plan = planner.plan(*from_data(data), Path("sensitivity"))
+    out = Path("sensitivity")
+    data = recipe_of("inspect", typed, out, verb="quantize")
+    data["steps"][0]["quantize"] |= {"target_bpw": 16.0, "gate": []}
+    plan = planner.plan(*from_data(data, flags("inspect", typed)), out)
     with reporting(output) as reporter:
-        return pipeline.sensitivity(plan, RunOptions(device), reporter)
+        return pipeline.sensitivity(plan, options, reporter)
 
 
 def _sensitivity(rows: list[dict[str, Any]]) -> Table:

@@ -29,6 +29,7 @@ from llmopt.cli import (
 from llmopt.errors import LlmoptError
 
 _INTERRUPTED, _TERMINATED = 130, 143
+_MOST_ERRORS = 20
 _RESUMES = "{}; the same command resumes"
 
 app = typer.Typer(
@@ -89,7 +90,7 @@ def run() -> NoReturn:
         if code == _INTERRUPTED:  # Typer turns an interrupt into this result
             _print_error(_RESUMES.format("interrupted"), None, code, as_json)
     except LlmoptError as error:
-        _print_error(error.message, error.hint, error.exit_code, as_json)
+        _print_errors(error, as_json)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -130,9 +131,33 @@ def _usage_or_bug(error: Exception, as_json: bool) -> int:
     return 1
 
 
-def _print_error(message: str, hint: str | None, code: int, as_json: bool) -> None:
-    text = f"error: {message}\n" + (f"hint: {hint}\n" if hint else "")
-    sys.stderr.write(text)
+def _print_errors(error: LlmoptError, as_json: bool) -> None:
+    """An error, and the mistakes that were found with it."""
+    for each in error.all[:_MOST_ERRORS]:
+        _write_error(each.message, each.hint)
+    if len(error.all) > _MOST_ERRORS:
+        sys.stderr.write(f"and {len(error.all) - _MOST_ERRORS} more\n")
     if as_json:
-        document = {"error": {"message": message, "hint": hint, "exit_code": code}}
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+        document = _as_document(error) | {"exit_code": error.exit_code}
+        _write_json({"error": document, "errors": [_as_document(each) for each in error.all]})
+
+
+def _as_document(error: LlmoptError) -> dict[str, object]:
+    place = {n: getattr(error, n, None) for n in ("file", "line", "column", "key")}
+    place = {name: value for name, value in place.items() if value is not None}
+    return {"message": error.message, "hint": error.hint} | place
+
+
+def _print_error(message: str, hint: str | None, code: int, as_json: bool) -> None:
+    _write_error(message, hint)
+    if as_json:
+        document: dict[str, object] = {"message": message, "hint": hint}
+        _write_json({"error": document | {"exit_code": code}, "errors": [document]})
+
+
+def _write_error(message: str, hint: str | None) -> None:
+    sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+
+
+def _write_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")

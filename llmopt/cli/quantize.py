@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -54,6 +54,7 @@ def quantize(
     seed: o.Seed = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
+    threads: o.Threads = None,
     allow_pickle: o.AllowPickle = False,
     print_recipe: o.PrintRecipe = False,
     json: o.Json = False,
@@ -61,30 +62,26 @@ def quantize(
     verbose: o.Verbose = False,
 ) -> None:
     """Quantize a model's weights and check the result against collapse."""
-    from llmopt.cli.steps import given, grid_named, run_single, texts
+    typed = dict(locals())
+    from llmopt.cli.flags import flags, recipe_of
+    from llmopt.cli.steps import gates_typed, grid_named, run_single
+    from llmopt.errors import Mistakes
+    from llmopt.stages.base import RunOptions
 
-    settings: dict[str, Any] = given(
-        method=method,
-        grid=grid_named(grid, bits),
-        group_size=group_size,
-        symmetric=False if asymmetric else None,
-        format=format_,
-        activations=activations,
-        transform=transform,
-        scale_search=scale_search,
-        damping=damping,
-        act_order=act_order,
-        refine=refine,
-        target_bpw=target_bpw,
-        target_size=target_size,
-        candidates=candidate,
-        head=head or None,
-        overrides=[{"match": pattern, "skip": True} for pattern in skip or ()] or None,
-        gate=[] if gate == ["none"] else gate,
-    )
-    data = texts(calibration, evaluation, field=field, sequences=sequences, length=length)
-    recipe = given(model=model, revision=revision, seed=seed, data=data)
+    mistakes = Mistakes()
+    values = typed | {
+        "bits": None,
+        "asymmetric": False if asymmetric else None,
+        "head": head or None,
+        "skip": [{"match": pattern, "skip": True} for pattern in skip or ()] or None,
+        "gate": gates_typed(gate),
+    }
+    with mistakes.gathered():
+        values["grid"] = grid_named(grid, bits)
+    data = recipe_of("quantize", values, out)
+    if evaluation is not None and field is not None:
+        data["data"]["evaluation"]["field"] = field
     run_single(
-        recipe, "quantize", settings, out, device=device, allow_pickle=allow_pickle,
-        print_recipe=print_recipe, json=json, quiet=quiet,
+        data, flags("quantize", typed), mistakes, out, RunOptions(device, threads),
+        allow_pickle=allow_pickle, print_recipe=print_recipe, json=json, quiet=quiet,
     )  # fmt: skip

@@ -15,6 +15,7 @@ def run(
     out: o.RunFolder = None,
     set_: o.Sets = None,
     device: o.Device = "auto",
+    threads: o.Threads = None,
     allow_pickle: o.AllowPickle = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -32,7 +33,7 @@ def run(
     loaded, source = load(recipe, set_ or ())
     folder = out or default_folder(loaded.name)
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
-    results = execute(plan, RunOptions(device), output)
+    results = execute(plan, RunOptions(device, threads), output)
     written = [r for r in results if r.step.gates_of is None and r.step.verb != "allocate"]
     for result in written:
         if result.step.verb == "bench":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,66 +12,58 @@ import yaml
 from llmopt import pipeline, planner
 from llmopt.artifact import RUN_RECORD
 from llmopt.cli.output import Output, reporting
-from llmopt.errors import GateFailed, RequestError
+from llmopt.errors import GateFailed, Mistakes, RecipeError
 from llmopt.pipeline import StepResult
 from llmopt.recipe import from_data
+from llmopt.recipe.source import Flag
+from llmopt.specs import GRIDS
 from llmopt.stages.base import RunOptions
-
-
-def given(**settings: Any) -> dict[str, Any]:
-    """The settings that were typed: those that are neither None nor an empty mapping."""
-    return {name: value for name, value in settings.items() if value is not None and value != {}}
 
 
 def grid_named(grid: str | None, bits: int | None) -> str | None:
     """The grid that --grid or --bits asks for."""
+    known = [spec.bits for spec in GRIDS.values() if spec.id == f"int{spec.bits}"]
     if bits is not None and grid is not None:
-        raise RequestError("--bits and --grid say the same thing: give one of them")
+        raise RecipeError("says the same thing as --grid: give one of them", where="--bits")
+    if bits is not None and bits not in known:
+        choices = f"{', '.join(map(str, known[:-1]))} or {known[-1]}"
+        raise RecipeError(f"{bits} is not {choices}", where="--bits")
     return grid if bits is None else f"int{bits}"
 
 
-def texts(
-    calibration: str | None, evaluation: str | None, *, field: str | None, sequences: int | None,
-    length: int | None,
-) -> dict[str, Any]:  # fmt: skip
-    """A recipe's `data` as options say it."""
-    return given(
-        calibration=given(source=calibration, field=field, sequences=sequences, length=length),
-        evaluation=given(source=evaluation, field=field if evaluation else None),
-    )
-
-
-def single_recipe(
-    recipe: dict[str, Any], verb: str, settings: dict[str, Any], out: Path
-) -> dict[str, Any]:
-    """The recipe that a subcommand stands for."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.resolve().name).lstrip("._-") or verb
-    return {"version": 1, "name": name, **recipe, "steps": [{"id": name, verb: settings}]}
+def gates_typed(gate: list[str] | None) -> list[str] | None:
+    """Gates as recipes say them: `none` is for no gate."""
+    return [] if gate == ["none"] else gate
 
 
 def run_single(
-    recipe: dict[str, Any], verb: str, settings: dict[str, Any], out: Path, *, device: str,
-    allow_pickle: bool, print_recipe: bool, json: bool, quiet: bool,
-) -> list[StepResult]:  # fmt: skip
-    """Run one subcommand through the pipeline and print what came of it."""
-    data = single_recipe(recipe, verb, settings, out)
-    if print_recipe:
-        print_as_recipe(data)
-        return []
+    data: dict[str, Any], flags: Mapping[str, Flag], mistakes: Mistakes, out: Path,
+    options: RunOptions, *, allow_pickle: bool, print_recipe: bool, json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Run the one step of a command's recipe and print what came of it.
+
+    `mistakes` are those that the command found itself.
+    """
+    with mistakes.gathered():
+        recipe, source = from_data(data, flags)
+    mistakes.raise_any()
     output = Output(json, quiet)
-    plan = planner.plan(*from_data(data), out, allow_pickle=allow_pickle)
-    results = execute(plan, RunOptions(device), output)
+    if print_recipe:
+        print_as_recipe(data, output)
+        return
+    plan = planner.plan(recipe, source, out, allow_pickle=allow_pickle)
+    results = execute(plan, options, output)
     for result in results:
         if result.step.gates_of is None and result.step.verb in ("quantize", "convert"):
             output.text(summary_line(result))
     output.result([document(result) for result in results])
     raise_if_failed(results)
-    return results
 
 
-def print_as_recipe(data: dict[str, Any]) -> None:
-    """The YAML that does what a command line asks for."""
-    Output().text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+def print_as_recipe(data: dict[str, Any], output: Output) -> None:
+    """The recipe that does what a command line asks for."""
+    output.text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    output.result(data)
 
 
 def execute(plan: planner.Plan, options: RunOptions, output: Output) -> list[StepResult]:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmopt import artifact
-from llmopt.errors import RequestError
+from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.formats.quantization import read_contents
 from llmopt.planner.desugar import Desugar
-from llmopt.planner.graph import ordered, outside
+from llmopt.planner.graph import named_parents, ordered, outside
 from llmopt.planner.located import located
 from llmopt.planner.steps import MODEL, Plan, PlannedStep
 from llmopt.recipe import Recipe, Source
-from llmopt.recipe.matrix import expand
+from llmopt.recipe.matrix import Expanded, expand
 from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve
 from llmopt.specs.formats import IMATRIX
@@ -43,7 +43,7 @@ def plan(
     folders = {name: _external(Path(typed)) for typed, name in externals.items()}
     others = {name: read_contents(folder) for name, folder in folders.items()}
     desugar = Desugar(recipe, source, ids, contents, others, model.name)
-    steps = [planned for item in in_order for planned in desugar.steps(item)]
+    steps = _desugared(in_order, ids, desugar)
     _check_ids(steps, source)
     single = source.file == "<command line>" and len(expanded) == 1
     outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
@@ -53,6 +53,26 @@ def plan(
         if path.resolve() == model.folder.resolve():
             raise RequestError(f"{path} is the input model", hint="choose another -o")
     return Plan(recipe, model, tuple(steps), outputs, folders)
+
+
+def _desugared(
+    in_order: list[Expanded], ids: dict[str, list[str]], desugar: Desugar
+) -> list[PlannedStep]:
+    """All planned steps. What builds on a step with a mistake is not looked at any more."""
+    steps: list[PlannedStep] = []
+    mistakes, failed = Mistakes(), set[str]()
+    for item in in_order:
+        named = named_parents(item)
+        if failed & {member for name in named for member in ids.get(name, [name])}:
+            failed.add(item.step.id)
+            continue
+        try:
+            steps += desugar.steps(item)
+        except RecipeError as error:
+            mistakes.add(error.all)
+            failed.add(item.step.id)
+    mistakes.raise_any()
+    return steps
 
 
 def _check_ids(steps: list[PlannedStep], source: Source) -> None:

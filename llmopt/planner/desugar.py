@@ -10,7 +10,7 @@ from typing import Any
 from llmopt import conversion
 from llmopt.allocate.options import byte_budget, parse_size, with_options
 from llmopt.conversion import gguf
-from llmopt.evaluate.gates import parse
+from llmopt.errors import Mistakes
 from llmopt.fates import (
     TensorFate,
     check_config,
@@ -19,6 +19,7 @@ from llmopt.fates import (
     quantize_fates,
 )
 from llmopt.formats.quantization import Contents
+from llmopt.planner import checks
 from llmopt.planner.gguf import GgufRequest, with_types
 from llmopt.planner.graph import members
 from llmopt.planner.located import located
@@ -33,13 +34,12 @@ from llmopt.predict import (
 from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Recipe, Source
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
+from llmopt.specs import FORMATS, METHODS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.specs.runtimes import AUTO, runtime_for
 
 GATE_WINDOWS = 16
-_METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
 
 
 class Desugar:
@@ -55,8 +55,20 @@ class Desugar:
         #: what steps planned so far will have written, those that write a model
         self._written: dict[str, Contents] = {}
 
-    def steps(self, item: Expanded) -> Iterator[PlannedStep]:
-        """A written step, with the allocation before it and the gate after it that it asks for."""
+    def steps(self, item: Expanded) -> list[PlannedStep]:
+        """A written step, with the allocation before it and the gate after it that it asks for.
+
+        Raises RecipeError about its first mistake, with the others that do not follow from it.
+        """
+        self._source = item.source
+        mistakes, planned = Mistakes(), []
+        mistakes.add(checks.of_gates(item, self._texts))
+        with mistakes.gathered():
+            planned = list(self._steps(item))
+        mistakes.raise_any()
+        return planned
+
+    def _steps(self, item: Expanded) -> Iterator[PlannedStep]:
         settings = item.step.settings
         if isinstance(settings, BenchStep):
             yield self.bench(item, settings)
@@ -64,8 +76,6 @@ class Desugar:
         if isinstance(settings, ConvertStep):
             yield from self.converted(item, settings)
             return
-        if settings.has_budget:
-            self._check_budget(settings, (*item.key, "quantize"))
         step = self.quantize(item, settings)
         if settings.has_budget:
             yield from (steps := self._budgeted(step, settings))
@@ -80,16 +90,23 @@ class Desugar:
         place: Key = (*item.key, "quantize")
         parent, contents = self._parent(item, settings.from_)
         method = METHODS[settings.method]
-        self._refuse_idle_settings(settings, method.settings, place)
         transform = method.transform if settings.transform == "auto" else settings.transform
-        calibration = self._calibration(settings, transform, place)
+        calibration, mistakes = None, Mistakes()
+        fates: tuple[TensorFate, ...] = ()
+        mistakes.add(checks.of_idle_settings(settings, self._source, place))
+        sequences = self._recipe.data.calibration.sequences
+        mistakes.add(checks.of_budget(settings, sequences, self._source, place))
+        with mistakes.gathered():
+            calibration = self._calibration(settings, transform, place)
+        with mistakes.gathered():
+            fates = tuple(quantize_fates(contents, settings, self._source, place))
+        mistakes.raise_any()
         effective = settings.model_dump(by_alias=True, exclude={"from_", "gate"})
-        for name in _METHOD_SETTINGS - method.settings:
+        for name in checks.METHOD_SETTINGS - method.settings:
             del effective[name]
         if effective.get("scale_search") == "auto":
             effective["scale_search"] = "importance" if calibration else "mse"
         effective |= {"transform": transform, "calibration": calibration, "seed": self._recipe.seed}
-        fates = tuple(quantize_fates(contents, settings, self._source, place))
         self._written[item.step.id] = contents_after(contents, fates, settings.format)
         footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
         texts = self._texts.places() if calibration else {}
@@ -122,7 +139,8 @@ class Desugar:
             return
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
-        self._check_target(settings, contents, place)
+        (mistakes := Mistakes()).add(checks.of_target(settings, contents, self._source, place))
+        mistakes.raise_any()
         found = list(conversion.conversions(contents, settings))
         fates = tuple(each.fate for each in found)
         lost = next((each for each in found if each.loss), None)
@@ -130,7 +148,7 @@ class Desugar:
             raise self._source.error(
                 f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
                 (*place, "exact"),
-                "exact: false rounds it, and reports the error",
+                f"{self._source.says((*place, 'exact'), value=False)} it is rounded, and reported",
             )
         self._check_held(fates, contents, settings, place)
         check_config(fates, contents.naming, settings.to, self._source, (*place, "to"))
@@ -253,7 +271,6 @@ class Desugar:
         against = settings.against
         if against not in (None, MODEL) and against not in self._written:
             raise self._source.error(f"{against!r} is not one step's model", (*place, "against"))
-        check_gates(settings.gates, self._source, (*place, "gates"))
         parents = tuple(dict.fromkeys([*([against] if against else []), *measured]))
         effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
             "from": list(dict.fromkeys(measured)),
@@ -296,7 +313,6 @@ class Desugar:
     def gate(self, item: Expanded, gates: list[str], step: PlannedStep) -> PlannedStep:
         """The bench step that decides whether a quantized model may be built upon."""
         place: Key = (*item.key, item.step.verb, "gate")
-        check_gates([g for g in gates if g != "default"], self._source, place)
         settings = BenchStep(from_=[step.id], speed=False)
         effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
             "gates": gates,
@@ -310,38 +326,6 @@ class Desugar:
         return PlannedStep(
             name, "bench", effective, parents, place, step.id, self._texts.places(), (), footprint
         )
-
-    def _check_target(self, settings: ConvertStep, contents: Contents, place: Key) -> None:
-        """RecipeError for settings that the target cannot have."""
-        for name in sorted(GgufSettings.model_fields.keys() & settings.model_fields_set):
-            raise self._source.error("only conversions to gguf have this setting", (*place, name))
-        if settings.to == PLAIN:
-            for name in ("grid", "group_size", "symmetric"):
-                if getattr(settings, name) is not None:
-                    raise self._source.error("plain tensors have no such setting", (*place, name))
-            if contents.format is None and not contents.in_gguf:
-                raise self._source.error("the model has plain tensors already", (*place, "to"))
-            return
-        spec = FORMATS[settings.to]
-        if settings.grid is not None and settings.grid not in spec.grids:
-            raise self._source.error(
-                f"format {spec.id} cannot hold grid {settings.grid}",
-                (*place, "grid"),
-                f"it holds {sorted(spec.grids)}",
-            )
-        if spec.group_sizes is not None and settings.group_size not in (None, *spec.group_sizes):
-            raise self._source.error(
-                f"format {spec.id} has no groups of {settings.group_size}",
-                (*place, "group_size"),
-                f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
-            )
-
-        if settings.symmetric is False and not spec.asymmetric:
-            message = f"format {spec.id} has no zero points"
-            raise self._source.error(message, (*place, "symmetric"), "symmetric: true")
-        if settings.symmetric is False and settings.grid and not GRIDS[settings.grid].asymmetric:
-            message = f"grid {settings.grid} has no zero points"
-            raise self._source.error(message, (*place, "symmetric"), "symmetric: true")
 
     def _check_held(
         self, fates: tuple[TensorFate, ...], contents: Contents, settings: ConvertStep, place: Key
@@ -367,19 +351,6 @@ class Desugar:
             mixed.append(fate)
         check_config(mixed, contents.naming, settings.format, self._source, (*place, "format"))
 
-    def _check_budget(self, settings: QuantizeStep, place: Key) -> None:
-        for refused, key, message, hint in (
-            (settings.target_bpw and settings.target_size, "target_size",
-             "a step has one budget: target_bpw or target_size", None),
-            (settings.head, "head", "a budget covers the linears in blocks, and not the head",
-             "head: false"),
-            (self._recipe.data.calibration.sequences < 2, "target_bpw",
-             "a budget takes calibration text to measure on, too",
-             "data.calibration.sequences: at least 2"),
-        ):  # fmt: skip
-            if refused:
-                raise self._source.error(message, (*place, key), hint)
-
     def _contents_of(self, parent: str) -> Contents:
         return self._model if parent == MODEL else self._written[parent]
 
@@ -395,26 +366,8 @@ class Desugar:
             raise self._source.error(f"{name!r} is no model", place, "from: model")
         return found[0], self._contents_of(found[0])
 
-    def _refuse_idle_settings(
-        self, settings: QuantizeStep, used: frozenset[str], place: Key
-    ) -> None:
-        """A setting that the method does not read is a mistake, not a decoration."""
-        for name in sorted((_METHOD_SETTINGS & settings.model_fields_set) - used):
-            raise self._source.error(
-                f"method {settings.method} has no such setting",
-                (*place, name),
-                f"{settings.method} reads: {', '.join(sorted(used))}",
-            )
-
 
 def _smallest(fate: TensorFate, spec: FormatSpec) -> int:
     """The fewest bytes that a linear's options take; 0 for other tensors."""
     rows, cols = (*fate.shape, 0, 0)[:2]
     return min((option.bytes((rows, cols), spec) for option in fate.options), default=0)
-
-
-def check_gates(gates: list[str], source: Source, key: Key) -> None:
-    """Refuse a gate that cannot be read or names an unknown metric."""
-    for index, text in enumerate(gates):
-        gate = located(source, (*key, index), lambda text=text: parse(text))
-        located(source, (*key, index), lambda gate=gate: lookup(METRICS, "metric", gate.metric))

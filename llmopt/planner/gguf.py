@@ -11,7 +11,7 @@ from typing import Any
 from llmopt import artifact
 from llmopt.allocate.options import parse_size
 from llmopt.conversion import Conversion, gguf
-from llmopt.errors import RequestError
+from llmopt.errors import Mistakes, RequestError
 from llmopt.fates import LinearSettings, TensorFate
 from llmopt.formats.quantization import Contents
 from llmopt.planner.located import located
@@ -31,13 +31,20 @@ class GgufRequest:
         self._settings, self._source, self._place = settings, source, place
 
     def check(self) -> None:
-        """RecipeError for settings that do not go together."""
+        """RecipeError for settings that do not go together, all of them."""
+        mistakes = Mistakes()
+        mistakes.add(self._error(message, name, hint) for name, message, hint in self._refused())
+        mistakes.raise_any()
+
+    def _refused(self) -> Iterator[tuple[str, str, str | None]]:
         settings, given = self._settings, self._settings.model_fields_set
         feedback, guided = settings.method == "gptq", settings.imatrix is not None
-        settled = ("a GGUF file's preset settles this", "preset: Q4_K_M")
-        own = ("only method gptq has this setting", "method: gptq")
+        preset = self._source.says((*self._place, "preset"), "Q4_K_M")
+        settled = ("a GGUF file's preset settles this", preset)
+        gptq = self._source.says((*self._place, "method"), "gptq")
+        own = ("only method gptq has this setting", gptq)
         typed = settings.preset is not None or settings.has_budget
-        idle = ("without a preset the tensors are kept, and none is rounded", "preset: Q4_K_M")
+        idle = ("without a preset the tensors are kept, and none is rounded", preset)
         for refused, name, (message, hint) in (
             *((name in given, name, settled) for name in ("grid", "group_size", "symmetric")),
             ("dtype" in given and typed, "dtype", settled),
@@ -51,12 +58,13 @@ class GgufRequest:
             (settings.has_budget and guided, "imatrix",
              ("a budget takes calibration text to measure on", None)),
             (settings.candidates and not settings.has_budget, "candidates",
-             ("only a budget chooses among candidates", "give target_bpw or target_size")),
+             ("only a budget chooses among candidates",
+              self._source.says((*self._place, "target_bpw"), 4.5))),
             (feedback and not self.rounds, "method", idle),
             (guided and not self.rounds, "imatrix", idle),
         ):  # fmt: skip
             if refused:
-                raise self._error(message, name, hint)
+                yield name, message, hint
 
     @property
     def rounds(self) -> bool:
@@ -91,10 +99,11 @@ class GgufRequest:
         result = list(gguf.conversions(contents, found))
         lost = next((each for each in result if each.loss), None)
         if lost and self._settings.exact:
+            rounding = self._source.says((*self._place, "exact"), value=False)
             raise self._error(
                 f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
                 "exact",
-                "exact: false rounds it, and reports the error",
+                f"{rounding} it is rounded, and reported",
             )
         return result
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from llmopt.planner.steps import MODEL
 from llmopt.recipe import BenchStep, Source
 from llmopt.recipe.matrix import Expanded
+from llmopt.recipe.source import COMMAND_LINE
 from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
 
@@ -32,7 +33,7 @@ def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, st
 
 def _is_model(path: Path) -> bool:
     try:
-        return path.is_dir() or (path.is_file() and path.suffix == ".gguf")
+        return path == Path("demo") or path.is_dir() or (path.is_file() and path.suffix == ".gguf")
     except OSError:  # a name that no file can have
         return False
 
@@ -44,7 +45,7 @@ def ordered(
     by_id = {item.step.id: item for item in expanded}
     graph = {}
     for item in expanded:
-        parents = [p for name in _named_parents(item) for p in members(name, ids, item, source)]
+        parents = [p for name in named_parents(item) for p in members(name, ids, item, source)]
         graph[item.step.id] = [p for p in parents if p != MODEL and p not in outside]
     try:
         order = list(graphlib.TopologicalSorter(graph).static_order())
@@ -68,14 +69,15 @@ def members(name: str, ids: dict[str, list[str]], item: Expanded, source: Source
         return [name]
     settings = item.step.settings
     against = isinstance(settings, BenchStep) and name == settings.against
-    raise source.error(
-        f"no step is called {shortened(name)!r}",
-        (*item.key, item.step.verb, "against" if against else "from"),
-        suggestion(name, {MODEL, *ids, *known}),
-    )
+    key = (*item.key, item.step.verb, "against" if against else "from")
+    if source.file == COMMAND_LINE:
+        raise source.error(f"there is no model folder or .gguf file {shortened(name)}", key)
+    hint = suggestion(name, {MODEL, *ids, *known})
+    raise source.error(f"no step is called {shortened(name)!r}", key, hint)
 
 
-def _named_parents(item: Expanded) -> list[str]:
+def named_parents(item: Expanded) -> list[str]:
+    """The steps that a step names as what it is made from, or measures."""
     settings = item.step.settings
     if not isinstance(settings, BenchStep):
         return [settings.from_]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from llmopt.errors import RecipeError, RequestError
+from llmopt.errors import Mistakes, RequestError
+from llmopt.recipe.mistakes import all_of
 from llmopt.recipe.models import Recipe
 from llmopt.recipe.overrides import apply
 from llmopt.recipe.reader import parse, read_text
-from llmopt.recipe.source import Key, Source, dotted
-from llmopt.specs import nearest, suggestion
+from llmopt.recipe.source import COMMAND_LINE, Flag, Source
+from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
 
 SHIPPED = (Path(__file__).parents[1] / "shipped_recipes", Path(__file__).parents[2] / "recipes")
@@ -60,84 +61,20 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Sou
     return validate(source), source
 
 
-def from_data(data: dict[str, Any]) -> tuple[Recipe, Source]:
-    """Validate a recipe that the command line built."""
-    source = Source("<command line>", data)
+def from_data(
+    data: dict[str, Any], flags: Mapping[str, Flag] | None = None
+) -> tuple[Recipe, Source]:
+    """Validate a recipe that the command line built, its keys from `flags` (see Source)."""
+    source = Source(COMMAND_LINE, data, flags=flags or {})
     return validate(source), source
 
 
 def validate(source: Source) -> Recipe:
-    """The recipe in `source`, or a RecipeError about its first mistake."""
+    """The recipe in `source`, or a RecipeError about its first mistake, with all others."""
     try:
         return Recipe.model_validate(source.data)
     except ValidationError as error:
-        raise _first_mistake(source, error.errors(include_url=False)) from None
-
-
-def _first_mistake(source: Source, errors: list[Any]) -> RecipeError:
-    # A step with a misspelt verb has no verb either: the typo is the message that helps.
-    first = min(
-        errors, key=lambda e: (e["type"] != "extra_forbidden", source.place(e["loc"])[0] or 0)
-    )
-    return explain(source, first, _existing(source, first["loc"]))
-
-
-def explain(source: Source, mistake: Any, key: Key) -> RecipeError:
-    """One of pydantic's error records as a sentence about what stands at `key`."""
-    kind, location = mistake["type"], mistake["loc"]
-    if kind == "extra_forbidden":
-        known = _field_names(_model_at(location[:-1]))
-        return source.error("unknown key", location, suggestion(str(location[-1]), known))
-    if kind == "missing":
-        return source.error(f"{dotted(location)} is required", key)
-    if kind == "value_error":
-        return source.error(str(mistake["ctx"]["error"]), key)
-    given = mistake.get("input")
-    shown = f", not {shortened(repr(given))}" if isinstance(given, (str, int, float, bool)) else ""
-    hint = None
-    if kind == "literal_error" and isinstance(given, str):
-        hint = _literal_hint(given, mistake["ctx"]["expected"])
-    message = mistake["msg"][0].lower() + mistake["msg"][1:]
-    return source.error(f"{message}{shown}", key, hint)
-
-
-def _literal_hint(given: str, expected: str) -> str | None:
-    choices = [c.strip(" '") for c in expected.replace(" or ", ", ").split(",")]
-    match = nearest(given, choices)
-    return f"did you mean {match!r}?" if match else None
-
-
-def _existing(source: Source, loc: Key) -> Key:
-    """The longest part of a pydantic location that is a key path of the recipe."""
-    value: Any = source.data
-    key: Key = ()
-    for part in loc:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            break
-        key = (*key, part)
-    return key
-
-
-def _model_at(loc: Key) -> type[BaseModel]:
-    """The pydantic model that validates what stands at `loc`."""
-    model: type[BaseModel] = Recipe
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        for name, info in model.model_fields.items():
-            if part in (name, info.alias):
-                model = next(iter(_models_in(info.annotation)), model)
-    return model
-
-
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def _field_names(model: type[BaseModel]) -> list[str]:
-    return [info.alias or name for name, info in model.model_fields.items()]
+        mistakes = Mistakes()
+        mistakes.add(all_of(source, error.errors(include_url=False)))
+    mistakes.raise_any()
+    raise AssertionError("a validation error without a mistake")

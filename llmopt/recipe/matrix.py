@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from llmopt.recipe.loader import explain
+from llmopt.errors import Mistakes, RecipeError
+from llmopt.recipe.mistakes import explain
 from llmopt.recipe.models import RESERVED_IDS, Recipe, Step
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import suggestion
@@ -21,10 +24,14 @@ MAX_STEPS = 1000
 
 @dataclass(frozen=True)
 class Expanded:
-    """A step of the recipe without a matrix. `key` is where it stands in the recipe."""
+    """A step of the recipe without a matrix. `key` is where it stands in the recipe.
+
+    `source` knows which of its settings stand in the matrix.
+    """
 
     step: Step
     key: Key
+    source: Source
 
 
 def expand(recipe: Recipe, source: Source) -> tuple[list[Expanded], dict[str, list[str]]]:
@@ -32,20 +39,25 @@ def expand(recipe: Recipe, source: Source) -> tuple[list[Expanded], dict[str, li
     _check_count(recipe, source)
     steps: list[Expanded] = []
     ids: dict[str, list[str]] = {}
+    mistakes = Mistakes()
     for index, step in enumerate(recipe.steps):
         key: Key = ("steps", index)
         if step.id in ids:
-            raise source.error(f"two steps are called {step.id!r}", (*key, "id"))
+            mistakes.add([source.error(f"two steps are called {step.id!r}", (*key, "id"))])
         if step.id in RESERVED_IDS:
-            raise source.error(f"{step.id!r} is a reserved name", (*key, "id"))
-        members = [Expanded(s, key) for s in _combinations(step, source, key)]
+            mistakes.add([source.error(f"{step.id!r} is a reserved name", (*key, "id"))])
+        members = []
+        with mistakes.gathered():
+            members = list(_combinations(step, source, key))
         ids[step.id] = [m.step.id for m in members]
         steps += members
-    seen: set[str] = set()
-    for expanded in steps:
-        if expanded.step.id in seen:
-            raise source.error(f"two steps are called {expanded.step.id!r}", (*expanded.key, "id"))
-        seen.add(expanded.step.id)
+    names = Counter(expanded.step.id for expanded in steps)
+    mistakes.add(
+        source.error(f"two steps are called {expanded.step.id!r}", (*expanded.key, "id"))
+        for expanded in steps
+        if names[expanded.step.id] > 1
+    )
+    mistakes.raise_any()
     return steps, ids
 
 
@@ -60,27 +72,41 @@ def _check_count(recipe: Recipe, source: Source) -> None:
         )
 
 
-def _combinations(step: Step, source: Source, key: Key) -> list[Step]:
+def _combinations(step: Step, source: Source, key: Key) -> Iterator[Expanded]:
     if not step.matrix:
-        return [step]
+        yield Expanded(step, key, source)
+        return
+    mistakes = Mistakes()
+    mistakes.add(_mistakes(step, source, (*key, "matrix")))
+    mistakes.raise_any()
+    names = list(step.matrix)
+    for numbered in itertools.product(*(enumerate(values) for values in step.matrix.values())):
+        values = {name: value for name, (_, value) in zip(names, numbered, strict=True)}
+        moved = {
+            (*key, step.verb, name): (*key, "matrix", name, index)
+            for name, (index, _) in zip(names, numbered, strict=True)
+        }
+        with mistakes.gathered():
+            within = replace(source, moved=moved)
+            yield Expanded(_combine(step, values, within, key), key, within)
+    mistakes.raise_any()
+
+
+def _mistakes(step: Step, source: Source, key: Key) -> Iterator[RecipeError]:
+    """What is wrong with a matrix itself."""
     fields = type(step.settings).model_fields
     known = {info.alias or name for name, info in fields.items()}
     for name, values in step.matrix.items():
-        place = (*key, "matrix", name)
+        place = (*key, name)
         if name not in known:
-            raise source.error(
-                f"{step.verb} has no setting to vary", place, suggestion(name, known)
-            )
+            message = f"{step.verb} has no setting to vary"
+            yield source.error(message, place, suggestion(name, known))
         if not values:
-            raise source.error("an empty list of values", place)
+            yield source.error("an empty list of values", place)
         words = [_word(value) for value in values]
         for index, word in enumerate(words):
             if word in words[:index]:
-                raise source.error(f"two values called {shortened(word)!r}", (*place, index))
-    return [
-        _combine(step, dict(zip(step.matrix, values, strict=True)), source, key)
-        for values in itertools.product(*step.matrix.values())
-    ]
+                yield source.error(f"two values called {shortened(word)!r}", (*place, index))
 
 
 def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> Step:
@@ -90,10 +116,13 @@ def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> St
     try:
         return Step.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        setting = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
-        place = (*key, "matrix", setting) if setting in values else (*key, step.verb, setting)
-        raise explain(source, first, place) from None
+        found = error.errors(include_url=False)
+    mistakes = Mistakes()
+    for each in found:
+        place: Key = (*key, *each["loc"][:2])
+        mistakes.add([explain(source, each, source.moved.get(place, place))])
+    mistakes.raise_any()
+    raise AssertionError("a validation error without a mistake")
 
 
 def _word(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,18 +11,33 @@ from llmopt.specs.base import shortened
 
 Key = tuple[str | int, ...]
 
+#: what stands for a file where the command line made the recipe
+COMMAND_LINE = "<command line>"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option of the command line; `means` is what a switch stands for."""
+
+    name: str
+    means: bool | None = None
+
 
 @dataclass
 class Source:
     """A parsed recipe. `places` maps a key path to the 1-based (line, column) of its key.
 
-    `typed` maps a key path to the --set option that gave it.
+    `typed` maps a key path to the --set option that gave it; `moved` one to where its value really
+    stands, in a matrix. A recipe that the command line made has no places, but `flags`: keys
+    without steps and positions ("quantize.group_size") -> their flags.
     """
 
     file: str
     data: Any = None
     places: dict[Key, tuple[int, int]] = field(default_factory=dict)
     typed: dict[Key, str] = field(default_factory=dict)
+    moved: Mapping[Key, Key] = field(default_factory=dict)
+    flags: Mapping[str, Flag] = field(default_factory=dict)
 
     def set(self, key: Key, typed: str) -> None:
         """What stands at `key` and below was given by --set."""
@@ -35,20 +51,47 @@ class Source:
         return self.places.get(self._nearest(key), (None, None))
 
     def error(self, message: str, key: Key, hint: str | None = None) -> RecipeError:
-        """A mistake in what stands at `key`, as the file or --set says it."""
+        """A mistake in what stands at `key`, as the file, --set or a flag says it."""
+        key = self.moved.get(key, key)
         nearest = self._nearest(key)
         if nearest in self.typed:
             where = f"--set {shortened(self.typed[nearest])}"
             return RecipeError(message, file="--set", key=dotted(key), hint=hint, where=where)
+        if self.file == COMMAND_LINE:
+            flag = self.flag(key)
+            where = flag.name if flag else "" if self.flags else dotted(key)
+            return RecipeError(message, key=dotted(key), hint=hint, where=where)
         line, column = self.place(key)
         return RecipeError(
             message, file=self.file, line=line, column=column, key=dotted(key), hint=hint
         )
 
+    def flag(self, key: Key) -> Flag | None:
+        """The option of the command line that gives what stands at `key`, or around it."""
+        words = _words(key)
+        while words and ".".join(words) not in self.flags:
+            words.pop()
+        return self.flags.get(".".join(words))
+
+    def says(self, key: Key, value: str | float | bool) -> str:
+        """How one writes that the setting at `key` is `value`: in YAML, or with its flag."""
+        flag = self.flags.get(".".join(_words(key)))
+        if flag is None:
+            written = str(value).lower() if isinstance(value, bool) else value
+            return f"{key[-1]}: {written}"
+        if flag.means is None:
+            return f"{flag.name} {value}"
+        return flag.name if flag.means == value else f"without {flag.name}"
+
     def _nearest(self, key: Key) -> Key:
         while key and key not in self.places and key not in self.typed:
             key = key[:-1]
         return key
+
+
+def _words(key: Key) -> list[str]:
+    """A key without steps and positions."""
+    return [part for part in key if isinstance(part, str)][key[:1] == ("steps",) :]
 
 
 def dotted(key: Key) -> str:

@@ -141,7 +141,7 @@ def test_print_recipe_is_a_recipe_that_does_the_same(llmopt: Llmopt, tmp_path: P
         (["quantize", "demo"], 2, "-o"),
         (["quantise", "demo"], 2, "quantize"),
         (["quantize", "nowhere/at/all", "-o", "x"], 2, "no model folder"),
-        (["quantize", "demo", "-o", "x", "--bits", "5"], 2, "int"),
+        (["quantize", "demo", "-o", "x", "--bits", "5"], 2, "2, 3, 4 or 8"),
         (["quantize", "demo", "-o", "x", "--bits", "4", "--grid", "int4"], 2, "same thing"),
         (["quantize", "demo", "-o", "x", "--group-size", "48"], 2, "does not divide"),
         (["quantize", "demo", "-o", "x", "--calibration", "gone.txt"], 2, "no such file"),

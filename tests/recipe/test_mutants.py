@@ -60,7 +60,7 @@ MUTANTS = [
     ("unknown grid", "      grid: int4", "      grid: int5", 13, "steps[0].quantize.grid", "int"),
     ("unmatched pattern", '"*.down_proj"', '"*.down_porj"', 16, "steps[0].quantize.overrides[0].match", "matches no linear"),
     ("typo in an override", "- match:", "- macth:", 16, "steps[0].quantize.overrides[0].macth", "'match'"),
-    ("bad grid in a matrix", "[int4, int3]", "[int4, int9]", 19, "steps[1].matrix.grid", "int"),
+    ("bad grid in a matrix", "[int4, int3]", "[int4, int9]", 19, "steps[1].matrix.grid[1]", "int"),
     ("typo in a matrix", "{grid: [int4", "{gird: [int4", 19, "steps[1].matrix.gird", "'grid'"),
     ("empty matrix", "[int4, int3]", "[]", 19, "steps[1].matrix.grid", "empty"),
     ("idle setting", "scale_search: mse", "damping: 0.1", 20, "steps[1].quantize.damping", "no such setting"),
@@ -80,7 +80,7 @@ MUTANTS = [
     ("conversion to nothing", BENCH, "    convert: {from: a}\n", 22, "steps[2].convert", "to is required"),
     ("unknown target", BENCH, "    convert: {from: a, to: awk}\n", 22, "steps[2].convert.to", "'awq'"),
     ("not exact", BENCH, "    convert: {to: awq, exact: true}\n", 22, "steps[2].convert.exact", "plain weights"),
-    ("bad target in a matrix", BENCH, "    convert: {from: a}\n    matrix: {to: [awq, q4]}\n", 23, "steps[2].matrix.to", "target"),
+    ("bad target in a matrix", BENCH, "    convert: {from: a}\n    matrix: {to: [awq, q4]}\n", 23, "steps[2].matrix.to[1]", "target"),
     ("same text twice", "calibration: {source: demo,", "calibration: {source: some.txt,", 7, "data.evaluation.source", "same text"),
 ]  # fmt: skip
 
