@@ -16,6 +16,7 @@ from llmopt.errors import GateFailed, Mistakes, RecipeError
 from llmopt.pipeline import StepResult
 from llmopt.recipe import from_data
 from llmopt.recipe.source import Flag
+from llmopt.report import card
 from llmopt.specs import GRIDS
 from llmopt.stages.base import RunOptions
 
@@ -120,6 +121,9 @@ def summary_line(result: StepResult) -> str:
     cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
     if differences := manifest["evidence"].get("tokenizer"):
         line += f"; tokenizer: {'; '.join(differences)}"
+    loading = manifest["evidence"].get("loading", {})
+    if loading.get("apart"):
+        line += f"; vLLM and SGLang cannot load it: {card.apart(loading)}"
     if left_out := manifest["evidence"].get("left_out"):
         line += f"; left out: {_some(left_out)}"
     if cold:

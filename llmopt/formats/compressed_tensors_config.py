@@ -115,10 +115,10 @@ def quantization_config(
         by_layout.setdefault(layer, []).append(name)
     formats = sorted({sub_format(layout) for layout in by_layout})
     usual = max(by_layout, key=lambda layout: len(by_layout[layout]))
-    groups = [(usual, ["Linear"])]
-    groups += [
-        (layout, _targets(found, names)) for layout, found in by_layout.items() if layout != usual
-    ]
+    others = [layout for layout in by_layout if layout != usual]
+    # the class comes last: the package warns of targets that it finds nothing left for
+    groups = [(layout, _targets(by_layout[layout], names)) for layout in others]
+    groups.append((usual, ["Linear"]))
     return {
         "quant_method": "compressed-tensors",
         "format": formats[0] if len(formats) == 1 else MIXED,

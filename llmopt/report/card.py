@@ -17,8 +17,7 @@ from llmopt.report.markdown import escape
 from llmopt.report.origin import CARRIED, licence_files
 from llmopt.report.recorded import flatten
 from llmopt.report.results import Divergence, Entry
-from llmopt.specs import FORMATS, LOADERS
-from llmopt.specs.formats import PLAIN_LOADERS
+from llmopt.specs.loaders import loaders
 
 #: members of the front matter, in this order whatever the manifest's
 _ORDER = (*CARRIED, "base_model", "base_model_relation")
@@ -51,7 +50,7 @@ def render(manifest: dict[str, Any]) -> str:
         _warning(manifest),
         _quality(manifest),
         _settings(manifest),
-        _usage(manifest["format"]),
+        _usage(manifest),
         _verification(manifest),
         _licence(manifest),
     )
@@ -195,17 +194,28 @@ def _table(heading: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[st
     return [f"| {line} |" for line in lines]
 
 
-def _usage(format_: str) -> str:
-    """How each program that reads the format loads it."""
+def _usage(manifest: dict[str, Any]) -> str:
+    """How each program that is known to load the artifact does."""
+    facts = manifest["evidence"].get("loading")
     lines = ["## Use", "", "`PATH` is this folder, or the repository's id on the hub.", ""]
-    packages = FORMATS[format_].loaders if format_ in FORMATS else PLAIN_LOADERS
-    for name, needed in packages.items():
-        spec = LOADERS[name]
+    for spec, needed in loaders(manifest["format"], facts):
         installed = f" (`pip install {needed}`)" if needed else ""
         lines += [f"**{spec.title}**{installed}", ""]
         lines += [f"```{spec.language}", spec.code.rstrip(), "```", ""]
     lines += ["**llmopt**", "", "```shell", 'llmopt generate PATH --prompt "Once"', "```"]
+    if facts and facts["apart"]:
+        lines += [
+            "",
+            f"Engines that make one module of several linears cannot load it: {apart(facts)}.",
+        ]
     return "\n".join(lines)
+
+
+def apart(facts: dict[str, Any]) -> str:
+    """What engines such as vLLM make one module of though its parts have different settings."""
+    first, *more = facts["apart"]
+    others = f" and {len(more)} more" if more else ""
+    return f"the parts of `{first}`{others} differ in their settings"
 
 
 def _verification(manifest: dict[str, Any]) -> str:

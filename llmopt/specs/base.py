@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from llmopt.errors import RequestError
@@ -79,8 +79,6 @@ class FormatSpec:
     one_file: bool = False
     #: quantize_config value, for layouts that come in versions
     version: str | None = None
-    #: programs that load it (LOADERS) -> the packages that pip installs for it, if it does
-    loaders: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

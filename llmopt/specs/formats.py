@@ -9,9 +9,8 @@ _INTS = frozenset({"int2", "int3", "int4", "int8"})
 
 #: what a conversion to it writes is no model, but what calibration text says of one
 IMATRIX = "imatrix"
-#: a checkpoint of plain tensors, as conversions and manifests call it, and what loads it
+#: a checkpoint of plain tensors, as conversions and manifests call it
 PLAIN = "hf"
-PLAIN_LOADERS = {"transformers": "transformers", "vllm": "vllm"}
 
 FORMATS: dict[str, FormatSpec] = {
     "gptq": FormatSpec(
@@ -27,11 +26,6 @@ FORMATS: dict[str, FormatSpec] = {
         out_multiple=32,
         min_zero=1,
         version="gptq",
-        loaders={
-            "transformers": "transformers optimum gptqmodel",
-            "vllm": "vllm",
-            "gptqmodel": "gptqmodel",
-        },
     ),
     "gptq_v2": FormatSpec(
         id="gptq_v2",
@@ -45,11 +39,6 @@ FORMATS: dict[str, FormatSpec] = {
         in_multiple=32,
         out_multiple=32,
         version="gptq_v2",
-        loaders={
-            "transformers": "transformers optimum gptqmodel",
-            "vllm": '"vllm>=0.12"',  # earlier ones read it as version 1, silently
-            "gptqmodel": "gptqmodel",
-        },
     ),
     "awq": FormatSpec(
         id="awq",
@@ -62,11 +51,6 @@ FORMATS: dict[str, FormatSpec] = {
         grids=frozenset({"int4"}),
         group_sizes=frozenset({32, 64, 128}),
         out_multiple=8,
-        loaders={
-            "transformers": "transformers gptqmodel",
-            "vllm": "vllm",
-            "gptqmodel": "gptqmodel",
-        },
     ),
     "compressed-tensors": FormatSpec(
         id="compressed-tensors",
@@ -78,7 +62,6 @@ FORMATS: dict[str, FormatSpec] = {
         activations=frozenset({"int8", "fp8"}),
         in_multiple=32,
         out_multiple=8,
-        loaders={"transformers": "transformers compressed-tensors", "vllm": "vllm"},
     ),
     "bitsandbytes-nf4": FormatSpec(
         id="bitsandbytes-nf4",
@@ -91,7 +74,6 @@ FORMATS: dict[str, FormatSpec] = {
         group_index=False,
         asymmetric=False,
         shape_bytes=64 + 84,  # the table of levels, and JSON
-        loaders={"transformers": "transformers bitsandbytes", "vllm": "vllm bitsandbytes"},
     ),
     "bitsandbytes-int8": FormatSpec(
         id="bitsandbytes-int8",
@@ -103,7 +85,6 @@ FORMATS: dict[str, FormatSpec] = {
         group_sizes=frozenset({-1}),
         group_index=False,
         asymmetric=False,
-        loaders={"transformers": "transformers bitsandbytes", "vllm": "vllm bitsandbytes"},
     ),
     "gguf": FormatSpec(
         id="gguf",
@@ -116,7 +97,6 @@ FORMATS: dict[str, FormatSpec] = {
         summary="GGUF file of llama.cpp, with a preset's mix of types",
         grids=frozenset(GGML_TYPES),
         runtimes=("llama.cpp", "torch"),
-        loaders={"llama.cpp": "", "llama-cpp-python": "llama-cpp-python"},
     ),
     "fp8": FormatSpec(
         id="fp8",

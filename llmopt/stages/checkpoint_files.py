@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmopt.fates import linear_names
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.engine_names import EngineNames
+from llmopt.formats.engine_names import EngineNames, apart
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import QUANTIZE_CONFIG
 from llmopt.formats.side_files import CODE, copy_files
 from llmopt.specs import FORMATS
+from llmopt.specs.families import Naming
 
 #: names the code that comes with a model, which stays behind
 _AUTO_MAP = "auto_map"
@@ -43,8 +46,10 @@ def write_config(
     damping: float | None = None,
     true_sequential: bool = False,
     dtype: torch.dtype | None = None,
-) -> None:
+) -> dict[str, Any]:
     """config.json, and what else the format's readers want to know; format_id None is plain.
+
+    Gives what a manifest says of it, as far as it decides who can load the artifact.
 
     `layers` are all quantized linears, `unquantized` the others but the head. `dtype` is that of
     the model, where it is not the source's.
@@ -54,6 +59,7 @@ def write_config(
         for key, value in checkpoint.config.items()
         if key not in ("quantization_config", _AUTO_MAP)
     }
+    plain = list(unquantized)
     changes: dict[str, Any] = {}
     if dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -69,7 +75,7 @@ def write_config(
         quantization = module.quantization_config(
             layers,
             version=spec.version,
-            unquantized=unquantized,
+            unquantized=plain,
             head=checkpoint.naming.head,
             names=EngineNames(checkpoint.naming),
             damping=damping,
@@ -79,6 +85,20 @@ def write_config(
         if spec.repeats_config:
             _write(folder / QUANTIZE_CONFIG, quantization)
     _write(folder / "config.json", config)
+    return {"loading": _loading(checkpoint.naming, layers, plain)}
+
+
+def _loading(naming: Naming, layers: Mapping[str, LayerLayout], plain: list[str]) -> dict[str, Any]:
+    """What `specs.loaders` asks of an artifact."""
+    inside = linear_names(naming, head=False)
+    layouts = sorted(set(layers.values()), key=lambda layout: (layout.label, layout.desc_act))
+    return {
+        "family": naming.family.id,
+        "layouts": [asdict(layout) for layout in layouts],
+        "head": naming.head in layers,
+        "plain": any(name in inside for name in plain),
+        "apart": sorted(apart(naming, layers, plain)),
+    }
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

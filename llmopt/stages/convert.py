@@ -48,7 +48,7 @@ def run(work: Work) -> Outcome:
     conversion.survey()
     records = conversion.write()
     others = copy_side_files(checkpoint, work.folder)
-    conversion.write_config(records)
+    others |= conversion.write_config(records)
     ledger = [_entry(fate, records.get(_module(fate))) for fate in conversion.fates()]
     evidence = others | {"certificate": certificate(ledger)}
     return Outcome(format=work.settings["to"], ledger=ledger, evidence=evidence)
@@ -136,15 +136,15 @@ class _Conversion:
         writer.finalize(self._work.folder)
         return records
 
-    def write_config(self, records: dict[str, dict[str, Any]]) -> None:
-        """config.json of the result."""
+    def write_config(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """config.json of the result; gives what the manifest says of it."""
         layers = {}
         for fate in self._work.fates:
             module, chosen = _module(fate), self._wanted(fate)
             if chosen is not None:
                 layers[module] = replace(chosen.layout, desc_act=records[module]["desc_act"])
         decoded = any(self._wanted(fate) is None for fate in self._fates.values())
-        write_config(
+        return write_config(
             self._checkpoint,
             self._work.folder,
             format_id=None if self._codec is None else self._target,
@@ -265,7 +265,7 @@ def _entry(fate: TensorFate, record: dict[str, Any] | None) -> LedgerEntry:
     if record is None:
         return LedgerEntry(**entry, action=fate.action, to=None)
     if fate.quantize is None:
-        return LedgerEntry(**entry, action=fate.action, to=None, **record)
+        return LedgerEntry(**(entry | {"action": fate.action, "to": None} | record))
     bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
     to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
-    return LedgerEntry(**entry, **to, **record)
+    return LedgerEntry(**(entry | to | record))  # a record may know more of why

@@ -61,7 +61,7 @@ def run(work: Work) -> Outcome:
     corpus = conversion.walk()
     conversion.write(work.settings["name"])
     others = copy_side_files(checkpoint, work.folder)
-    write_config(checkpoint, work.folder, format_id=None, layers={})
+    others |= write_config(checkpoint, work.folder, format_id=None, layers={})
     ledger = list(conversion.ledger())
     evidence: dict[str, Any] = others | {"certificate": certificate(ledger)}
     if conversion.allocation:

@@ -55,7 +55,7 @@ def run(work: Work) -> Outcome:
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
-    _write_config(checkpoint, settings, work.fates, records, work.folder)
+    others |= _write_config(checkpoint, settings, work.fates, records, work.folder)
     return Outcome(
         format=settings["format"],
         ledger=_ledger(work.fates, records, checkpoint),
@@ -139,7 +139,7 @@ def rows_of(
 def _write_config(
     checkpoint: Checkpoint, settings: dict[str, Any], fates: tuple[TensorFate, ...],
     records: dict[str, Any], folder: Path,
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     layers = {}
     for fate in fates:
         module = fate.name.removesuffix(".weight")
@@ -149,7 +149,7 @@ def _write_config(
             layers[module] = checkpoint.layers[module]
     if not layers:
         raise RequestError("nothing was quantized: every linear is skipped by an override")
-    write_config(
+    return write_config(
         checkpoint,
         folder,
         format_id=settings["format"],

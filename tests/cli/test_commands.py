@@ -294,3 +294,24 @@ def test_files_that_came_with_the_model_are_carried_over_whatever_the_target(
         copy = tmp_path / f"out{number}" / "additional_chat_templates" / "tool.jinja"
         assert copy.read_text() == "{{ messages }}"
         assert not (tmp_path / f"out{number}" / "modeling_mine.py").exists()
+
+
+def test_parts_of_what_engines_fuse_that_differ_are_said_and_the_card_goes_by_it(
+    llmopt: Llmopt, tmp_path: Path
+) -> None:
+    usual = ("quantize", "demo", "--method", "rtn", "--gate", "none", "-o")
+    apart = llmopt(*usual, "apart", "--skip", "model.layers.0.self_attn.v_proj")
+    assert apart.code == 0, apart.err
+    said = "the parts of `model.layers.0.self_attn.qkv_proj` differ in their settings"
+    assert f"vLLM and SGLang cannot load it: {said}" in " ".join((apart.out + apart.err).split())
+    card = (tmp_path / "apart" / "README.md").read_text()
+    assert said in card
+    assert "vllm serve" not in card
+    together = llmopt(*usual, "together", "--skip", "model.layers.0.self_attn.[qkv]_proj")
+    assert "differ in their settings" not in together.out + together.err
+    assert "vllm serve" in (tmp_path / "together" / "README.md").read_text()
+    three = llmopt(*usual, "three", "--bits", "3", "--asymmetric")
+    assert three.code == 0, three.err
+    card = (tmp_path / "three" / "README.md").read_text()
+    assert "vllm serve" not in card
+    assert "GPTQModel.load" in card

@@ -12,7 +12,7 @@ import yaml
 from llmopt.artifact import Artifact
 from llmopt.errors import RequestError
 from llmopt.report import card, origin
-from llmopt.specs import FORMATS, LOADERS
+from llmopt.specs import LOADERS
 
 DIGEST = "sha256:" + "a" * 64
 HUB = {"name": "model", "digest": DIGEST, "source": "org/Big_Model", "revision": "c0ffee"}
@@ -203,13 +203,23 @@ def test_the_licence_and_its_file_are_named(quantized: dict[str, Any]) -> None:
     assert "The original states none." in card.render(silent)
 
 
-@pytest.mark.parametrize("format_", sorted(id_ for id_ in FORMATS if FORMATS[id_].grids))
-def test_the_card_shows_each_loader_of_a_format(format_: str, quantized: dict[str, Any]) -> None:
-    text = card.render(quantized | {"format": format_})
-    assert FORMATS[format_].loaders
-    for name in FORMATS[format_].loaders:
-        assert LOADERS[name].code.strip() in text
+def test_the_card_shows_what_loads_the_artifact_and_nothing_else(quantized: dict[str, Any]) -> None:
+    layout = {"grid": "int4", "group_size": 128, "symmetric": True, "desc_act": False}
+    facts = {
+        "family": "llama", "layouts": [layout | {"activations": None}], "head": False,
+        "plain": False, "apart": [],
+    }  # fmt: skip
+    told = quantized | {"format": "gptq", "evidence": {"loading": facts}}
+    text = card.render(told)
+    assert '(`pip install "vllm>=0.12"`)\n\n```shell\nvllm serve PATH' in text
     assert "llmopt verify PATH" in text
+    facts["layouts"][0]["symmetric"] = False
+    text = card.render(told)
+    assert "vllm serve" not in text
+    assert "GPTQModel.load" in text
+    assert "vllm serve" not in card.render(told | {"evidence": {}})
+    facts |= {"apart": ["model.layers.0.self_attn.qkv_proj"]}
+    assert "`model.layers.0.self_attn.qkv_proj` differ in their settings" in card.render(told)
 
 
 def test_python_in_cards_is_python() -> None:
