@@ -13,6 +13,7 @@ from typing import Any
 
 from llmopt import artifact
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.verification import verify
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def checked(folder: Path, *, failed_gate_ok: bool = False) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise RequestError(f"there is no folder {folder}")
-    manifest = artifact.read_manifest(folder)
+    manifest = artifact.parse_manifest(folder)
     if not manifest:
         raise RequestError(
             f"{folder} has no {artifact.MANIFEST}: only llmopt's artifacts can be pushed",
@@ -57,9 +58,9 @@ def checked(folder: Path, *, failed_gate_ok: bool = False) -> dict[str, Any]:
             f"{folder} failed its quality gate: {'; '.join(failed)}",
             hint="--failed-gate-ok uploads it all the same; its card says that it failed",
         )
-    problems = artifact.verify(folder)
+    problems = verify(folder)
     if problems:
-        raise LlmoptError(f"{folder} is not what its manifest says: {'; '.join(problems)}")
+        raise LlmoptError(f"{folder} is not what llmopt wrote: {'; '.join(problems)}")
     return manifest
 
 
@@ -122,8 +123,17 @@ def _left_behind(api: Any, repo: str, to: Destination) -> set[str]:
         return set()
     with tempfile.TemporaryDirectory() as scratch:
         api.hf_hub_download(repo, artifact.MANIFEST, revision=to.branch, local_dir=scratch)
-        former = artifact.read_manifest(Path(scratch))
-    return there & {file["path"] for file in former["files"]}
+        return there & _listed(Path(scratch) / artifact.MANIFEST)
+
+
+def _listed(manifest: Path) -> set[str]:
+    """The files that a manifest of any llmopt lists; none where it is no such thing."""
+    try:
+        files = artifact.read_object(manifest).get("files")
+    except RequestError:
+        return set()
+    rows = files if isinstance(files, list) else []
+    return {str(row["path"]) for row in rows if isinstance(row, dict) and "path" in row}
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import platform
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmopt import artifact, soundness
+from llmopt import artifact, preflight, soundness
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
@@ -28,6 +31,8 @@ STAGES = {
 CONVERSIONS = {"gguf": "llmopt.stages.gguf", IMATRIX: "llmopt.stages.imatrix"}
 #: bytes of weights that take long enough to be looked at for somebody to wonder
 _LONG_TO_READ = 10**9
+#: what a disk says that takes no more: full, over quota, too large for it, mounted read-only
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Reporter(Protocol):
@@ -42,45 +47,70 @@ class Reporter(Protocol):
     def finished(self, step: PlannedStep, result: StepResult) -> None:
         """`step` is done, or was done before."""
 
+    def refused(self, step: PlannedStep, why: str) -> None:
+        """`step` is not run, nor what is made from it: it builds on what failed its gate."""
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """`artifact` is what stands at the step's place now (for a gate: what it judged)."""
+    """`artifact` is what stands at the step's place now (for a gate: what it judged).
+
+    `notes` say what else was done, or was left alone.
+    """
 
     step: PlannedStep
     artifact: Artifact
     reused: bool
     seconds: float
     verdicts: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
         return any(not verdict["passed"] for verdict in self.verdicts)
 
 
-def run(plan: Plan, options: RunOptions, reporter: Reporter) -> list[StepResult]:
-    """Run every step that is not there already, in order.
+@dataclass
+class Ran:
+    """What came of a plan: results in order, and why each step that was refused was."""
+
+    results: list[StepResult] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
+    """Run every step that is not there already, in order; what cannot end well is refused first.
 
     Quality gates that fail do not stop the run: what was built is published and marked, steps
-    that would build on it are refused, and the caller finds `failed` in the results.
+    that would build on it are refused, all others run. A step whose work fails ends the run.
     """
-    artifacts: dict[str, Artifact] = {}
-    results = []
+    artifacts = {
+        name: artifact.open_artifact(name, plan.folder_of(name))
+        for step in plan.steps
+        for name in step.parents
+        if name not in plan.outputs
+    }
+    preflight.check(plan, options)
+    ran = Ran()
     for step in plan.steps:
-        for name in step.parents:
-            if name not in artifacts:
-                artifacts[name] = artifact.open_artifact(name, plan.folder_of(name))
+        if why := _refusal(step, artifacts, ran.refused):
+            ran.refused[step.id] = why
+            reporter.refused(step, why)
+            continue
         parents = {name: artifacts[name] for name in step.parents}
-        _refuse_failed(step, parents)
-        if step.gates_of is None:
-            result = _run_step(plan, step, parents, options, reporter)
-        else:
-            result = _run_gate(step, parents, options, reporter)
+        with _disk_errors(plan.outputs[step.gates_of or step.id]):
+            if step.gates_of is None:
+                result = _run_step(plan, step, parents, options, reporter)
+            else:
+                result = _run_gate(step, parents, options, reporter)
         artifacts[result.artifact.name] = result.artifact
-        results.append(result)
+        ran.results.append(result)
         reporter.finished(step, result)
     # gates have written their verdicts into what stood finished before them
-    return [replace(result, artifact=artifacts[result.artifact.name]) for result in results]
+    ran.results = [
+        replace(result, artifact=artifacts[result.artifact.name]) for result in ran.results
+    ]
+    return ran
 
 
 def sensitivity(plan: Plan, options: RunOptions, reporter: Reporter) -> list[dict[str, Any]]:
@@ -96,12 +126,31 @@ def sensitivity(plan: Plan, options: RunOptions, reporter: Reporter) -> list[dic
     return found
 
 
-def _refuse_failed(step: PlannedStep, parents: dict[str, Artifact]) -> None:
-    if step.verb == "bench":
-        return  # measuring what failed is how one learns why
-    for name, parent in parents.items():
-        if parent.gate_failed:
-            raise LlmoptError(f"step {step.id} builds on {name}, which failed its quality gate")
+def _refusal(
+    step: PlannedStep, artifacts: dict[str, Artifact], refused: dict[str, str]
+) -> str | None:
+    """Why a step is not run: a parent failed its gate, or was refused itself."""
+    for name in step.parents:
+        if name in refused:
+            return f"it needs {name}, which is refused"
+        # measuring what failed is how one learns why
+        if step.verb != "bench" and (failed := artifacts[name].failed_gates):
+            return f"it builds on {name}, which failed its quality gate: {'; '.join(failed)}"
+    return None
+
+
+@contextlib.contextmanager
+def _disk_errors(destination: Path) -> Iterator[None]:
+    """A disk that takes no more is no bug, and what is done so far is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise LlmoptError(
+            f"{error.filename or destination.absolute().parent}: {error.strerror}",
+            hint="make room there: the same command resumes",
+        ) from error
 
 
 def _check_parents(step: PlannedStep, parents: dict[str, Artifact], reporter: Reporter) -> None:
@@ -122,7 +171,6 @@ def _run_step(
 ) -> StepResult:  # fmt: skip
     destination = plan.outputs[step.id]
     key = step.digest_key({name: parent.digest for name, parent in parents.items()})
-    artifact.clean(destination, keep=key)
     reused = artifact.complete(destination, key)
     started = time.monotonic()
     if not reused:
@@ -138,10 +186,10 @@ def _run_step(
             artifact.publish(built, destination, manifest, record, text)
     artifact.clean(destination)
     artifact.expose(destination)
-    _mend_card(destination)
+    notes = _mended(plan, step, destination)
     done = artifact.open_artifact(step.id, destination)
-    verdicts = done.manifest.get("gates", []) if step.verb == "bench" else []
-    return StepResult(step, done, reused, time.monotonic() - started, verdicts)
+    verdicts = done.manifest["gates"] if step.verb == "bench" else []
+    return StepResult(step, done, reused, time.monotonic() - started, verdicts, notes)
 
 
 def _run_gate(
@@ -168,11 +216,24 @@ def _run_gate(
     return StepResult(step, target, reused, time.monotonic() - started, verdicts)
 
 
-def _mend_card(folder: Path) -> None:
-    """Write the card again where a run was killed just before it, or somebody changed it."""
-    manifest = artifact.read_manifest(folder)
-    if not artifact.card_matches(folder, manifest):
+def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
+    """Bring an artifact's records up to what the plan says now; what was done, in words.
+
+    The verdict of a gate that is no longer asked for is lifted. A card that is not there, since
+    a run was killed before it was written, is written; one that a user changed is let be.
+    """
+    manifest, notes = artifact.read_manifest(folder), []
+    gated = any(other.gates_of == step.id for other in plan.steps)
+    lifted = "gate" in manifest and not gated
+    if lifted:
+        manifest = {name: each for name, each in manifest.items() if name != "gate"}
+        manifest["gates"] = []
+        notes.append("the verdict of its former gate is lifted")
+    if "card" in manifest and not (artifact.card_is_ours(folder) or artifact.card_missing(folder)):
+        notes.append(f"{artifact.CARD} was changed by hand, and is left as it is")
+    if lifted or artifact.card_missing(folder):
         artifact.write_records(folder, *card.finish(manifest))
+    return tuple(notes)
 
 
 def _work(
@@ -242,6 +303,8 @@ def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, A
 
 def _parent(plan: Plan, name: str, parent: Artifact) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": name, "digest": parent.digest}
+    if parent.manifest_digest:
+        entry[artifact.MANIFEST_DIGEST] = parent.manifest_digest
     if name == MODEL:
         entry |= {"source": plan.model.name, "revision": plan.model.revision}
     return entry

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1] / "llmopt"
 
 #: lowest first; a module may import from its own layer's package and from layers below
 LAYERS: list[set[str]] = [
-    {"errors", "__init__"},
+    {"errors", "ledger", "__init__"},
     {"specs"},
-    {"recipe", "artifact", "ledger", "pretrained"},
+    {"recipe", "artifact", "pretrained"},
     {"processor"},
     {"grids", "linalg", "corpora"},
     {"methods", "formats"},
@@ -26,7 +26,8 @@ LAYERS: list[set[str]] = [
     {"blockwalk", "runtimes", "evaluate"},
     {"allocate"},
     {"stages"},
-    {"planner", "generation"},
+    {"planner", "generation", "verification"},
+    {"preflight"},
     {"pipeline"},
     {"doctor", "hub"},
     {"cli"},
@@ -47,6 +48,7 @@ NO_TORCH = {
     "sources",
     "soundness",
     "hub",
+    "verification",
     "cli",
     "inspection",
 }

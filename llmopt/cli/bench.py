@@ -40,6 +40,7 @@ def bench(
     runtime: o.Runtime = "auto",
     device: o.Device = "auto",
     threads: o.Threads = None,
+    overwrite: o.Overwrite = False,
     print_recipe: o.PrintRecipe = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -68,7 +69,8 @@ def bench(
         if print_recipe:
             print_as_recipe(data, Output(json, quiet))
         else:
-            _measure(data, names, folder, html, RunOptions(device, threads), Output(json, quiet))
+            options = RunOptions(device, threads, overwrite)
+            _measure(data, names, folder, html, options, Output(json, quiet))
     finally:
         if out is None:
             shutil.rmtree(folder.parent)
@@ -82,16 +84,20 @@ def _measure(
     from llmopt.cli.reporting import bench_document, show_bench, write_report
     from llmopt.cli.steps import execute, raise_if_failed
     from llmopt.recipe import from_data
+    from llmopt.report import page
 
+    if html is not None:
+        hint = "--overwrite replaces it, or choose another --html"
+        page.check(html, overwrite=options.overwrite, hint=hint, apart=[folder])
     plan = planner.plan(*from_data(data, names), folder)
-    results = execute(plan, options, output)
+    ran = execute(plan, options, output)
     folders = [*plan.externals.values(), folder]
     show_bench(folders, output)
     if html is not None:
         write_report(folders, html)
         output.text(f"report: {html}")
     output.result(bench_document(folder))
-    raise_if_failed(results)
+    raise_if_failed(ran)
 
 
 def _source_of(name: str) -> str | None:

@@ -77,6 +77,7 @@ def convert(
     device: o.Device = "auto",
     threads: o.Threads = None,
     allow_pickle: o.AllowPickle = False,
+    overwrite: o.Overwrite = False,
     print_recipe: o.PrintRecipe = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -109,7 +110,7 @@ def convert(
     if evaluation is not None and field is not None:
         data["data"]["evaluation"]["field"] = field
     run_single(
-        data, flags("convert", typed), mistakes, out, RunOptions(device, threads),
+        data, flags("convert", typed), mistakes, out, RunOptions(device, threads, overwrite),
         allow_pickle=allow_pickle, print_recipe=print_recipe, json=json, quiet=quiet,
     )  # fmt: skip
 

@@ -101,7 +101,7 @@ def recipe_of(
     command: str, typed: Mapping[str, Any], out: Path, verb: str | None = None
 ) -> dict[str, Any]:
     """The one-step recipe that a command's options stand for; None is what was not typed."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.resolve().name).lstrip("._-")[:80] or command
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.absolute().name).lstrip("._-")[:80] or command
     verb = verb or command
     recipe: dict[str, Any] = {"version": 1, "name": name}
     settings: dict[str, Any] = {}

@@ -73,3 +73,6 @@ Field = Annotated[str | None, typer.Option(help="JSONL or dataset column of the 
 Windows = Annotated[int | None, typer.Option(help="Evaluation windows.")]
 Length = Annotated[int | None, typer.Option(help="Tokens a window.")]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the finished artifact that -o names.")
+]

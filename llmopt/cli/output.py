@@ -66,6 +66,12 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=max(console.width, _WIDTH))
 
 
+def found(verdict: dict[str, Any]) -> str:
+    """The value that a gate found; what is not finite is null once it was written."""
+    value = verdict["value"]
+    return "no finite number" if value is None else f"{value:.4g}"
+
+
 class ProgressReporter:
     """Draws a run: bars on a terminal, plain lines elsewhere."""
 
@@ -91,12 +97,15 @@ class ProgressReporter:
 
     def finished(self, step: PlannedStep, result: StepResult) -> None:
         how = "unchanged, reused" if result.reused else f"done in {result.seconds:.1f} s"
-        self.output.note(f"{step.id}: {how}")
+        self.output.note("; ".join([f"{step.id}: {how}", *result.notes]))
         for verdict in result.verdicts:
             if not verdict["passed"]:
                 self.output.note(
-                    f"{step.id}: GATE FAILED: {verdict['gate']} (found {verdict['value']:.4g})"
+                    f"{step.id}: GATE FAILED: {verdict['gate']} (found {found(verdict)})"
                 )
+
+    def refused(self, step: PlannedStep, why: str) -> None:
+        self.output.note(f"{step.id}: REFUSED: {why}")
 
 
 @contextmanager

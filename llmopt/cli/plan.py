@@ -34,7 +34,7 @@ def plan(
     output = Output(json, quiet)
     loaded, source = load(recipe, set_ or ())
     made = planner.plan(loaded, source, out or default_folder(loaded.name), fetch=False)
-    states = planner.states(made)
+    states: dict[str, str] = {name: state.what for name, state in planner.states(made).items()}
     output.show(_steps_table(made, states))
     if tensors:
         for step in made.steps:

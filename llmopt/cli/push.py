@@ -50,7 +50,13 @@ def push(
     for warning in done.warnings:
         output.note(f"the hub says: {warning}")
     output.text(done.url)
+    output.note(f"manifest {manifest[artifacts.MANIFEST_DIGEST]}: keep it, to verify against")
     output.result(
-        {"url": done.url, "commit": done.commit, "files": list(done.files),
-         "digest": manifest["digest"]}
-    )  # fmt: skip
+        {
+            "url": done.url,
+            "commit": done.commit,
+            "files": list(done.files),
+            "digest": manifest["digest"],
+            artifacts.MANIFEST_DIGEST: manifest[artifacts.MANIFEST_DIGEST],
+        }
+    )

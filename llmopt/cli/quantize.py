@@ -56,6 +56,7 @@ def quantize(
     device: o.Device = "auto",
     threads: o.Threads = None,
     allow_pickle: o.AllowPickle = False,
+    overwrite: o.Overwrite = False,
     print_recipe: o.PrintRecipe = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -82,6 +83,6 @@ def quantize(
     if evaluation is not None and field is not None:
         data["data"]["evaluation"]["field"] = field
     run_single(
-        data, flags("quantize", typed), mistakes, out, RunOptions(device, threads),
+        data, flags("quantize", typed), mistakes, out, RunOptions(device, threads, overwrite),
         allow_pickle=allow_pickle, print_recipe=print_recipe, json=json, quiet=quiet,
     )  # fmt: skip

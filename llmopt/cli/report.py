@@ -18,6 +18,9 @@ def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .html or .md.")] = Path(
         "report.html"
     ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that llmopt did not write.")
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -25,10 +28,12 @@ def report(
     """Write a report page from results that are there already."""
     from llmopt.artifact import MANIFEST, at
     from llmopt.cli.output import Output
-    from llmopt.cli.reporting import collect, write_report
+    from llmopt.cli.reporting import write_report
+    from llmopt.report import page
 
     if out.suffix not in (".html", ".md"):
         raise RequestError(f"{out}: a report is .html or .md")
+    page.check(out, overwrite=overwrite, hint="--overwrite replaces it, or choose another -o")
     found = []
     for folder in map(at, folders):
         if not folder.is_dir():
@@ -37,12 +42,7 @@ def report(
         found += [folder] if (folder / MANIFEST).is_file() else inside
     if not found:
         raise RequestError(f"no results in {', '.join(map(str, folders))}")
-    if out.suffix == ".md":
-        import llmopt.report.markdown as markdown
-
-        out.write_text(markdown.render(collect(found)), encoding="utf-8")
-    else:
-        write_report(found, out)
+    write_report(found, out)
     output = Output(json, quiet)
     output.text(f"report: {out}")
     output.result({"report": str(out)})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from llmopt.artifact import file_of, read_manifest
+from llmopt.artifact import file_of, read_manifest, read_object
 from llmopt.cli.output import Output
 from llmopt.cli.steps import run_record
 from llmopt.errors import RequestError
-from llmopt.report import Results, html, terminal
+from llmopt.report import Results, html, markdown, page, terminal
 
 BENCH = "bench.json"
 
@@ -19,8 +18,7 @@ def bench_document(folder: Path) -> dict[str, Any]:
     """A bench step's results and, apart, the speeds of this run."""
     if not (folder / BENCH).is_file():
         raise RequestError(f"{folder} holds no bench results", hint="name a bench step's folder")
-    results: dict[str, Any] = json.loads((folder / BENCH).read_text("utf-8"))
-    return results | {"speed": run_record(folder).get("speed", {})}
+    return read_object(folder / BENCH) | {"speed": run_record(folder).get("speed", {})}
 
 
 def collect(folders: list[Path]) -> Results:
@@ -57,7 +55,7 @@ def show_bench(folders: list[Path], output: Output) -> None:
 
 
 def write_report(folders: list[Path], path: Path) -> Path:
-    """Write the HTML page on these folders' results."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html.render(collect(folders)), encoding="utf-8")
+    """Write the page on these folders' results: Markdown where the file is .md, else HTML."""
+    render = markdown.render if path.suffix == ".md" else html.render
+    page.write(path, render(collect(folders)))
     return path

@@ -25,32 +25,36 @@ def run(
     from llmopt import planner
     from llmopt.cli.output import Output
     from llmopt.cli.reporting import show_bench, write_report
-    from llmopt.cli.steps import document, execute, raise_if_failed, summary_line
+    from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line
     from llmopt.recipe import load
+    from llmopt.report import page
     from llmopt.stages.base import RunOptions
 
     output = Output(json, quiet)
     loaded, source = load(recipe, set_ or ())
     folder = out or default_folder(loaded.name)
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
-    results = execute(plan, RunOptions(device, threads), output)
-    written = [r for r in results if r.step.gates_of is None and r.step.verb != "allocate"]
+    if any(step.verb == "bench" and step.gates_of is None for step in plan.steps):
+        page.check(folder / "report.html", hint="move it away, or choose another -o")
+    ran = execute(plan, RunOptions(device, threads), output)
+    written = [r for r in ran.results if r.step.gates_of is None and r.step.verb != "allocate"]
     for result in written:
         if result.step.verb == "bench":
             made = [other.artifact.path for other in written if other.step.verb != "bench"]
             show_bench([*made, result.artifact.path], output)
         else:
             output.text(summary_line(result))
+    for name, why in ran.refused.items():
+        output.text(f"{name}: refused: {why}")
     report = None
     if any(result.step.verb == "bench" for result in written):
         report = write_report([result.artifact.path for result in written], folder / "report.html")
         output.text(f"report: {report}")
-    done = sum(not result.reused for result in results)
-    output.note(f"{done} of {len(results)} steps run, {len(results) - done} reused")
-    output.result(
-        {"steps": [document(result) for result in results], "report": report and str(report)}
-    )
-    raise_if_failed(results)
+    done, reused = (sum(r.reused == how for r in ran.results) for how in (False, True))
+    refused = f", {len(ran.refused)} refused" if ran.refused else ""
+    output.note(f"{done} of {len(plan.steps)} steps run, {reused} reused{refused}")
+    output.result({"steps": documents(ran), "report": report and str(report)})
+    raise_if_failed(ran)
 
 
 def default_folder(name: str) -> Path:

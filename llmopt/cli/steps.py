@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import yaml
 
 from llmopt import pipeline, planner
-from llmopt.artifact import RUN_RECORD
-from llmopt.cli.output import Output, reporting
+from llmopt.artifact import RUN_RECORD, read_object
+from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed, Mistakes, RecipeError
-from llmopt.pipeline import StepResult
+from llmopt.pipeline import Ran, StepResult
 from llmopt.recipe import from_data
 from llmopt.recipe.source import Flag
 from llmopt.report import card
@@ -53,12 +52,12 @@ def run_single(
         print_as_recipe(data, output)
         return
     plan = planner.plan(recipe, source, out, allow_pickle=allow_pickle)
-    results = execute(plan, options, output)
-    for result in results:
+    ran = execute(plan, options, output)
+    for result in ran.results:
         if result.step.gates_of is None and result.step.verb in ("quantize", "convert"):
             output.text(summary_line(result))
-    output.result([document(result) for result in results])
-    raise_if_failed(results)
+    output.result(documents(ran))
+    raise_if_failed(ran)
 
 
 def print_as_recipe(data: dict[str, Any], output: Output) -> None:
@@ -67,22 +66,30 @@ def print_as_recipe(data: dict[str, Any], output: Output) -> None:
     output.result(data)
 
 
-def execute(plan: planner.Plan, options: RunOptions, output: Output) -> list[StepResult]:
+def execute(plan: planner.Plan, options: RunOptions, output: Output) -> Ran:
     """Run a plan, showing its progress."""
     with reporting(output) as reporter:
         return pipeline.run(plan, options, reporter)
 
 
-def raise_if_failed(results: list[StepResult]) -> None:
-    """GateFailed, naming each gate, where any step's verdicts have one that did not pass."""
+def raise_if_failed(ran: Ran) -> None:
+    """GateFailed, naming each gate that did not pass and each step that was refused for it."""
     failed = [
-        f"{verdict['model']}: {verdict['gate']} (found {verdict['value']:.4g})"
-        for result in results
+        f"{verdict['model']}: {verdict['gate']} (found {found(verdict)})"
+        for result in ran.results
         for verdict in result.verdicts
         if not verdict["passed"]
     ]
-    if failed:
-        raise GateFailed("quality gate failed: " + "; ".join(failed))
+    reasons = ["quality gate failed: " + "; ".join(failed)] if failed else []
+    reasons += [f"{name} was not run: {why}" for name, why in ran.refused.items()]
+    if reasons:
+        raise GateFailed(". ".join(reasons))
+
+
+def documents(ran: Ran) -> list[dict[str, Any]]:
+    """What came of each step as JSON; those that were refused are last."""
+    refused = [{"step": name, "refused": why} for name, why in ran.refused.items()]
+    return [*(document(result) for result in ran.results), *refused]
 
 
 def document(result: StepResult) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def document(result: StepResult) -> dict[str, Any]:
         "step": result.step.id,
         "path": str(result.artifact.path),
         "reused": result.reused,
+        "notes": list(result.notes),
         "manifest": result.artifact.manifest,
         "run": run_record(result.artifact.path),
     }
@@ -99,8 +107,7 @@ def document(result: StepResult) -> dict[str, Any]:
 def run_record(folder: Path) -> dict[str, Any]:
     """What differs from run to run, of the artifact in `folder`."""
     path = folder / RUN_RECORD
-    record: dict[str, Any] = jsonlib.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return record
+    return read_object(path) if path.is_file() else {}
 
 
 def summary_line(result: StepResult) -> str:

@@ -13,24 +13,40 @@ from llmopt.errors import LlmoptError, RequestError
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="A folder or .gguf file that llmopt wrote.")],
+    digest: Annotated[
+        str | None,
+        typer.Option(metavar="SHA256", help="The manifest's digest as it was noted elsewhere."),
+    ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Check every byte of an artifact against its manifest."""
+    """Check every byte of an artifact against its manifest, and the manifest and card too."""
     from llmopt import artifact as artifacts
     from llmopt.cli.output import Output
+    from llmopt.verification import verify as problems_of
 
     artifact = artifacts.at(artifact)
     if not artifact.is_dir():
         there = "is not an artifact of llmopt's" if artifact.exists() else "does not exist"
         raise RequestError(f"{artifact} {there}")
-    problems = artifacts.verify(artifact)
+    problems = problems_of(artifact, kept=digest)
     output = Output(json, quiet)
     if problems:
         output.show(*problems)
-        output.note(f"{artifact}: {len(problems)} problems")
-        raise LlmoptError(f"{artifact} is not what its manifest says: {'; '.join(problems)}")
+        raise LlmoptError(f"{artifact} is not what llmopt wrote: {'; '.join(problems)}")
     manifest = artifacts.read_manifest(artifact)
-    output.text(f"{artifact}: {len(manifest['files'])} files as written, {manifest['digest']}")
-    output.result({"ok": True, "digest": manifest["digest"], "files": len(manifest["files"])})
+    files, seal = len(manifest["files"]), manifest[artifacts.MANIFEST_DIGEST]
+    output.text(f"{artifact}: {files} files, manifest and card as written")
+    output.text(f"contents {manifest['digest']}")
+    compared = "as given" if digest else "keep it elsewhere, and compare with --digest"
+    output.text(f"manifest {seal} ({compared})")
+    output.result(
+        {
+            "ok": True,
+            "digest": manifest["digest"],
+            artifacts.MANIFEST_DIGEST: seal,
+            "compared": digest is not None,
+            "files": files,
+        }
+    )

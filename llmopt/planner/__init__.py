@@ -11,6 +11,7 @@ from llmopt.formats.quantization import read_contents
 from llmopt.planner.desugar import Desugar
 from llmopt.planner.graph import named_parents, ordered, outside
 from llmopt.planner.located import located
+from llmopt.planner.states import State, states
 from llmopt.planner.steps import MODEL, Plan, PlannedStep
 from llmopt.recipe import Recipe, Source
 from llmopt.recipe.matrix import Expanded, expand
@@ -18,7 +19,7 @@ from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve
 from llmopt.specs.formats import IMATRIX
 
-__all__ = ["MODEL", "Plan", "PlannedStep", "plan", "states"]
+__all__ = ["MODEL", "Plan", "PlannedStep", "State", "plan", "states"]
 
 
 def plan(
@@ -46,13 +47,21 @@ def plan(
     steps = _desugared(in_order, ids, desugar)
     _check_ids(steps, source)
     single = source.file == "<command line>" and len(expanded) == 1
+    if single:
+        artifact.check_name(out)
     outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
+    inputs = [model.folder, *folders.values(), *_text_folders(recipe)]
     for name, path in outputs.items():
+        artifact.check_apart(path, inputs)
         artifact.check_destination(path)
         _check_parts(next(s for s in steps if s.id == name), path, source)
-        if path.resolve() == model.folder.resolve():
-            raise RequestError(f"{path} is the input model", hint="choose another -o")
-    return Plan(recipe, model, tuple(steps), outputs, folders)
+    return Plan(recipe, model, tuple(steps), outputs, folders, single)
+
+
+def _text_folders(recipe: Recipe) -> list[Path]:
+    """Datasets that are folders: a file in one of them would change its digest."""
+    sources = (recipe.data.calibration.source, recipe.data.evaluation.source)
+    return [path for source in sources if source and (path := Path(source)).is_dir()]
 
 
 def _desugared(
@@ -86,37 +95,6 @@ def _check_ids(steps: list[PlannedStep], source: Source) -> None:
 
 def _external(path: Path) -> Path:
     return path if path.is_dir() else resolve(str(path)).folder
-
-
-def states(plan: Plan) -> dict[str, str]:
-    """What a run would do with each step now: reuse it, run it, or find out later.
-
-    A foreign model that was never hashed here has no digest yet, and no weights are read to
-    make one: then what stands on disk is checked when the plan runs.
-    """
-    digests: dict[str, str | None] = {}
-    found: dict[str, str] = {}
-    for step in plan.steps:
-        for name in step.parents:
-            if name not in digests:  # not a step: the model, or an artifact from outside
-                digests[name] = artifact.known_digest(plan.folder_of(name))
-        known = {name: digest for name in step.parents if (digest := digests[name])}
-        target = step.gates_of or step.id
-        folder = plan.outputs[target]
-        manifest = artifact.read_manifest(folder) if folder.is_dir() else {}
-        if len(known) < len(step.parents):
-            unhashed = any(found.get(name) in (None, "unknown") for name in step.parents)
-            found[step.id] = "unknown" if manifest and unhashed else "to run"
-            digests.setdefault(step.id, None)
-            continue
-        key = step.digest_key(known)
-        if step.gates_of:
-            done = manifest.get("gate", {}).get("key") == key
-        else:
-            done = artifact.complete(folder, key)
-            digests[step.id] = manifest["digest"] if done else None
-        found[step.id] = "done" if done else "to run"
-    return found
 
 
 def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:

@@ -50,13 +50,18 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in an order in which they can run. `outputs` says where each one's result goes."""
+    """Steps in an order in which they can run. `outputs` says where each one's result goes.
+
+    With `named`, the one written step's result is what -o names, and not one among others in a
+    run's folder: it is the user's, and no cache.
+    """
 
     recipe: Recipe
     model: ModelSource
     steps: tuple[PlannedStep, ...]
     outputs: dict[str, Path] = field(default_factory=dict)
     externals: dict[str, Path] = field(default_factory=dict)
+    named: bool = False
 
     def by_id(self, name: str) -> PlannedStep:
         """The step with this id."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from llmopt import __version__
 from llmopt import ledger as ledgers
 from llmopt.artifact import finite
 from llmopt.report import numbers
@@ -31,14 +32,14 @@ _ABOUT_KL = (
 def finish(manifest: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The manifest with the digest of its card, and the card; None where it is to have none.
 
-    The digest lets a later version, whose cards may read otherwise, still verify this one.
+    The digest lets another version, whose cards may read otherwise, still verify this one.
     """
     if "card" not in manifest:
         return manifest, None
     manifest = finite(manifest)
     text = render(manifest)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return manifest | {"card": manifest["card"] | {"sha256": digest}}, text
+    kept = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "rendered_by": __version__}
+    return manifest | {"card": manifest["card"] | kept}, text
 
 
 def render(manifest: dict[str, Any]) -> str:

@@ -24,6 +24,9 @@ def pick_device(wanted: str) -> str:
         raise RequestError(f"device {wanted!r} is not supported", hint="auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError("torch sees no GPU here", hint="--device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise RequestError(f"there is no {wanted}: torch sees {count} of them, from cuda:0")
     return wanted
 
 

@@ -19,6 +19,8 @@ class RunOptions:
     device: str = "auto"
     #: of the processor; None: as many as torch takes
     threads: int | None = None
+    #: replace a finished artifact that -o names
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmopt.artifact import Artifact, write_json
+from llmopt.artifact import MANIFEST_DIGEST, Artifact, write_json
 from llmopt.evaluate import gates, speed
 from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexity
 from llmopt.evaluate.memory import peak_memory, reset_peak
@@ -69,7 +69,8 @@ def _run(work: Work) -> Outcome:
     document = {"schema": 1, "corpus": corpus, "base": base_name, "entries": entries}
     if work.gates_of is None:
         write_json(work.folder / "bench.json", document)
-    evidence = next((e for e in entries if e["name"] == work.gates_of), {})
+    evidence = dict(next((e for e in entries if e["name"] == work.gates_of), {}))
+    evidence.pop(MANIFEST_DIGEST, None)  # the verdict goes into that manifest
     return Outcome(
         format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run={"speed": speeds}
     )
@@ -137,7 +138,9 @@ def _code_errors(artifact: Artifact, base: Artifact) -> dict[str, Any]:
 def _size(artifact: Artifact, base: Artifact) -> dict[str, Any]:
     """Bytes of the weight files, and bits per weight of the model as a whole."""
     contents = read_contents(artifact.path)
+    seal = artifact.manifest_digest
     return {
+        **({MANIFEST_DIGEST: seal} if seal else {}),
         "name": artifact.name,
         "format": artifact.manifest.get("format") or contents.runs_as or "hf",
         "digest": artifact.digest,

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 
 from llmopt import artifact
 from llmopt.report import card
+from tests.artifacts import manifest_of, with_card
 from tests.cli.conftest import Llmopt
 from tests.cli.stub_hub import TOKEN, StubHub, serve
 from tests.test_docs import parsed
@@ -32,16 +33,7 @@ def make(folder: Path, *, shards: int = 1, **members: Any) -> Path:
         (built / f"model-{index}.safetensors").write_bytes(bytes([index]) * 100)
     (built / "config.json").write_text("{}")
     (built / "odd [name].txt").write_text("a pattern would not match its own name")
-    files = artifact.describe_files(built)
-    digest = artifact.digest_of(files)
-    origin = {"source": "a/b", "revision": "abc", "digest": "sha256:0"}
-    manifest = {
-        "schema": 1, "name": "w4", "verb": "quantize", "format": "gptq", "key": "k",
-        "files": files, "digest": digest, "settings": {"grid": "int4"}, "corpus": None,
-        "ledger": [], "gates": [], "evidence": {}, "versions": {"llmopt": "0"},
-        "parents": [{"name": "model", **origin}],
-        "card": {"metadata": {"license": "mit"}, "origin": origin},
-    } | members  # fmt: skip
+    manifest = manifest_of(artifact.describe_files(built), **with_card(**members))
     manifest, text = card.finish(manifest)
     artifact.publish(built, folder, manifest, {"seconds": 1.0}, text)
     return folder
@@ -106,6 +98,8 @@ def test_what_an_earlier_push_left_goes_and_what_others_put_there_stays(
     make(tmp_path / "old", shards=3)
     new = make(tmp_path / "new", shards=1)
     assert llmopt("push", "old", "me/w4").code == 0
+    branch = hub.repos["me/w4"].branches["main"]  # as an earlier llmopt wrote its manifest
+    branch["llmopt.json"] = json.dumps(json.loads(branch["llmopt.json"]) | {"schema": 1}).encode()
     hub.repos["me/w4"].branches["main"]["picture.png"] = b"mine"
     done = llmopt("push", "new", "me/w4")
     assert done.code == 0, done.err
@@ -141,11 +135,14 @@ def test_what_is_not_fit_to_give_away_is_refused(
     (damaged / "config.json").write_text("[]")
     edited = make(tmp_path / "edited")
     (edited / "README.md").write_text("the best model")
+    manifest = artifact.read_manifest(make(tmp_path / "forged"))
+    (tmp_path / "forged" / "llmopt.json").write_text(json.dumps(manifest | {"seed": 5}))
     (tmp_path / "foreign").mkdir()
     make(tmp_path / "scores", verb="bench")
     for name, code, says in (
-        ("damaged", 1, "damaged is not what its manifest says: content differs: config.json"),
+        ("damaged", 1, "damaged is not what llmopt wrote: content differs: config.json"),
         ("edited", 1, "content differs: README.md"),
+        ("forged", 1, "llmopt.json was changed"),
         ("foreign", 2, "foreign has no llmopt.json"),
         ("scores", 2, "scores holds no model, but the results of a bench step"),
         ("nowhere", 2, "there is no folder nowhere"),

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from llmopt import planner
-from llmopt.artifact import write_json
+from llmopt.artifact import describe_files, write_records
 from llmopt.errors import RecipeError
 from llmopt.fates import bits_per_weight
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
 from llmopt.sources import DEMO_MODEL
+from tests.artifacts import manifest_of
 
 STEP = {"id": "q", "quantize": {"method": "rtn"}}
 
@@ -117,7 +118,8 @@ def test_what_others_wrote_is_not_a_destination(tmp_path: Path) -> None:
 def test_folders_from_outside_can_be_measured(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         shutil.copytree(DEMO_MODEL, tmp_path / parent / "w4")
-        write_json(tmp_path / parent / "w4" / "llmopt.json", {"schema": 1})
+        files = describe_files(tmp_path / parent / "w4")
+        write_records(tmp_path / parent / "w4", manifest_of(files), None)
     sources = [str(tmp_path / parent / "w4") for parent in ("a", "b")]
     plan = planned(tmp_path, {"id": "s", "bench": {"from": sources}})
     assert plan.steps[0].settings["from"] == ["w4", "w4-2"]

@@ -92,7 +92,7 @@ def step(scratch: Path, model: Path, out: Path, verb: str, **settings: Any) -> A
         "steps": [{"id": "step", verb: {"gate": [], **settings}}],
     }
     plan = planner.plan(*from_data(data), out)
-    return pipeline.run(plan, RunOptions("cpu"), Log())[-1].artifact
+    return pipeline.run(plan, RunOptions("cpu"), Log()).results[-1].artifact
 
 
 def source(scratch: Path, name: str) -> Path:
@@ -235,7 +235,9 @@ def test_a_step_builds_on_a_conversion(scratch: Path, tmp_path: Path) -> None:
         ],
     }
     plan = planner.plan(*from_data(recipe), tmp_path / "out")
-    plain, awq = (result.artifact for result in pipeline.run(plan, RunOptions("cpu"), Log()))
+    plain, awq = (
+        result.artifact for result in pipeline.run(plan, RunOptions("cpu"), Log()).results
+    )
     assert not Checkpoint.open(plain.path).layers
     assert len(Checkpoint.open(awq.path).layers) == 7
 

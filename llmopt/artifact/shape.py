@@ -1,0 +1,160 @@
+"""What a manifest must look like, so that whoever reads one finds what it looks for."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    StringConstraints,
+    ValidationError,
+)
+
+from llmopt.ledger import LedgerEntry
+
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+_Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Part(BaseModel):
+    """Members that are not named here may be there, too."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+def _inside(path: str) -> str:
+    """A path that leads out of the folder, or to a hidden file, is none of an artifact's."""
+    parts = PurePosixPath(path).parts
+    plain = path == "/".join(parts) and not any(part.startswith(".") for part in parts)
+    if not plain or path.startswith("/") or "\\" in path or "\0" in path:
+        raise ValueError(f"{path!r} is not the path of a file in the artifact")
+    return path
+
+
+class _File(_Part):
+    path: Annotated[_Text, AfterValidator(_inside)]
+    bytes: NonNegativeInt
+    sha256: _Sha256
+
+
+def _once(files: list[_File]) -> list[_File]:
+    names = [file.path for file in files]
+    if len(set(names)) < len(names):
+        raise ValueError("a file is listed twice")
+    return files
+
+
+class _Parent(_Part):
+    name: _Text
+    digest: _Digest
+    manifest_digest: _Digest | None = None
+    source: str | None = None
+    revision: str | None = None
+
+
+class _Corpus(_Part):
+    name: str
+    sha256: str
+    windows: int
+    length: int
+
+
+class _LedgerEntry(LedgerEntry):
+    model_config = ConfigDict(strict=True)
+
+
+class _Verdict(_Part):
+    gate: str
+    model: str
+    value: float | None
+    passed: bool
+
+
+class _Interval(_Part):
+    value: float | None = None
+
+
+class _Divergence(_Part):
+    mean: _Interval = _Interval()
+
+
+class _Measured(_Part):
+    name: str
+    bytes: int
+    kl: _Divergence | None = None
+
+
+class _Gate(_Part):
+    key: str
+    evidence: _Measured
+    corpus: _Corpus | None
+
+
+class _Certificate(_Part):
+    exact: int
+    rounded: int
+    largest_error: float
+
+
+class _Allocation(_Part):
+    predicted_kl: float | None
+    bits_per_weight: float
+    sensitivity: list[dict[str, Any]]
+
+
+class _Evidence(_Part):
+    certificate: _Certificate | None = None
+    tokenizer: list[str] | None = None
+    allocation: _Allocation | None = None
+
+
+class _Origin(_Part):
+    source: str
+    digest: _Digest
+    revision: str | None = None
+
+
+class _Card(_Part):
+    metadata: dict[str, str | list[str]]
+    origin: _Origin
+    sha256: _Sha256
+    rendered_by: str
+
+
+class _Manifest(_Part):
+    name: _Text
+    verb: _Text
+    key: _Text
+    format: _Text
+    settings: dict[str, Any]
+    parents: Annotated[list[_Parent], Field(min_length=1)]
+    corpus: _Corpus | None
+    seed: int
+    versions: dict[str, str]
+    files: Annotated[list[_File], AfterValidator(_once)]
+    digest: _Digest
+    manifest_digest: _Digest
+    ledger: list[_LedgerEntry]
+    evidence: _Evidence
+    gates: list[_Verdict]
+    gate: _Gate | None = None
+    card: _Card | None = None
+
+
+def fault(manifest: dict[str, Any]) -> str | None:
+    """What is wrong with the members of a manifest, in a few words; None if nothing is."""
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    # members that may be absent, but not null
+    null = (name for name in ("gate", "card") if name in manifest and manifest[name] is None)
+    return next((f"{name}: null" for name in null), None)

@@ -1,0 +1,99 @@
+"""What is checked once a plan is about to run, so that no work ends in a refusal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llmopt import artifact
+from llmopt.errors import RequestError
+from llmopt.planner import Plan, PlannedStep, State, states
+from llmopt.stages.base import RunOptions
+
+
+def check(plan: Plan, options: RunOptions) -> None:
+    """RequestError where a step that is to run could not be published, has no disk or no device.
+
+    The digests of the plan's models must be known (`artifact.open_artifact`).
+    """
+    found = states(plan)
+    todo = [step for step in plan.steps if found[step.id].what != "done"]
+    for step in todo:
+        if step.gates_of is None:
+            _check_output(plan, step, found[step.id], options)
+    _check_disk(plan, todo, found)
+    if todo:
+        from llmopt.runtimes.device import pick_device
+
+        pick_device(options.device)
+
+
+def _check_output(plan: Plan, step: PlannedStep, state: State, options: RunOptions) -> None:
+    destination = plan.outputs[step.id]
+    manifest = artifact.read_manifest(destination)
+    ours = plan.named and step.verb != "allocate" and not options.overwrite
+    if manifest and ours and not _same(plan, step, state, manifest):
+        raise RequestError(
+            f"{destination} holds a finished artifact that was made in another way: "
+            f"{artifact.made_how(manifest)}",
+            hint="--overwrite replaces it, or choose another -o",
+        )
+    artifact.check_replaceable(destination)
+
+
+def _same(plan: Plan, step: PlannedStep, state: State, manifest: dict[str, Any]) -> bool:
+    """Whether the artifact is of this step, and only damaged or prepared anew."""
+    if state.key is not None:
+        return bool(manifest["key"] == state.key)
+    outside = {
+        name: artifact.known_digest(plan.folder_of(name))
+        for name in step.parents
+        if name not in plan.outputs
+    }
+    made = {parent["name"]: parent["digest"] for parent in manifest["parents"]}
+    alike = all(made.get(name) == digest for name, digest in outside.items())
+    return alike and (manifest["verb"], manifest["settings"]) == (step.verb, step.settings)
+
+
+def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]) -> None:
+    """RequestError naming the first file system that the steps would fill.
+
+    Each step needs its work and its result at once; what is there of a killed run is not needed
+    again, and what a result replaces is free after it.
+    """
+    kept: dict[int, int] = defaultdict(int)
+    peak: dict[int, int] = defaultdict(int)
+    places: dict[int, Path] = {}
+    for step in todo:
+        output = plan.outputs[step.gates_of or step.id]
+        place = next(folder for folder in output.absolute().parents if folder.is_dir())
+        device = place.stat().st_dev
+        places.setdefault(device, place)
+        key = found[step.id].key
+        begun = _size(artifact.work_folder(output, key)) if key else 0
+        needed = max(step.footprint.disk_bytes - begun, 0)
+        peak[device] = max(peak[device], kept[device] + needed)
+        if step.gates_of is None:
+            kept[device] += sum(fate.bytes for fate in step.fates) - _size(output)
+    for device, place in places.items():
+        free = shutil.disk_usage(place).free
+        if peak[device] > free:
+            raise RequestError(
+                f"{place} has {_gigabytes(free)} free, and the steps to run need "
+                f"{_gigabytes(peak[device])} there",
+                hint="free some, or choose another -o",
+            )
+
+
+def _size(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    return sum(os.lstat(path).st_size for _, path in artifact.entries(folder))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
