@@ -165,3 +165,56 @@ def test_no_function_is_too_long() -> None:
                 if package_of(path) == "cli":  # declarations of options are not logic
                     length -= len(node.args.args) * 3
                 assert length <= 60, f"{path.name}:{node.name} has {length} lines"
+
+
+#: calls that make something of a folder's files which may name code, or of a template
+_LOADERS = {
+    "from_pretrained", "from_config", "for_model", "load_dataset", "load_from_disk", "pipeline",
+    "apply_chat_template", "get_class_from_dynamic_module", "load_adapter", "get_kernel",
+}  # fmt: skip
+#: calls that run what they are given, and the one module that may make each
+_RUNNERS = {
+    "eval": None, "exec": None, "compile": None, "__import__": None, "run_path": None,
+    "run_module": None, "spec_from_file_location": None, "Unpickler": None,
+    "Environment": "llmopt.report.html", "render_jinja_template": "llmopt.corpora.rendering",
+    "Popen": "llmopt.corpora.chat",
+}  # fmt: skip
+
+
+def calls(path: Path) -> list[ast.Call]:
+    return [
+        node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    ]
+
+
+def called(call: ast.Call) -> str:
+    return ast.unparse(call.func)
+
+
+def test_one_module_loads_what_comes_with_a_model() -> None:
+    for path in modules():
+        for call in calls(path):
+            last = called(call).rpartition(".")[2]
+            if last in _LOADERS:
+                assert name_of(path) == "llmopt.pretrained", f"{name_of(path)} calls {called(call)}"
+            if last in _RUNNERS and called(call) not in ("model.eval", "re.compile"):
+                assert name_of(path) == _RUNNERS[last], f"{name_of(path)} calls {called(call)}"
+            assert not called(call).startswith(("pickle.", "os.system", "subprocess.run")), path
+
+
+def test_loaders_say_that_no_code_is_trusted() -> None:
+    for path in modules():
+        for call in calls(path):
+            given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            assert given.get("trust_remote_code", "False") == "False", path
+            if called(call) in (
+                "AutoTokenizer.from_pretrained",
+                "AutoModelForCausalLM.from_config",
+            ):
+                assert given["trust_remote_code"] == "False"
+            if called(call) == "AutoTokenizer.from_pretrained":
+                assert given["local_files_only"] == "True"
+            if called(call) == "torch.load":
+                assert given["weights_only"] == "True"
+            if called(call) in ("yaml.load", "yaml.compose"):
+                assert given["Loader"] in ("yaml.SafeLoader", "yaml.BaseLoader")

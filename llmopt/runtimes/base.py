@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a continuation is chosen, in transformers' terms; nothing is cut off where None.
+
+    At temperature 0 the likeliest token is taken, and top_k, top_p and min_p choose nothing. With
+    several `beams` the likeliest of so many continuations is: nothing is drawn then.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    beams: int = 1
+    seed: int = 0
+
+
+#: always the likeliest token
+GREEDY = Sampling()
 
 
 class Engine(Protocol):
@@ -35,12 +57,12 @@ class Engine(Protocol):
         prompt: list[int],
         max_new_tokens: int,
         *,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
         ignore_end: bool = False,
     ) -> Iterator[int]:
         """Stream new tokens, as fast as the engine can.
 
-        Temperature 0 takes the most likely token. The model's end tokens end the stream and are
-        not part of it, unless `ignore_end`; so does a full context.
+        The model's end tokens end the stream and are not part of it, unless `ignore_end`; so does
+        a full context. RequestError at once for a prompt that the model cannot take, and for beams
+        where the runtime has none.
         """

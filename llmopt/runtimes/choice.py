@@ -14,10 +14,14 @@ from llmopt.runtimes.base import Engine
 from llmopt.specs import RUNTIMES
 from llmopt.specs.runtimes import AUTO
 
+_DTYPES = (AUTO, "float32", "bfloat16", "float16")
+
 
 def open_engine(runtime: str, folder: Path, *, device: str, dtype: str = AUTO) -> Engine:
     """A model, loaded by a runtime. RequestError for a dtype where the file alone decides it."""
     spec = RUNTIMES[runtime]
+    if dtype not in _DTYPES:
+        raise RequestError(f"unknown dtype {dtype!r}", hint=", ".join(_DTYPES))
     options = {"device": device}
     if spec.chooses_dtype:
         options["dtype"] = dtype

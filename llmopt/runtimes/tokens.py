@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from llmopt.errors import RequestError
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.runtimes.base import Sampling
 
 
 def check_tokens(tokens: Tensor, context: int | None, vocabulary: int) -> None:
@@ -20,9 +23,47 @@ def check_tokens(tokens: Tensor, context: int | None, vocabulary: int) -> None:
         )
 
 
-def choose(scores: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """The next token for logits [vocabulary]: drawn, or at temperature 0 the likeliest."""
-    if temperature == 0:
-        return int(scores.argmax())
-    chances = (scores.float().cpu() / temperature).softmax(-1)
-    return int(torch.multinomial(chances, 1, generator=generator))
+class Chooser:
+    """Chooses the tokens after a prompt, one after another, by transformers' own rules."""
+
+    def __init__(self, sampling: Sampling, prompt: list[int]) -> None:
+        self._processors = _processors(sampling)
+        self._draws = sampling.temperature > 0
+        self._generator = torch.Generator().manual_seed(sampling.seed)
+        self._seen = torch.tensor([prompt], dtype=torch.int64)
+
+    def __call__(self, scores: Tensor) -> int:
+        """The next token for logits [vocabulary]."""
+        if bool(scores.isnan().any()):
+            raise LlmoptError("the model computes NaN, of which no token can be chosen")
+        if not self._processors:
+            return int(scores.argmax())
+        rows = scores.float().cpu()[None]
+        for process in self._processors:
+            rows = process(self._seen, rows)
+        row = rows[0]
+        if self._draws:
+            token = int(torch.multinomial(row.softmax(-1), 1, generator=self._generator))
+        else:
+            token = int(row.argmax())
+        self._seen = torch.cat([self._seen, torch.tensor([[token]])], dim=1)
+        return token
+
+
+def _processors(sampling: Sampling) -> list[Callable[[Tensor, Tensor], Tensor]]:
+    """In the order of transformers' generate: the penalty, the temperature, what is cut off."""
+    from transformers.generation import logits_process as rules
+
+    found: list[Callable[[Tensor, Tensor], Tensor]] = []
+    if sampling.repetition_penalty != 1.0:
+        found.append(rules.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature == 0:
+        return found
+    found.append(rules.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k is not None:
+        found.append(rules.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None:
+        found.append(rules.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p is not None:
+        found.append(rules.MinPLogitsWarper(sampling.min_p))
+    return found

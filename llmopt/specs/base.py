@@ -103,6 +103,8 @@ class RuntimeSpec:
     package: str | None = None
     #: whether it computes in a dtype of the user's choice
     chooses_dtype: bool = False
+    #: whether it has a beam search
+    beams: bool = False
 
 
 def shortened(text: str, most: int = 80) -> str:

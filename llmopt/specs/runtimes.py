@@ -18,6 +18,7 @@ RUNTIMES: dict[str, RuntimeSpec] = {
         summary="PyTorch on CPU or GPU: plain and quantized Hugging Face checkpoints; on the CPU "
         "int8 weights with int8 activations in integers",
         chooses_dtype=True,
+        beams=True,
     ),
     "llama.cpp": RuntimeSpec(
         id="llama.cpp",

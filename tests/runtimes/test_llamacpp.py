@@ -14,6 +14,7 @@ from torch import nn
 from llmopt.errors import LlmoptError, MissingDependency, RequestError
 from llmopt.runtimes import llamacpp
 from llmopt.runtimes import torch as torch_runtime
+from llmopt.runtimes.base import Sampling
 from llmopt.runtimes.llamacpp.native import Native
 from tests import models
 
@@ -99,18 +100,21 @@ def test_what_it_says_of_the_model(
     assert engine.weight_bytes == sum(value.nbytes for value in saved[1].state_dict().values())
 
 
-@pytest.mark.parametrize(("temperature", "seed"), [(0.0, 0), (0.8, 3), (5.0, 4)])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.8, seed=3),
+        Sampling(temperature=5.0, seed=4, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2),
+    ],
+)
 def test_it_generates_what_the_torch_engine_does(
-    saved: tuple[Path, nn.Module],
-    engine: llamacpp.LlamaCppEngine,
-    temperature: float,
-    seed: int,
+    saved: tuple[Path, nn.Module], engine: llamacpp.LlamaCppEngine, sampling: Sampling
 ) -> None:
     other = torch_runtime.load(saved[0] / "hf", dtype="float32")
     prompt = models.tokens(1, 9)[0].tolist()
     ours, theirs = (
-        list(e.generate(prompt, 20, temperature=temperature, seed=seed, ignore_end=True))
-        for e in (engine, other)
+        list(e.generate(prompt, 20, sampling=sampling, ignore_end=True)) for e in (engine, other)
     )
     assert ours == theirs
     assert len(ours) == 20
@@ -120,7 +124,7 @@ def test_a_full_context_and_an_end_token_end_a_stream(engine: llamacpp.LlamaCppE
     prompt = models.tokens(1, 60)[0].tolist()
     assert len(list(engine.generate(prompt, 50, ignore_end=True))) == 4
     for seed in range(200):
-        settings: dict[str, Any] = {"temperature": 50.0, "seed": seed}
+        settings: dict[str, Any] = {"sampling": Sampling(temperature=50.0, seed=seed)}
         free = list(engine.generate(prompt[:8], 40, ignore_end=True, **settings))
         if END in free:
             cut = free[: free.index(END)]
@@ -156,6 +160,8 @@ def test_what_cannot_be_asked(engine: llamacpp.LlamaCppEngine) -> None:
         engine.logits(torch.tensor([[96]]))
     with pytest.raises(RequestError, match="empty prompt"):
         engine.generate([], 1)
+    with pytest.raises(RequestError, match="no beam search"):
+        engine.generate([1], 1, sampling=Sampling(beams=2))
 
 
 def test_a_file_that_cannot_be_loaded_is_one_sentence(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from llmopt.errors import RequestError
+from llmopt.runtimes.base import Sampling
 from llmopt.runtimes.torch import load
 from tests import models
 from tests.runtimes.conftest import Quantize
@@ -125,13 +128,56 @@ def test_sampling_is_seeded_and_follows_the_temperature(tmp_path: Path) -> None:
     engine = load(tmp_path, dtype="float32")
 
     def sample(temperature: float, seed: int) -> list[int]:
-        return list(
-            engine.generate([3, 4, 5], 20, temperature=temperature, seed=seed, ignore_end=True)
-        )
+        sampling = Sampling(temperature=temperature, seed=seed)
+        return list(engine.generate([3, 4, 5], 20, sampling=sampling, ignore_end=True))
 
     assert sample(1.0, 1) == sample(1.0, 1)
     assert sample(1.0, 1) != sample(1.0, 2)
     assert sample(1e-4, 1) == sample(0.0, 7)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.7},
+        {"temperature": 2.0, "top_k": 1},
+        {"temperature": 2.0, "top_p": 1e-6},
+        {"temperature": 2.0, "min_p": 0.999},
+        {"beams": 3},
+        {"beams": 2, "repetition_penalty": 1.3},
+    ],
+)
+def test_tokens_are_chosen_as_transformers_chooses_them(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model: Any = models.save(tmp_path)
+    prompt, end = models.tokens(1, 6), 7
+    names = {"beams": "num_beams"}
+    config = GenerationConfig(
+        max_new_tokens=12, do_sample="temperature" in settings, eos_token_id=end, pad_token_id=end,
+        **({"top_k": 0} | {names.get(key, key): value for key, value in settings.items()}),
+    )  # fmt: skip
+    model.generation_config = GenerationConfig()
+    (expected,) = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+    )
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    engine = load(tmp_path, dtype="float32")
+    found = list(engine.generate(prompt[0].tolist(), 12, sampling=Sampling(**settings)))
+    wanted = expected[6:].tolist()
+    assert found == (wanted[: wanted.index(end)] if end in wanted else wanted)
+
+
+def test_what_is_cut_off_is_not_drawn(tmp_path: Path) -> None:
+    models.save(tmp_path)
+    engine = load(tmp_path, dtype="float32")
+    scores = engine.logits(torch.tensor([[3, 4, 5]]))[0, -1]
+    likeliest = set(scores.topk(4).indices.tolist())
+    firsts = {
+        next(engine.generate([3, 4, 5], 1, sampling=Sampling(50.0, top_k=4, seed=seed)))
+        for seed in range(60)
+    }
+    assert firsts == likeliest
 
 
 def test_logits_between_steps_of_a_stream_stay_exact(quantize: Quantize) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import RequestError
+from llmopt.runtimes.base import GREEDY, Sampling
 from llmopt.runtimes.llamacpp.handles import Context, Weights
-from llmopt.runtimes.tokens import check_tokens, choose
+from llmopt.runtimes.tokens import Chooser, check_tokens
 
 
 class LlamaCppEngine:
@@ -55,29 +56,24 @@ class LlamaCppEngine:
         prompt: list[int],
         max_new_tokens: int,
         *,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
         ignore_end: bool = False,
     ) -> Iterator[int]:
+        if sampling.beams > 1:
+            raise RequestError("llama.cpp has no beam search", hint="--runtime torch has")
         if not prompt:
             raise RequestError("an empty prompt cannot be continued")
         check_tokens(torch.tensor([prompt]), self.context, self.vocabulary)
         count = min(max_new_tokens, self._weights.context - len(prompt))
-        generator = torch.Generator().manual_seed(seed)
-        return self._stream(prompt, count, temperature, generator, ignore_end)
+        return self._stream(prompt, count, Chooser(sampling, prompt), ignore_end)
 
     def _stream(
-        self,
-        tokens: list[int],
-        count: int,
-        temperature: float,
-        generator: torch.Generator,
-        ignore_end: bool,
+        self, tokens: list[int], count: int, choose: Chooser, ignore_end: bool
     ) -> Iterator[int]:
         context = self._borrow(len(tokens) + count)
         try:
             for _ in range(count):
-                token = choose(context.last_logits(tokens), temperature, generator)
+                token = choose(context.last_logits(tokens))
                 if not ignore_end and self._weights.ends(token):
                     return
                 yield token

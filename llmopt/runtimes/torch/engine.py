@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmopt.errors import RequestError
-from llmopt.runtimes.tokens import check_tokens, choose
+from llmopt.runtimes.base import GREEDY, Sampling
+from llmopt.runtimes.tokens import Chooser, check_tokens
 from llmopt.runtimes.torch.int8 import Int8Linear
 from llmopt.runtimes.torch.linear import KernelSwitch, QuantizedLinear
 
@@ -62,8 +64,7 @@ class TorchEngine:
         prompt: list[int],
         max_new_tokens: int,
         *,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: Sampling = GREEDY,
         ignore_end: bool = False,
     ) -> Iterator[int]:
         if not prompt:
@@ -76,34 +77,58 @@ class TorchEngine:
             if isinstance(module, QuantizedLinear):
                 module.prepare()
         end_tokens = frozenset() if ignore_end else self._end_tokens
-        generator = torch.Generator().manual_seed(seed)
-        return self._stream(tokens, max_new_tokens, temperature, generator, end_tokens)
+        if sampling.beams > 1:
+            return self._best_beam(tokens, max_new_tokens, sampling, end_tokens)
+        return self._stream(tokens, max_new_tokens, Chooser(sampling, prompt), end_tokens)
 
     def _stream(
-        self,
-        tokens: Tensor,
-        count: int,
-        temperature: float,
-        generator: torch.Generator,
-        end_tokens: frozenset[int],
+        self, tokens: Tensor, count: int, choose: Chooser, end_tokens: frozenset[int]
     ) -> Iterator[int]:
         cache = None
         for _ in range(count):
             scores, cache = self._step(tokens.to(self._device), cache)
-            token = choose(scores, temperature, generator)
+            token = choose(scores)
             if token in end_tokens:
                 return
             yield token
             tokens = torch.tensor([[token]], dtype=torch.int64)
 
+    def _best_beam(
+        self, tokens: Tensor, count: int, sampling: Sampling, end_tokens: frozenset[int]
+    ) -> Iterator[int]:
+        """All tokens of transformers' own beam search, which come when it is done."""
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(
+            max_new_tokens=count,
+            num_beams=sampling.beams,
+            do_sample=False,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=sorted(end_tokens) or None,
+            pad_token_id=min(end_tokens, default=0),
+        )
+        prompt = tokens.to(self._device)
+        with self._fast_products(), torch.inference_mode():
+            found = self._model.generate(  # type: ignore[operator]
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+            )
+        for token in found[0, tokens.shape[1] :].tolist():
+            if token in end_tokens:
+                return
+            yield token
+
     def _step(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """The last position's logits [vocabulary] and the cache with `tokens` in it."""
+        with self._fast_products(), torch.inference_mode():
+            output = self._model(
+                input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        return output.logits[0, -1], output.past_key_values
+
+    @contextmanager
+    def _fast_products(self) -> Iterator[None]:
         self._switch.fast = True
         try:
-            with torch.inference_mode():
-                output = self._model(
-                    input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
+            yield
         finally:
             self._switch.fast = False
-        return output.logits[0, -1], output.past_key_values
