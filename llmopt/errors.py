@@ -109,6 +109,15 @@ class MissingDependency(LlmoptError):
     exit_code = 4
 
 
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Say of errors inside what they are about: a tensor, a file."""
+    try:
+        yield
+    except LlmoptError as error:
+        raise type(error)(f"{what}: {error.message}", hint=error.hint) from error
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional module, or raise MissingDependency with the pip command that adds it."""
     try:

@@ -60,7 +60,7 @@ def damped_factor(
     if not all_finite(hessian):
         raise LlmoptError(
             "the calibration statistics hold NaN or infinite values",
-            hint="the model overflows on the calibration text: walk it in float32",
+            hint="what flows through the model on this text is too large for float32",
         )
     damped = (
         hessian.clone() if order is None else hessian.index_select(0, order).index_select(1, order)

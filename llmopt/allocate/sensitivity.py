@@ -25,6 +25,7 @@ from torch import Tensor
 from llmopt.allocate.budget import Option, lower_hull
 from llmopt.blockwalk.gradient import Sensed
 from llmopt.blockwalk.inlet import Weights
+from llmopt.errors import about
 from llmopt.fates import LinearSettings, TensorFate
 from llmopt.formats.headers import TensorHeader, read_file_headers, read_metadata
 from llmopt.formats.safetensors import read_tensor, write_file
@@ -118,7 +119,8 @@ class Sensitivity:
     def _try(
         self, parts: dict[str, Tensor], sensed: Sensed, option: LinearSettings
     ) -> dict[str, Tensor]:
-        solved = self._solve(torch.cat(list(parts.values())), sensed.statistics, option)
+        with about(", ".join(parts)):
+            solved = self._solve(torch.cat(list(parts.values())), sensed.statistics, option)
         rows = [part.shape[0] for part in parts.values()]
         return dict(zip(parts, torch.split(solved, rows), strict=True))
 

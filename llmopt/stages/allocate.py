@@ -24,7 +24,8 @@ from llmopt.formats.gguf.export import metadata, placements
 from llmopt.formats.gguf.writer import Entry, header_bytes
 from llmopt.formats.headers import read_json
 from llmopt.formats.quantization import read_contents
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.grids.base import QuantizedTensor
+from llmopt.methods.quantize.base import InletStatistics, check_scales
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.stages import text
@@ -76,7 +77,10 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
     solver = Solver(work.settings)
 
     def solve(weight: Tensor, statistics: InletStatistics, chosen: LinearSettings) -> Tensor:
-        return decode(solver.solve(weight, statistics, chosen))
+        solved = solver.solve(weight, statistics, chosen)
+        if isinstance(solved, QuantizedTensor):
+            check_scales(weight, solved)
+        return decode(solved)
 
     spec = FORMATS[work.settings["format"]]
     folder = work.state / "sensitivity"

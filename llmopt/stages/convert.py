@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.conversion import conversions
-from llmopt.errors import LlmoptError, RequestError
+from llmopt.errors import RequestError, about
 from llmopt.fates import LinearSettings, TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
@@ -25,6 +25,7 @@ from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
 from llmopt.ledger import LedgerEntry
+from llmopt.methods.quantize.base import check_scales
 from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
@@ -188,7 +189,7 @@ class _Conversion:
     def _decode(self, module: str, values: Tensor, results: Results) -> None:
         plain = values.to(self._dtype)
         if not bool(plain.isfinite().all()):
-            raise LlmoptError(f"{module} has values outside {self._dtype}", hint="--dtype float32")
+            raise RequestError(f"{module} has values outside {self._dtype}", hint="--dtype float32")
         transposed = self._checkpoint.family.conv1d and module != self._checkpoint.naming.head
         results.dense[f"{module}.weight"] = (plain.T if transposed else plain).contiguous()
         results.records[module] = _record(plain.float(), values, None, "decoded")
@@ -226,11 +227,10 @@ class _Conversion:
 
     def _rounded(self, module: str, weight: Tensor, chosen: LinearSettings) -> QuantizedTensor:
         assert self._solver is not None
-        try:
+        with about(module):
             solved = self._solver.solve(weight, None, chosen)
-        except LlmoptError as error:
-            raise type(error)(f"{module}: {error.message}", hint=error.hint) from error
-        assert isinstance(solved, QuantizedTensor)
+            assert isinstance(solved, QuantizedTensor)
+            check_scales(weight, solved)
         return replace(solved, activations=chosen.activations)
 
 

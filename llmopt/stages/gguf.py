@@ -16,7 +16,7 @@ from llmopt.allocate import document
 from llmopt.artifact import ONE_FILE
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.conversion import gguf
-from llmopt.errors import LlmoptError, RequestError
+from llmopt.errors import LlmoptError, RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.gguf.export import metadata
@@ -45,7 +45,7 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
-from llmopt.stages.records import certificate, compared, ratio
+from llmopt.stages.records import certificate, compared, energy, ratio, too_small
 from llmopt.stages.solving import Solver
 
 #: what the ledger says of a tensor that is as it was
@@ -255,9 +255,7 @@ class _Conversion:
                 values, rows = values.double() - place.offset, rows.double()
             change = (values - rows).view(-1)
             lost, whole = self._lost[names[source]]
-            lost += float(change @ change)
-            whole += float(rows.reshape(-1) @ rows.reshape(-1))
-            self._lost[names[source]] = lost, whole
+            self._lost[names[source]] = lost + energy(change), whole + energy(rows.reshape(-1))
 
         return watch
 
@@ -266,6 +264,9 @@ class _Conversion:
         if name not in self._lost:
             raise LlmoptError(f"{name} was to be written and was not reached")
         lost, whole = self._lost[name]
+        if lost == whole != 0:
+            with about(name):
+                raise too_small()
         return {"exact": lost == 0, "error": ratio(lost, whole)}
 
     def ledger(self) -> Iterator[LedgerEntry]:
@@ -340,16 +341,18 @@ class _Encode:
 
     def _solve(self, inlet: Inlet, names: list[str], type_id: str) -> None:
         weights = [inlet.weight(name) for name in names]
-        try:
+        for name, weight in zip(names, weights, strict=True):
+            with about(name):
+                ggml.check_range(type_id, weight)
+        with about(", ".join(names)):
             solved = self._encoded(inlet, names, torch.cat(weights), type_id)
-        except LlmoptError as error:
-            raise type(error)(f"{', '.join(names)}: {error.message}", hint=error.hint) from error
         start = 0
         for name, weight in zip(names, weights, strict=True):
             part = replace(solved, data=solved.data[start : start + weight.shape[0]].clone())
             start += weight.shape[0]
             values = decode(part)
-            record = compared(values, weight, inlet.statistics)
+            with about(name):
+                record = compared(values, weight, inlet.statistics)
             how = {"exact": torch.equal(values, weight), "how": "rounded"}
             inlet.replace(name, part, record | how)
 

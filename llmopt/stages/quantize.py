@@ -13,13 +13,14 @@ from torch import Tensor
 
 from llmopt.allocate import document
 from llmopt.blockwalk import Inlet, Sink, walk
-from llmopt.errors import LlmoptError, RequestError
+from llmopt.errors import LlmoptError, RequestError, about
 from llmopt.fates import LinearSettings, TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
 from llmopt.ledger import LedgerEntry
+from llmopt.methods.quantize.base import check_scales
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.stages import text
@@ -108,16 +109,16 @@ class _Quantize:
 
     def _solve(self, inlet: Inlet, names: list[str], chosen: LinearSettings) -> None:
         weights = [inlet.weight(name) for name in names]
-        try:
+        with about(", ".join(names)):
             solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
-        except LlmoptError as error:
-            raise type(error)(f"{', '.join(names)}: {error.message}", hint=error.hint) from error
         assert isinstance(solved, QuantizedTensor)
         start = 0
         for name, weight in zip(names, weights, strict=True):
             part = rows_of(solved, start, start + weight.shape[0], chosen.activations)
             start += weight.shape[0]
-            record = compared(decode(part), weight, inlet.statistics)
+            with about(name):
+                check_scales(weight, part)
+                record = compared(decode(part), weight, inlet.statistics)
             desc_act = {"desc_act": part.params.group_index is not None}
             inlet.replace(name, part, record | desc_act)
 

@@ -15,6 +15,12 @@ from llmopt.linalg import accumulate_hessian, all_finite, mirror_upper
 from llmopt.specs.base import lookup
 from llmopt.specs.grids import GRIDS
 
+#: the magnitudes of scales in float16: the largest, and from where on there are five bits to them
+_LARGEST_HALF, _FEWEST_BITS = 65504.0, 2.0**-20
+#: of a weight's squares, what may lie in groups whose scales are smaller
+_LOST_SHARE = 0.01
+_OTHERS = "fp8 (compressed-tensors) and nf4 (bitsandbytes-nf4) have scales in float32"
+
 ActOrder = Literal["none", "group", "full"]
 
 
@@ -123,3 +129,31 @@ def check_weight(weight: Tensor) -> None:
     """Refuse a weight that has no nearest codes."""
     if not all_finite(weight):
         raise RequestError("the weight holds NaN or infinite values")
+
+
+def check_scales(weight: Tensor, tensor: QuantizedTensor) -> None:
+    """Refuse what scales in float16 could not follow: they were clipped, or hardly told apart.
+
+    weight: [rows, cols], what `tensor` was made of. A few groups of tiny weights in a larger one
+    are lost without harm, as in any rounding.
+    """
+    params = tensor.params
+    if params.scale_dtype != "float16":
+        return
+    size = params.scale.abs()
+    if float(size.max()) >= _LARGEST_HALF:  # what larger ones are clipped to
+        raise RequestError("the weights are too large for scales in float16", hint=_OTHERS)
+    tiny = size < _FEWEST_BITS
+    if bool(tiny.any()):
+        energy = _energies(weight, tensor)
+        if float(energy[tiny].sum()) > _LOST_SHARE * float(energy.sum()):
+            raise RequestError("the weights are too small for scales in float16", hint=_OTHERS)
+
+
+def _energies(weight: Tensor, tensor: QuantizedTensor) -> Tensor:
+    """Sums of squares of each row and group, float64, in the scales' shape."""
+    square, scale = weight.double().square(), tensor.params.scale
+    if tensor.params.group_index is None:
+        return square.view(*scale.shape, -1).sum(-1)
+    index = tensor.params.group_index.to(weight.device, torch.int64)
+    return torch.zeros_like(scale, dtype=torch.float64).index_add_(1, index, square)
