@@ -44,6 +44,9 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
             f"{model} is a file; a model is a folder with config.json and safetensors, or a .gguf",
             hint="name the folder it lies in",
         )
+    if os.path.lexists(folder):
+        what = "neither a folder nor a file" if folder.exists() else "a link that leads nowhere"
+        raise RequestError(f"{model} is {what}")
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or not _HUB_ID.match(model):
         raise RequestError(f"there is no model folder {model}")
     if folder.suffix == ".gguf":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -59,3 +60,12 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(RequestError, match="is a file"):
         resolve(str(tmp_path / "model.safetensors"))
+
+
+def test_what_is_no_file_is_not_opened_and_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.gguf")
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    with pytest.raises(RequestError, match="neither a folder nor a file"):
+        resolve(str(tmp_path / "m.gguf"))
+    with pytest.raises(RequestError, match="leads nowhere"):
+        resolve(str(tmp_path / "loop.gguf"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,15 @@ RUN_RECORD = "llmopt.run.json"
 CARD = "README.md"
 _CHUNK = 1 << 22
 _KINDS = {
-    stat.S_IFIFO: "a FIFO",
+    stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+#: ends of the names of files that are opened to load a model or its tokenizer
+_LOADED = re.compile(
+    r"(\.(json|jinja|model|safetensors|gguf|tiktoken)|(^|/)(vocab|merges)\.txt)$", re.IGNORECASE
+)
 
 
 def file_digest(path: Path) -> str:
@@ -65,29 +70,20 @@ def content_files(folder: Path) -> list[Path]:
 
 
 def check_regular(folder: Path) -> None:
-    """RequestError where something in a model's folder cannot be read like a file.
+    """RequestError where something in a model's folder that loaders open is no file.
 
-    Opening a FIFO waits for ever, and a link may lead nowhere, or to itself.
+    Opening a pipe waits for ever, and a link may lead nowhere, or to itself.
     """
     for name, path in entries(folder):
-        if hidden(name):
-            continue
-        _check_name(path)
-        if path.is_file() or path.is_dir():
+        if hidden(name) or not _LOADED.search(name) or path.is_file() or path.is_dir():
             continue
         try:
-            kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode), "no file")
+            kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode), "something else")
         except OSError as error:
-            kind = f"a link that leads nowhere ({error.strerror})" if path.is_symlink() else ""
-        if kind:  # else it is gone by now
-            raise RequestError(f"{path} is {kind}", hint="take it out of the model's folder")
-
-
-def _check_name(path: Path) -> None:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"the name {os.fsencode(path)!r} is not UTF-8") from None
+            if not path.is_symlink():
+                continue  # it is gone by now
+            kind = f"a link that leads nowhere ({error.strerror})"
+        raise RequestError(f"{path} is {kind}, not a file")
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import check_regular
 from llmopt.errors import RequestError
 from llmopt.formats.bitsandbytes_config import STATE, with_shapes
 from llmopt.formats.files import open_regular
@@ -141,6 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The parsed config.json of a model directory."""
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a directory")
+    check_regular(folder)
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder} is not a model: it has no config.json")
     return read_json(folder / "config.json")

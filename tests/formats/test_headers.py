@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,3 +220,12 @@ def test_the_pickle_error_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as caught:
         read_headers(folder)
     assert "--allow-pickle" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    folder = make(tmp_path / "model")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(RequestError, match=f"{name} is a pipe"):
+        read_headers(folder)
