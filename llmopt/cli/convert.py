@@ -9,6 +9,7 @@ import typer
 
 from llmopt.cli import options as o
 from llmopt.errors import RecipeError
+from llmopt.specs import GRIDS
 
 
 def convert(
@@ -17,14 +18,15 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="gguf:Q4_K_M, gptq, awq, compressed-tensors, ..., or hf for plain tensors."
+            help=f"{', '.join(o.WRITTEN)}; gguf or gguf:Q4_K_M and other presets; imatrix; hf for "
+            "plain tensors."
         ),
     ],
     exact: Annotated[
         bool, typer.Option("--exact", help="Refuse, before work starts, whatever is not exact.")
     ] = False,
     grid: Annotated[
-        str | None, typer.Option(help="Where it has to be rounded. [default: the source's]")
+        str | None, typer.Option(help=f"Where it is rounded: {o.one_of(GRIDS, 'as the source')}")
     ] = None,
     bits: o.Bits = None,
     group_size: Annotated[
@@ -34,7 +36,10 @@ def convert(
     asymmetric: o.Asymmetric = False,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Of decoded weights: float32 holds them all. [default: the model's]"),
+        typer.Option(
+            help="Of decoded weights: float32, which holds them all, float16 or bfloat16. "
+            "[default: auto, the model's]"
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="gguf: rtn, or gptq for error feedback. [default: rtn]")

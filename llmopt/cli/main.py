@@ -109,7 +109,8 @@ def _usage_or_bug(error: Exception, as_json: bool) -> int:
     show = getattr(error, "show", None)  # Typer's usage errors print themselves
     if show is not None:
         if as_json:
-            _print_error(str(getattr(error, "message", error)), None, 2, as_json)
+            message = getattr(error, "format_message", error.__str__)()
+            _print_error(message or "no command; --help shows them", None, 2, as_json)
         else:
             show()
         return 2
@@ -138,8 +139,13 @@ def _print_errors(error: LlmoptError, as_json: bool) -> None:
     if len(error.all) > _MOST_ERRORS:
         sys.stderr.write(f"and {len(error.all) - _MOST_ERRORS} more\n")
     if as_json:
-        document = _as_document(error) | {"exit_code": error.exit_code}
-        _write_json({"error": document, "errors": [_as_document(each) for each in error.all]})
+        _write_document([_as_document(each) for each in error.all], error.exit_code)
+
+
+def _print_error(message: str, hint: str | None, code: int, as_json: bool) -> None:
+    _write_error(message, hint)
+    if as_json:
+        _write_document([{"message": message, "hint": hint}], code)
 
 
 def _as_document(error: LlmoptError) -> dict[str, object]:
@@ -148,16 +154,13 @@ def _as_document(error: LlmoptError) -> dict[str, object]:
     return {"message": error.message, "hint": error.hint} | place
 
 
-def _print_error(message: str, hint: str | None, code: int, as_json: bool) -> None:
-    _write_error(message, hint)
-    if as_json:
-        document: dict[str, object] = {"message": message, "hint": hint}
-        _write_json({"error": document | {"exit_code": code}, "errors": [document]})
-
-
 def _write_error(message: str, hint: str | None) -> None:
     sys.stderr.write(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
-def _write_json(document: object) -> None:
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+def _write_document(errors: list[dict[str, object]], code: int) -> None:
+    """Errors as JSON, unless the result is on stdout already: that stays the one document."""
+    output = sys.modules.get("llmopt.cli.output")
+    if output is None or not output.documents:
+        document = {"error": errors[0] | {"exit_code": code}, "errors": errors}
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")

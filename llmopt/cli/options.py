@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from llmopt.specs import FORMATS, RUNTIMES
+
+
+def one_of(names: Iterable[str], default: str) -> str:
+    """Help of an option that takes one of a table's names."""
+    return f"{', '.join(names)}. [default: {default}]"
+
+
+WRITTEN = [id_ for id_, spec in FORMATS.items() if spec.grids and not spec.one_file]
 
 Model = Annotated[
     str, typer.Argument(help="A folder, a hub id, a .gguf file, an artifact, or demo.")
@@ -50,10 +61,10 @@ Sets = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
 Runtime = Annotated[
     str,
-    typer.Option(help="torch or llama.cpp. auto: llama.cpp for GGUF, where it is installed."),
+    typer.Option(help=f"{' or '.join(RUNTIMES)}. auto: llama.cpp for GGUF, where it is installed."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Processor threads. [default: one a core]")
+    int | None, typer.Option(min=1, help="Processor threads. [default: those it may use]")
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin weights (as plain tensors only).")

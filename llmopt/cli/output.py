@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _WIDTH = 110
+#: how many documents were written to stdout: one is all there may be
+documents = 0
 
 
 @dataclass
@@ -55,7 +57,9 @@ class Output:
 
     def result(self, document: Any) -> None:
         """The result, for machines."""
+        global documents
         if self.as_json:
+            documents += 1
             json.dump(finite(document), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
             sys.stdout.write("\n")
 

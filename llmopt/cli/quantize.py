@@ -7,15 +7,14 @@ from typing import Annotated
 import typer
 
 from llmopt.cli import options as o
+from llmopt.specs import GRIDS, METHODS
 
 
 def quantize(
     model: o.Model,
     out: o.Out,
-    method: Annotated[str | None, typer.Option(help="gptq or rtn. [default: gptq]")] = None,
-    grid: Annotated[
-        str | None, typer.Option(help="int2, int3, int4, int8. [default: int4]")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help=o.one_of(METHODS, "gptq"))] = None,
+    grid: Annotated[str | None, typer.Option(help=o.one_of(GRIDS, "int4"))] = None,
     bits: o.Bits = None,
     group_size: Annotated[
         int | None,
@@ -24,18 +23,28 @@ def quantize(
     asymmetric: o.Asymmetric = False,
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="gptq, gptq_v2, awq, compressed-tensors. [default: gptq]"),
+        typer.Option("--format", help=o.one_of(o.WRITTEN, "gptq")),
     ] = None,
     transform: Annotated[
-        str | None, typer.Option(help="Done to weights first: awq, none. [default: the method's]")
+        str | None,
+        typer.Option(help="Done to weights first: awq or none. [default: auto, the method's]"),
     ] = None,
     activations: Annotated[
         str | None,
-        typer.Option(help="Round activations per token: int8 or fp8, as the grid. [default: none]"),
+        typer.Option(
+            help="Round activations per token: int8 or fp8, as the grid is. [default: none]"
+        ),
     ] = None,
-    scale_search: Annotated[str | None, typer.Option(help="minmax, mse or importance.")] = None,
+    scale_search: Annotated[
+        str | None,
+        typer.Option(
+            help="minmax, mse or importance. [default: auto, importance where there is text]"
+        ),
+    ] = None,
     damping: o.Damping = None,
-    act_order: Annotated[str | None, typer.Option(help="gptq: none, group or full.")] = None,
+    act_order: Annotated[
+        str | None, typer.Option(help="gptq: none, group or full. [default: group]")
+    ] = None,
     refine: o.Refine = None,
     target_bpw: o.TargetBpw = None,
     target_size: o.TargetSize = None,

@@ -53,7 +53,7 @@ def show(
 
 
 @app.command()
-def schema() -> None:
+def schema(json: o.Json = False) -> None:
     """Print the JSON schema of recipes, for editors."""
     from llmopt.cli.output import Output
     from llmopt.recipe.schema import json_schema

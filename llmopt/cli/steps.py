@@ -17,6 +17,7 @@ from llmopt.recipe import from_data
 from llmopt.recipe.source import Flag
 from llmopt.report import card
 from llmopt.specs import GRIDS
+from llmopt.specs.base import counted
 from llmopt.stages.base import RunOptions
 
 
@@ -120,11 +121,13 @@ def summary_line(result: StepResult) -> str:
     if not ledger:
         return line.removesuffix(", ")
     if found := manifest["evidence"].get("certificate"):
-        line += f"{found['exact']} tensors exact"
+        line += f"{counted(found['exact'], 'tensor')} exact"
         if found["rounded"]:
             line += f", {found['rounded']} rounded (by up to {found['largest_error']:.2%})"
     else:
-        line += f"{len(quantized)} tensors quantized, {len(ledger) - len(quantized)} kept"
+        line += (
+            f"{counted(len(quantized), 'tensor')} quantized, {len(ledger) - len(quantized)} kept"
+        )
     cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
     if differences := manifest["evidence"].get("tokenizer"):
         line += f"; tokenizer: {'; '.join(differences)}"
@@ -134,7 +137,9 @@ def summary_line(result: StepResult) -> str:
     if left_out := manifest["evidence"].get("left_out"):
         line += f"; left out: {_some(left_out)}"
     if cold:
-        line += f"; {len(cold)} cold experts (few tokens) on the statistics of their block's"
+        line += (
+            f"; {counted(len(cold), 'cold expert')} (few tokens) on the statistics of their block's"
+        )
     evidence = manifest.get("gate", {}).get("evidence", {})
     if "kl" in evidence:
         line += f"; KL {evidence['kl']['mean']['value']:.4g} to the original"

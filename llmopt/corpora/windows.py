@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmopt.corpora.tokenize import Tokens
 from llmopt.errors import RequestError
+from llmopt.specs.base import counted
 
 _CHUNK = 64  # tokens: long enough that two texts share one only where one copies the other
 
@@ -47,10 +48,13 @@ def overlap(calibration: Tensor, evaluation: Tensor) -> float:
 def _available(tokens: Tokens, wanted: int, length: int) -> int:
     available = len(tokens.ids) // length
     if available < wanted:
+        less = f"at most {counted(available, 'window')} of this length"
+        if not available:
+            less = f"windows of at most {len(tokens.ids):,} tokens"
         raise RequestError(
-            f"{tokens.name} has {len(tokens.ids):,} tokens; "
-            f"{wanted:,} windows of {length:,} need {wanted * length:,}",
-            hint=f"give more text, or ask for at most {available:,} windows of this length",
+            f"{tokens.name} has {counted(len(tokens.ids), 'token')}; "
+            f"{counted(wanted, 'window')} of {length:,} need {wanted * length:,}",
+            hint=f"give more text, or ask for {less}",
         )
     return available
 

@@ -32,6 +32,13 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _whole(value: Any) -> Any:
+    """Python's 1 == 1.0 == True is no reason to take these for a version."""
+    if isinstance(value, (bool, float)):
+        raise ValueError(f"input should be 1, not {value}")
+    return value
+
+
 def _group_size(value: int) -> int:
     if value == -1 or (value >= 16 and value % 16 == 0):
         return value
@@ -267,7 +274,7 @@ class Step(Strict):
 
 
 class Recipe(Strict):
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_whole)]
     name: str = Field("recipe", description="what reports call this")
     model: str = Field(description="a directory, hub id, artifact, or demo")
     revision: str | None = Field(None, description="hub branch, tag or commit")

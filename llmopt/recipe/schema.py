@@ -41,7 +41,7 @@ def json_schema() -> dict[str, Any]:
 
 def _offer(prop: dict[str, Any], names: list[str]) -> None:
     for option in prop.get("anyOf", [prop]):
-        if option.get("type") == "string":
+        if option.get("type") == "string" and "enum" not in option:
             option["enum"] = names
 
 

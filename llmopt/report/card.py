@@ -18,7 +18,13 @@ from llmopt.report.markdown import escape
 from llmopt.report.origin import CARRIED, licence_files
 from llmopt.report.recorded import flatten
 from llmopt.report.results import Divergence, Entry
+<<<<<<< HEAD
 from llmopt.specs.loaders import loaders
+=======
+from llmopt.specs import FORMATS, LOADERS
+from llmopt.specs.base import counted
+from llmopt.specs.formats import PLAIN_LOADERS
+>>>>>>> 47211f9 (Wording: one document for --json whatever happens, choices from the tables, plurals, hints for what people write)
 
 #: members of the front matter, in this order whatever the manifest's
 _ORDER = (*CARRIED, "base_model", "base_model_relation")
@@ -126,7 +132,7 @@ def _quality(manifest: dict[str, Any]) -> str:
 def _certified(certificate: dict[str, Any], parent: dict[str, Any]) -> str:
     """What a conversion says of its values."""
     name = escape(parent.get("source") or parent["name"])
-    text = f"{certificate['exact']} tensors hold exactly the values that {name} has"
+    text = f"{counted(certificate['exact'], 'tensor')} hold exactly the values that {name} has"
     if not certificate["rounded"]:
         return f"All {text}."
     largest = numbers.percent(certificate["largest_error"])

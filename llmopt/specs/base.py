@@ -114,6 +114,11 @@ def shortened(text: str, most: int = 80) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """1 -> "1 window", 2000 -> "2,000 windows"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` was most likely meant to be."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.specs.base import suggestion
+from llmopt.specs.base import shortened
 from llmopt.specs.family import ExpertsSpec, FamilySpec, Naming
 
 __all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "family_of"]
@@ -130,13 +130,16 @@ FAMILIES: dict[str, FamilySpec] = {family.id: family for family in _FAMILIES}
 
 
 def family_of(config: Mapping[str, Any]) -> FamilySpec:
-    """The family that a config.json belongs to, or RequestError with the nearest known one."""
+    """The family that a config.json belongs to, or RequestError with those that are supported.
+
+    A near name is no hint: another model_type makes no other model of it.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise RequestError("config.json does not say its model_type")
     if model_type not in FAMILIES:
         raise RequestError(
-            f"models of the type {model_type!r} are not supported",
-            hint=suggestion(model_type, FAMILIES),
+            f"models of the type {shortened(model_type)!r} are not supported",
+            hint=f"model types that are: {', '.join(sorted(FAMILIES))}",
         )
     return FAMILIES[model_type]

@@ -18,6 +18,15 @@ def stream(count: int, first: int | None = None, seed: int | None = None) -> Tok
     return Tokens("made-up", ids.astype(np.int32), first)
 
 
+def test_too_little_text_says_what_there_is_enough_for() -> None:
+    with pytest.raises(RequestError) as refused:
+        evaluation_windows(stream(15), 2, 10)
+    assert refused.value.hint == "give more text, or ask for at most 1 window of this length"
+    with pytest.raises(RequestError) as refused:
+        evaluation_windows(stream(9), 2, 10)
+    assert refused.value.hint == "give more text, or ask for windows of at most 9 tokens"
+
+
 def test_evaluation_takes_the_first_windows_in_order() -> None:
     windows = evaluation_windows(stream(25), 2, 10)
     assert windows.dtype == torch.int64

@@ -107,3 +107,27 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="UTF-8"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says", "hint"),
+    [
+        ("version: 1", 'version: "1"', "wants the number 1, not text", "take out the quotes"),
+        ("version: 1", "version: true", "should be 1, not True", None),
+        ("version: 1", "version: 1.0", "should be 1, not 1.0", None),
+        ("grid: int4", "bits: 5", "unknown key", "grid: int5 (bits is short for it"),
+        ("grid: int4", "asymmetric: true", "unknown key", "symmetric: false"),
+        ("grid: int4", "skip: x", "unknown key", 'overrides: [{match: "*.down_proj", skip: true}]'),
+        ("grid: int4", "calibration: demo", "unknown key", "data.calibration.source"),
+        ("grid: int4", "group_size: '64'", "valid integer, not '64'", "write it without quotes"),
+    ],
+)
+def test_mistakes_that_people_make_get_hints(
+    recipe: Path, old: str, new: str, says: str, hint: str | None
+) -> None:
+    recipe.write_text(TEXT.replace(old, new))
+    with pytest.raises(RecipeError) as refused:
+        load(recipe)
+    assert says in refused.value.message
+    assert refused.value.hint is None if hint is None else hint in str(refused.value.hint)
+    assert refused.value.others == ()

@@ -143,10 +143,13 @@ def test_blocks_that_are_missing_are_named() -> None:
         FAMILIES["llama"].naming(["something.else"])
 
 
-def test_an_unknown_model_type_gets_the_nearest_name() -> None:
-    with pytest.raises(RequestError, match="'lama' are not supported") as caught:
-        family_of({"model_type": "lama"})
-    assert "llama" in str(caught.value.hint)
+@pytest.mark.parametrize("model_type", ["lama", "qwen3_5", "mamba"])
+def test_an_unknown_model_type_is_told_what_is_supported_and_not_what_to_edit(
+    model_type: str,
+) -> None:
+    with pytest.raises(RequestError, match=f"'{model_type}' are not supported") as caught:
+        family_of({"model_type": model_type})
+    assert caught.value.hint == f"model types that are: {', '.join(sorted(FAMILIES))}"
     with pytest.raises(RequestError, match="does not say"):
         family_of({})
 
