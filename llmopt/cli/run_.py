@@ -27,11 +27,8 @@ def run(
     from llmopt.cli.reporting import show_bench, write_report
     from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line
     from llmopt.recipe import load
-<<<<<<< HEAD
     from llmopt.report import page
-=======
     from llmopt.specs.base import counted
->>>>>>> 47211f9 (Wording: one document for --json whatever happens, choices from the tables, plurals, hints for what people write)
     from llmopt.stages.base import RunOptions
 
     output = Output(json, quiet)
@@ -54,20 +51,11 @@ def run(
     if any(result.step.verb == "bench" for result in written):
         report = write_report([result.artifact.path for result in written], folder / "report.html")
         output.text(f"report: {report}")
-<<<<<<< HEAD
     done, reused = (sum(r.reused == how for r in ran.results) for how in (False, True))
     refused = f", {len(ran.refused)} refused" if ran.refused else ""
-    output.note(f"{done} of {len(plan.steps)} steps run, {reused} reused{refused}")
+    output.note(f"{done} of {counted(len(plan.steps), 'step')} run, {reused} reused{refused}")
     output.result({"steps": documents(ran), "report": report and str(report)})
     raise_if_failed(ran)
-=======
-    done = sum(not result.reused for result in results)
-    output.note(f"{done} of {counted(len(results), 'step')} run, {len(results) - done} reused")
-    output.result(
-        {"steps": [document(result) for result in results], "report": report and str(report)}
-    )
-    raise_if_failed(results)
->>>>>>> 47211f9 (Wording: one document for --json whatever happens, choices from the tables, plurals, hints for what people write)
 
 
 def default_folder(name: str) -> Path:

@@ -24,11 +24,8 @@ def verify(
     """Check every byte of an artifact against its manifest, and the manifest and card too."""
     from llmopt import artifact as artifacts
     from llmopt.cli.output import Output
-<<<<<<< HEAD
-    from llmopt.verification import verify as problems_of
-=======
     from llmopt.specs.base import counted
->>>>>>> 47211f9 (Wording: one document for --json whatever happens, choices from the tables, plurals, hints for what people write)
+    from llmopt.verification import verify as problems_of
 
     artifact = artifacts.at(artifact)
     if not artifact.is_dir():
@@ -38,11 +35,10 @@ def verify(
     output = Output(json, quiet)
     if problems:
         output.show(*problems)
-<<<<<<< HEAD
         raise LlmoptError(f"{artifact} is not what llmopt wrote: {'; '.join(problems)}")
     manifest = artifacts.read_manifest(artifact)
     files, seal = len(manifest["files"]), manifest[artifacts.MANIFEST_DIGEST]
-    output.text(f"{artifact}: {files} files, manifest and card as written")
+    output.text(f"{artifact}: {counted(files, 'file')}, manifest and card as written")
     output.text(f"contents {manifest['digest']}")
     compared = "as given" if digest else "keep it elsewhere, and compare with --digest"
     output.text(f"manifest {seal} ({compared})")
@@ -55,12 +51,3 @@ def verify(
             "files": files,
         }
     )
-=======
-        output.note(f"{artifact}: {counted(len(problems), 'problem')}")
-        raise LlmoptError(f"{artifact} is not what its manifest says: {'; '.join(problems)}")
-    manifest = artifacts.read_manifest(artifact)
-    output.text(
-        f"{artifact}: {counted(len(manifest['files']), 'file')} as written, {manifest['digest']}"
-    )
-    output.result({"ok": True, "digest": manifest["digest"], "files": len(manifest["files"])})
->>>>>>> 47211f9 (Wording: one document for --json whatever happens, choices from the tables, plurals, hints for what people write)

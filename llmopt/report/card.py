@@ -18,13 +18,8 @@ from llmopt.report.markdown import escape
 from llmopt.report.origin import CARRIED, licence_files
 from llmopt.report.recorded import flatten
 from llmopt.report.results import Divergence, Entry
-<<<<<<< HEAD
-from llmopt.specs.loaders import loaders
-=======
-from llmopt.specs import FORMATS, LOADERS
 from llmopt.specs.base import counted
-from llmopt.specs.formats import PLAIN_LOADERS
->>>>>>> 47211f9 (Wording: one document for --json whatever happens, choices from the tables, plurals, hints for what people write)
+from llmopt.specs.loaders import loaders
 
 #: members of the front matter, in this order whatever the manifest's
 _ORDER = (*CARRIED, "base_model", "base_model_relation")
