@@ -16,7 +16,7 @@ from tests.cli.conftest import Llmopt
 #: parameters that say where and how, and set no key of a recipe
 ELSEWHERE = {
     "out", "device", "threads", "allow_pickle", "print_recipe", "json", "quiet", "verbose", "html",
-    "tensors", "sensitivity",
+    "tensors", "sensitivity", "overwrite",
 }  # fmt: skip
 COMMANDS = {
     "quantize": quantize.quantize,
@@ -117,7 +117,7 @@ def test_hints_work(
 ) -> None:
     from llmopt import pipeline
 
-    monkeypatch.setattr(pipeline, "run", lambda *_: [])  # plans are all that is looked at here
+    monkeypatch.setattr(pipeline, "run", lambda *_: pipeline.Ran())  # plans are all that is looked at here
     refused = llmopt(*shlex.split(line), "--json")
     assert refused.code == 2
     for old, new in mended.items():
