@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.required import pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(
