@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 LLAMA := $(VENV)/.llama
 BUILD_LLAMA := CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc 2>/dev/null || echo 2)
 
+# parts of the slow suite, each of less than a quarter of an hour on two cores
+PART := kills presets gate docs tokenizers
+
 # a worker a core, and a thread a worker
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
@@ -30,8 +33,11 @@ demo: $(READY)  ## quantize the bundled model, measure it, write a report
 test: $(LLAMA)  ## the fast suite
 	$(TESTS) -n auto --dist loadfile
 
-test-slow: $(LLAMA)  ## minutes of CPU: kills, memory growth, corrupted artifacts
-	$(BIN)/python -m pytest -q -m slow
+test-slow: $(LLAMA)  ## minutes of CPU, one part after the other; PART=kills: one of them alone
+	@failed=; for part in $(PART); do \
+	  echo "test-slow PART=$$part"; \
+	  $(TESTS) -n auto -m "slow(part='$$part')" || failed="$$failed $$part"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 compat: $(LLAMA)  ## our files in foreign loaders, each in an environment of its own
 	$(BIN)/python scripts/environment.py compat peer-gptqmodel

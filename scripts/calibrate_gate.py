@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,24 +197,28 @@ class Judge:
         return torch.cat([self._logits[tuple(window.tolist())] for window in batch])
 
 
-def quantized(
-    base: Path, folder: Path, calibration: list[str], groups: list[int]
-) -> Iterator[tuple[str, Path]]:
-    """Sound artifacts, with their names: both methods, 8, 4 and 3 bits, both kinds of zero."""
-    for bits in (8, 4, 3):
-        for group in groups:
-            for method in ("rtn", "gptq"):
-                for asymmetric in ([], ["--asymmetric"]):
-                    name = f"{method} {bits} bits, group {group}{', zero points' * len(asymmetric)}"
-                    out = folder / name.replace(" ", "-").replace(",", "")
-                    command = [
-                        sys.executable, "-m", "llmopt", "quantize", str(base), "-o", str(out),
-                        "--method", method, "--bits", str(bits), "--group-size", str(group),
-                        *asymmetric, "--gate", "none", "--quiet",
-                        *(calibration if method == "gptq" else ["--scale-search", "minmax"]),
-                    ]  # fmt: skip
-                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                    yield name, out
+def variants(groups: list[int]) -> dict[str, list[str]]:
+    """Sound settings by name: 8, 4 and 3 bits, both methods, both kinds of zero point."""
+    return {
+        f"{method} {bits} bits, group {group}{', zero points' * len(asymmetric)}": [
+            "--method", method, "--bits", str(bits), "--group-size", str(group), *asymmetric,
+        ]
+        for bits in (8, 4, 3)
+        for group in groups
+        for method in ("rtn", "gptq")
+        for asymmetric in ([], ["--asymmetric"])
+    }  # fmt: skip
+
+
+def quantized(base: Path, out: Path, calibration: list[str], settings: list[str]) -> Path:
+    """A sound artifact."""
+    command = [
+        sys.executable, "-m", "llmopt", "quantize", str(base), "-o", str(out), *settings,
+        "--gate", "none", "--quiet",
+        *(calibration if "gptq" in settings else ["--scale-search", "minmax"]),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out
 
 
 def main() -> int:
@@ -240,12 +244,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         groups = [int(group) for group in options.groups.split(",")]
-        sound = list(quantized(base, folder, calibration, groups))
-        for name, path in sound:
-            wrong += not _print(name, judge(path))
-        variants = len(sound) // 3  # one of them for each number of bits
+        sound = []
+        for name, settings in variants(groups).items():
+            out = folder / name.replace(" ", "-").replace(",", "")
+            sound.append((name, quantized(base, out, calibration, settings)))
+            wrong += not _print(name, judge(out))
+        per_bits = len(sound) // 3
         for index, kind in enumerate(DAMAGE):
-            for name, path in sound[index % variants :: variants]:
+            for name, path in sound[index % per_bits :: per_bits]:
                 what = damaged(path, kind, folder / "damaged")
                 wrong += _print(f"{name.split(',')[0]}: {kind} ({what})", judge(folder / "damaged"))
                 shutil.rmtree(folder / "damaged")

@@ -57,7 +57,7 @@ def test_a_mistake_in_the_docs_would_be_found() -> None:
         parsed(["quantize", "demo", "-o", "x", "--bit-width", "4"])
 
 
-@pytest.mark.slow
+@pytest.mark.slow(part="docs")
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_documented_commands_run(page: Path, llmopt: Llmopt) -> None:  # noqa: F811
     for arguments in commands(page):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,19 +51,26 @@ def test_what_cannot_run_is_refused(llmopt: Llmopt) -> None:
     assert "did you mean 'llama.cpp'" in done.err
 
 
-@pytest.mark.slow
-def test_every_preset_loads_and_generates(llmopt: Llmopt, tmp_path: Path) -> None:
-    text = ["--sequences", 16, "--length", 128]
-    assert llmopt("convert", "demo", "-o", "im.gguf", "--to", "imatrix", *text).code == 0
-    for preset in PRESETS:
-        rounded = not find_preset(preset).is_plain
-        guided = ["--imatrix", "im.gguf"] if rounded else []
-        made = llmopt(
-            "convert", "demo", "-o", "m.gguf", "--to", f"gguf:{preset}", "--gate", "none", *guided
-        )
-        assert made.code == 0, made.err
-        done = llmopt("generate", "m.gguf", "-p", "import os", "-n", 4, "--runtime", "llama.cpp")
-        assert done.code == 0, f"{preset}: {done.err}"
+@pytest.fixture(scope="module")
+def importance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the demo model."""
+    path = tmp_path_factory.mktemp("importance") / "im.gguf"
+    text = ["--sequences", "16", "--length", "128"]
+    command = [sys.executable, "-m", "llmopt", "convert", "demo", "-o", str(path)]
+    subprocess.run([*command, "--to", "imatrix", *text, "--quiet"], check=True)
+    return path
+
+
+@pytest.mark.slow(part="presets")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_loads_and_generates(preset: str, importance: Path, llmopt: Llmopt) -> None:
+    guided = [] if find_preset(preset).is_plain else ["--imatrix", importance]
+    made = llmopt(
+        "convert", "demo", "-o", "m.gguf", "--to", f"gguf:{preset}", "--gate", "none", *guided
+    )
+    assert made.code == 0, made.err
+    done = llmopt("generate", "m.gguf", "-p", "import os", "-n", 4, "--runtime", "llama.cpp")
+    assert done.code == 0, done.err
 
 
 def test_feedback_and_importance_run_from_the_command_line(llmopt: Llmopt) -> None:

@@ -42,21 +42,28 @@ def run(folder: Path, seconds: float | None = None) -> bool:
     return True
 
 
-@pytest.mark.slow
-def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """What a run that nobody kills leaves, and how long it takes."""
+    folder = tmp_path_factory.mktemp("whole")
     started = time.monotonic()
-    assert run(tmp_path / "whole")
-    usual = time.monotonic() - started
-    expected = digests(tmp_path / "whole")
-    moments = random.Random(0)
-    killed = 0
-    for attempt in range(10):
-        folder = tmp_path / f"killed-{attempt}"
-        killed += not run(folder, moments.uniform(0.1, 1.0) * usual)
-        while not run(folder, moments.uniform(0.5, 1.5) * usual):
-            killed += 1
-        assert digests(folder) == expected
-    assert killed >= 5
+    assert run(folder)
+    return digests(folder), time.monotonic() - started
+
+
+@pytest.mark.slow(part="kills")
+@pytest.mark.parametrize("attempt", range(10))
+def test_killed_at_random_moments(
+    attempt: int, whole: tuple[dict[str, str], float], tmp_path: Path
+) -> None:
+    expected, usual = whole
+    moments = random.Random(attempt)
+    # one moment in each tenth of the time, then others, and at last it is left alone
+    at = [(attempt + moments.random()) / 10, moments.uniform(0.3, 0.9), moments.uniform(0.3, 0.9)]
+    killed = [not run(tmp_path, share * usual) for share in at]
+    assert run(tmp_path)
+    assert digests(tmp_path) == expected
+    assert any(killed)
 
 
 def test_interrupt_and_terminate_have_their_exit_codes(tmp_path: Path) -> None:

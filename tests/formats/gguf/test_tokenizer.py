@@ -41,7 +41,7 @@ class TestIds:
         assert tokenizer_differences(folders[name], {}) == []
         assert differing(encoder(folders[name]), vocab, mixed_lines(1500)) == []
 
-    @pytest.mark.slow
+    @pytest.mark.slow(part="tokenizers")
     @pytest.mark.parametrize("name", COMPARED)
     def test_same_on_20_000_lines(
         self, name: str, folders: Any, metadata: Any, tmp_path: Path
@@ -49,7 +49,7 @@ class TestIds:
         vocab = LlamaVocab(tmp_path / "v.gguf", metadata[name])
         assert differing(encoder(folders[name]), vocab, mixed_lines(20_000)) == []
 
-    @pytest.mark.slow
+    @pytest.mark.slow(part="tokenizers")
     @pytest.mark.parametrize("pre", [name for name in EXACT if name not in COMPARED])
     def test_the_other_pre_tokenizers(self, pre: str, tmp_path: Path) -> None:
         folder = byte_level(tmp_path / pre, pre)
