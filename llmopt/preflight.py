@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def check(plan: Plan, options: RunOptions) -> None:
         if step.gates_of is None:
             _check_output(plan, step, found[step.id], options)
     _check_disk(plan, todo, found)
+    _check_texts(plan, todo)
     if todo:
         from llmopt.runtimes.device import pick_device
 
@@ -87,6 +88,22 @@ def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]
                 f"{_gigabytes(peak[device])} there",
                 hint="free some, or choose another -o",
             )
+
+
+def _check_texts(plan: Plan, todo: Sequence[PlannedStep]) -> None:
+    """RequestError where text that a later step measures on is too short, or is not the model's."""
+    asked = [
+        (step.settings["evaluation"], step.texts["evaluation"]["source"])
+        for step in todo[1:]  # the first step looks at its own
+        if step.verb == "bench"
+    ]
+    seen: list[Any] = []
+    for each in asked:
+        if each not in seen:
+            from llmopt.stages import text
+
+            text.evaluation(*each, plan.model.folder)
+            seen.append(each)
 
 
 def _size(folder: Path) -> int:

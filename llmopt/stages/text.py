@@ -10,7 +10,9 @@ from torch import Tensor
 from llmopt.corpora.source import Split, load
 from llmopt.corpora.tokenize import Tokens, tokenize
 from llmopt.corpora.windows import calibration_windows, evaluation_windows, overlap
-from llmopt.errors import RequestError
+from llmopt.errors import RequestError, about
+from llmopt.formats.quantization import read_contents
+from llmopt.runtimes.tokens import check_tokens
 from llmopt.stages.base import Work
 
 #: a share of common text above which an evaluation measures memory
@@ -26,6 +28,7 @@ def calibration(
     """
     tokens, described = _read(data, source, "calibration", folder)
     windows = calibration_windows(tokens, data["sequences"], data["length"], seed)
+    _check_ids(windows, "calibration", folder)
     return windows, described | {"windows": data["sequences"], "length": data["length"]}
 
 
@@ -46,6 +49,7 @@ def evaluation(data: dict[str, Any], source: str, folder: Path) -> tuple[Tensor,
     """Windows int64 [windows, length], and their name; see `calibration`."""
     tokens, described = _read(data, source, "evaluation", folder)
     windows = evaluation_windows(tokens, data["windows"], data["length"])
+    _check_ids(windows, "evaluation", folder)
     return windows, described | {"windows": data["windows"], "length": data["length"]}
 
 
@@ -57,6 +61,14 @@ def refuse_overlap(seen: Tensor, held_out: Tensor) -> None:
             f"{share:.0%} of the evaluation text is in the calibration text too",
             hint="a model is measured on text that calibration never saw: hold some out",
         )
+
+
+def _check_ids(windows: Tensor, split: Split, folder: Path) -> None:
+    """RequestError where text has tokens that the model in `folder` has no rows for."""
+    contents = read_contents(folder)
+    rows = contents.tensors[f"{contents.naming.embedding}.weight"].shape[0]
+    with about(f"{split} text"):
+        check_tokens(windows, None, rows)
 
 
 def _read(
