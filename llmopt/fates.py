@@ -31,6 +31,7 @@ class LinearSettings:
     group_size: int
     symmetric: bool
     activations: str | None = None
+    blocks: bool = False
 
     @property
     def label(self) -> str:
@@ -43,6 +44,7 @@ class LinearSettings:
             group_size=self.group_size,
             symmetric=self.symmetric,
             activations=self.activations,
+            blocks=self.blocks,
         )
 
     def bytes(self, shape: tuple[int, int], spec: FormatSpec) -> int:
@@ -50,11 +52,12 @@ class LinearSettings:
         rows, cols = shape
         if (ggml := GGML_TYPES.get(self.grid)) is not None:
             return rows * cols // ggml.block * ggml.nbytes
-        groups = rows * (1 if self.group_size == -1 else -(-cols // self.group_size))
+        sharing = -(-rows // self.group_size) if self.blocks else rows
+        groups = sharing * (1 if self.group_size == -1 else -(-cols // self.group_size))
         size = rows * cols * self.bits // 8 + groups * GRIDS[self.grid].scale_bytes
         if spec.stores_zeros or not self.symmetric:
             size += groups * self.bits // 8
-        if self.activations is None:
+        if self.activations is None and self.grid != "fp8":
             size += spec.shape_bytes
         return size + 4 * cols * spec.stores_index
 

@@ -54,7 +54,7 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
         if spec is None:
             yield _plain(contents, tensor, shape, settings, "plain tensors are asked for")
             continue
-        chosen = _cannot_hold(module, shape, contents, spec) or _chosen(
+        chosen = _cannot_hold(module, shape, contents, tensor.layout, spec) or _chosen(
             tensor.layout, shape[1], group_size, settings, spec
         )
         if isinstance(chosen, str):
@@ -123,10 +123,15 @@ def _plain(
     return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")
 
 
-def _cannot_hold(module: str, shape: tuple[int, int], contents: Contents, spec: FormatSpec) -> str:
+def _cannot_hold(
+    module: str, shape: tuple[int, int], contents: Contents, layout: LayerLayout | None,
+    spec: FormatSpec,
+) -> str:  # fmt: skip
     """Why a format cannot hold a linear whatever its values; empty where it can."""
     if module == contents.naming.head and not spec.quantizes_head:
         return f"format {spec.id} cannot hold a quantized head"
+    if layout and layout.blocks and layout.grid in spec.grids:
+        return ""  # nothing is packed
     return packing_fault("it", shape, spec)
 
 
@@ -159,7 +164,10 @@ def _chosen(
 ) -> LinearSettings | str:  # fmt: skip
     """What a linear becomes, or why no group size fits."""
     grid = settings.grid or _grid(layout, spec)
-    size = group_size or (layout.group_size if layout else _USUAL_GROUP)
+    own = layout.group_size if layout else _USUAL_GROUP
+    if layout and layout.blocks and grid == layout.grid and group_size in (None, own):
+        return LinearSettings(grid, GRIDS[grid].bits, own, symmetric=True, blocks=True)
+    size = group_size or own
     # an index that the target keeps needs no full groups
     indexed = layout is not None and layout.desc_act and spec.group_index
     if layout and size == layout.group_size != -1 and not group_size and not indexed:

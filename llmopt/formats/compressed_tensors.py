@@ -12,6 +12,7 @@ For a linear of `in` inputs, `out` outputs, b bits and groups of g inputs (or on
     weight             int8 [out, in]               code - 128, symmetric
     float-quantized:
     weight             float8_e4m3fn [out, in]      symmetric
+    weight_scale       [ceil(out / g), ceil(in / g)] where blocks of g x g share a scale
 
 The package thinks of codes and zero points as signed, and adds 2^(b-1) to both before it packs
 them: what is packed are our codes and zero points as they are. 3-bit codes straddle words, as the
@@ -56,8 +57,9 @@ class Codec:
         if tensor.grid not in FORMATS["compressed-tensors"].grids:
             return f"compressed-tensors files do not hold {tensor.grid}"
         packed = sub_format(layout_of(tensor)) == PACKED
-        if not packed and (params.scale.shape[1] != 1 or not params.symmetric):
-            return "weights that are not packed have one scale a row and no zero points"
+        in_rows = params.scale.shape[1] == 1 or _stored_blocks(tensor) is not None
+        if not packed and not (in_rows and params.symmetric):
+            return "weights that are not packed have one scale a row or block, and no zero points"
         stored = params.scale.to(getattr(torch, params.scale_dtype))
         if not torch.equal(stored.float(), params.scale):
             return f"a scale is not exact in {params.scale_dtype}"
@@ -76,7 +78,9 @@ class Codec:
     def pack(self, tensor: QuantizedTensor) -> dict[str, Tensor]:
         """The stored tensors by the suffix of their names; `accepts` returned None."""
         params, layout = tensor.params, layout_of(tensor)
-        scale = {"weight_scale": params.scale.to(getattr(torch, params.scale_dtype))}
+        blocks = _stored_blocks(tensor) if layout.blocks else None
+        stored_scale = params.scale if blocks is None else blocks
+        scale = {"weight_scale": stored_scale.to(getattr(torch, params.scale_dtype))}
         if sub_format(layout) == INTEGER:
             return {"weight": (tensor.codes.to(torch.int16) - 128).to(torch.int8), **scale}
         if sub_format(layout) != PACKED:
@@ -110,6 +114,21 @@ class Codec:
         return QuantizedTensor(
             grid=layout.grid, codes=codes, params=params, activations=layout.activations
         )
+
+
+def _stored_blocks(tensor: QuantizedTensor) -> Tensor | None:
+    """Scales [ceil(rows / size), ceil(cols / size)] of FP8 in blocks; None where it is in none."""
+    params, (rows, cols) = tensor.params, tensor.codes.shape
+    size = params.group_size
+    if tensor.grid != "fp8" or size == -1 or params.scale.shape[1] != -(-cols // size):
+        return None
+    in_order = torch.arange(cols, device=params.scale.device) // size
+    index = params.group_index
+    if index is not None and not torch.equal(index.to(in_order.dtype), in_order):
+        return None
+    blocks = params.scale[::size]
+    wide = blocks.repeat_interleave(size, dim=0)[:rows]
+    return blocks.contiguous() if torch.equal(wide, params.scale) else None
 
 
 def block_scales(blocks: Tensor, rows: int, cols: int, size: int) -> tuple[Tensor, Tensor | None]:
@@ -161,7 +180,7 @@ def _scale(
     if stored.dim() == 1:
         stored = stored.unsqueeze(1)
     size = cols if layout.group_size == -1 else layout.group_size
-    if stored.shape == (rows, -(-cols // size)):
+    if stored.shape == (rows, -(-cols // size)) and not layout.blocks:
         if cols % size and not layout.desc_act:
             raise RequestError(f"groups of {size} do not divide {cols} inputs")
         return stored.float(), None

@@ -195,6 +195,7 @@ def _layout(group: Mapping[str, Any]) -> LayerLayout | None:
         symmetric=bool(weights.get("symmetric", True)),
         desc_act=weights.get("actorder") in ("group", "dynamic", True),
         activations=_activations(group.get("input_activations")),
+        blocks=weights.get("strategy") == "block",
     )
 
 
@@ -207,7 +208,7 @@ def _group_size(weights: Mapping[str, Any]) -> int:
         return int(weights["group_size"])
     if strategy == "block":
         rows, cols = weights["block_structure"]
-        if rows == cols:
+        if rows == cols and int(cols) > 0:
             return int(cols)
         raise RequestError(f"weights in blocks of {rows} x {cols} cannot be read")
     raise RequestError(f"the compressed-tensors strategy {strategy!r} cannot be read")
@@ -237,7 +238,7 @@ def _check(name: str, layer: LayerLayout) -> None:
             )
         if not layer.symmetric:
             raise RequestError(f"{name}: {layer.activations} activations need a symmetric grid")
-    if sub_format(layer) != PACKED and layer.group_size != -1:
+    if sub_format(layer) != PACKED and layer.group_size != -1 and not layer.blocks:
         raise RequestError(
             f"{name}: {sub_format(layer)} weights have one scale a row, not groups of "
             f"{layer.group_size}",
@@ -257,7 +258,10 @@ def _scheme(layout: LayerLayout, targets: list[str], *, own_format: bool) -> dic
     }
     if layout.desc_act:
         weights["actorder"] = "group"
-    inputs = None
+    if layout.blocks:
+        size = layout.group_size
+        weights |= {"strategy": "block", "block_structure": [size, size], "group_size": None}
+    inputs: dict[str, Any] | None = None
     if layout.activations is not None:
         kind, bits = _TYPES[layout.activations]
         inputs = {
@@ -267,5 +271,7 @@ def _scheme(layout: LayerLayout, targets: list[str], *, own_format: bool) -> dic
             "strategy": "token",
             "dynamic": True,
         }
+        if layout.blocks:
+            inputs |= {"strategy": "group", "group_size": layout.group_size}
     scheme = {"targets": targets, "weights": weights, "input_activations": inputs}
     return {**scheme, "format": sub_format(layout)} if own_format else scheme

@@ -62,7 +62,8 @@ def parse(stored: Mapping[str, Any]) -> Fp8Config:
     if block is None:
         layout = LayerLayout(grid="fp8", group_size=-1, symmetric=True)
         return Fp8Config(layout=layout, marker=marker)
-    if not isinstance(block, list) or len(block) != 2 or block[0] != block[1]:
+    whole = isinstance(block, list) and all(type(size) is int and size > 0 for size in block)
+    if not whole or len(block) != 2 or block[0] != block[1]:
         raise RequestError(f"FP8 weights in blocks of {block} cannot be read")
-    layout = LayerLayout(grid="fp8", group_size=int(block[0]), symmetric=True)
+    layout = LayerLayout(grid="fp8", group_size=int(block[0]), symmetric=True, blocks=True)
     return Fp8Config(layout=layout, marker=marker)

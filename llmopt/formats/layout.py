@@ -19,6 +19,8 @@ class LayerLayout:
 
     group_size -1 is one group per output channel. desc_act: the group of each input is stored.
     activations: the grid that inputs are rounded to, per token, when it computes; None: none.
+    blocks: `group_size` output channels share their scales, too: FP8 as DeepSeek stores it. In a
+    config `activations` are then rounded in groups of that size; no runtime here does.
     """
 
     grid: str
@@ -26,6 +28,7 @@ class LayerLayout:
     symmetric: bool
     desc_act: bool = False
     activations: str | None = None
+    blocks: bool = False
 
     @property
     def bits(self) -> int:
@@ -38,7 +41,8 @@ class LayerLayout:
         """As tables show it, e.g. "int4 g128 sym"; a ggml type says it all by its name."""
         if self.grid in GGML_TYPES:
             return self.grid
-        group = "row" if self.group_size == -1 else f"g{self.group_size}"
+        size = self.group_size
+        group = "row" if size == -1 else f"{size}x{size}" if self.blocks else f"g{size}"
         label = f"{self.grid} {group} {'sym' if self.symmetric else 'asym'}"
         return f"{label}, {self.activations} activations" if self.activations else label
 
@@ -61,6 +65,7 @@ def layout_of(tensor: Quantized) -> LayerLayout:
         symmetric=params.symmetric,
         desc_act=params.group_index is not None,
         activations=tensor.activations,
+        blocks=tensor.grid == "fp8" and params.group_size != -1,  # in groups alone none is stored
     )
 
 

@@ -33,9 +33,9 @@ def recode(tensor: QuantizedTensor, wanted: GridOptions) -> QuantizedTensor | st
 
 
 def _regrouped(params: AffineParams, cols: int, group_size: int) -> AffineParams | str:
+    if params.group_size == group_size:
+        return params
     if params.group_index is not None:
-        if params.group_size == group_size:
-            return params
         owners = params.group_index.to(torch.int64).reshape(-1, group_length(cols, group_size))
         if not torch.equal(owners, owners[:, :1].expand_as(owners)):
             return f"inputs out of order are in groups of {params.group_size}, not {group_size}"

@@ -86,7 +86,8 @@ class Loads:
 
     `takes`: every quantized linear is in one of these; empty for a format that is loaded whatever
     it holds. head: a quantized one. mixed: linears with other settings than the rest. plain:
-    linears of blocks that are left as they are. fuses: it makes one module of several linears.
+    linears of blocks that are left as they are. fuses: it makes one module of several linears;
+    these have to agree in settings and, where weights share scales in blocks, to fill them.
     """
 
     needs: str
@@ -105,7 +106,7 @@ class Loads:
             and (self.head or not facts["head"])
             and (self.mixed or len(layouts) < 2)
             and (self.plain or not facts["plain"])
-            and not (self.fuses and facts["apart"])
+            and not (self.fuses and (facts["apart"] or facts.get("ragged")))
             and (
                 not self.takes
                 or all(
@@ -187,8 +188,17 @@ LOADS: dict[str, dict[str, Loads]] = {
             families=_DENSE | _EXPERTS | {"gemma3", "gpt_neox"},
             takes=(
                 Takes(grids=_PACKED),
-                Takes(grids=frozenset({"int8"}), activations=frozenset({"int8"})),
-                Takes(grids=frozenset({"fp8"}), activations=frozenset({None, "fp8"})),
+                Takes(
+                    grids=frozenset({"int8"}),
+                    group_sizes=frozenset({-1}),
+                    activations=frozenset({"int8"}),
+                ),
+                Takes(
+                    grids=frozenset({"fp8"}),
+                    group_sizes=frozenset({-1}),
+                    activations=frozenset({None, "fp8"}),
+                ),
+                Takes(grids=frozenset({"fp8"}), activations=frozenset({None, "fp8"}), blocks=True),
             ),
             head=True,
             mixed=True,
@@ -216,6 +226,12 @@ LOADS: dict[str, dict[str, Loads]] = {
                     activations=frozenset({"fp8"}),
                 ),
                 Takes(grids=frozenset({"fp8"}), group_sizes=frozenset({-1}), experts=False),
+                Takes(
+                    grids=frozenset({"fp8"}),
+                    group_sizes=frozenset({128}),
+                    activations=frozenset({"fp8"}),
+                    blocks=True,
+                ),
             ),
             mixed=True,
             plain=True,

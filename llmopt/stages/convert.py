@@ -139,13 +139,16 @@ class _Conversion:
 
     def write_config(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """config.json of the result; gives what the manifest says of it."""
-        layers = {}
+        layers, ragged = {}, False
         for fate in self._work.fates:
             module, chosen = _module(fate), self._wanted(fate)
             if chosen is not None:
                 layers[module] = replace(chosen.layout, desc_act=records[module]["desc_act"])
+                if chosen.blocks and fate.shape[1] % chosen.group_size == 0:
+                    layers[module] = replace(layers[module], activations=chosen.grid)
+                ragged |= chosen.blocks and any(w % chosen.group_size for w in fate.shape)
         decoded = any(self._wanted(fate) is None for fate in self._fates.values())
-        return write_config(
+        found = write_config(
             self._checkpoint,
             self._work.folder,
             format_id=None if self._codec is None else self._target,
@@ -153,6 +156,8 @@ class _Conversion:
             unquantized=unquantized(self._work.fates, self._checkpoint.naming),
             dtype=self._dtype if decoded else None,
         )
+        found["loading"] |= {"ragged": ragged} if ragged else {}
+        return found
 
     def _wanted(self, fate: TensorFate) -> LinearSettings | None:
         chosen = fate.quantize
@@ -255,7 +260,8 @@ def _record(
     exact = torch.equal(found, values)
     change = (found - values).double()
     error = 0.0 if exact else ratio(change.square().sum(), values.double().square().sum())
-    desc_act = tensor is not None and tensor.params.group_index is not None
+    # blocks that do not fill a row have an index, too, and no need to store it
+    desc_act = tensor is not None and tensor.grid != "fp8" and tensor.params.group_index is not None
     return {"exact": exact, "error": error, "how": how, "desc_act": desc_act}
 
 

@@ -142,12 +142,25 @@ def test_scales_of_other_tools(dtype: torch.dtype, shape: tuple[int, ...]) -> No
 def test_fp8_in_blocks(rows: int, cols: int) -> None:
     tensor = fp8(rows, cols)
     blocks = torch.rand(-(-rows // 128), -(-cols // 128)) + 0.5
-    layout = replace(layout_of(tensor), group_size=128, activations=None)
+    layout = replace(layout_of(tensor), group_size=128, activations=None, blocks=True)
     stored = CODEC.pack(tensor) | {"weight_scale": blocks}
     back = CODEC.unpack(stored, layout)
     wide = blocks[torch.arange(rows) // 128][:, torch.arange(cols) // 128]
     assert torch.equal(decode(back), stored["weight"].float() * wide)
-    assert (CODEC.accepts(back) is None) == (blocks.shape[1] == 1)
+    assert CODEC.accepts(back) is None
+    again = CODEC.pack(back)
+    assert torch.equal(again["weight_scale"], blocks)
+    assert torch.equal(again["weight"].view(torch.uint8), stored["weight"].view(torch.uint8))
+
+
+def test_fp8_scales_that_are_in_no_blocks_are_not_taken_for_some() -> None:
+    tensor = fp8(256, 256)
+    scale = torch.rand(256, 2) + 0.5
+    params = replace(tensor.params, scale=scale, zero=torch.zeros(256, 2), group_size=128)
+    assert "one scale a row or block" in str(CODEC.accepts(replace(tensor, params=params)))
+    index = torch.arange(256, dtype=torch.int32) % 2
+    blocks = replace(params, scale=torch.ones(256, 2), group_index=index)
+    assert "one scale a row or block" in str(CODEC.accepts(replace(tensor, params=blocks)))
 
 
 def changed(tensor: QuantizedTensor, **params: Any) -> QuantizedTensor:
@@ -323,7 +336,7 @@ def inputs(**changes: Any) -> dict[str, Any]:
         (
             {"type": "float", "strategy": "block", "block_structure": [128, 128]},
             inputs(strategy="group", group_size=128),
-            replace(FP8, group_size=128, activations=None),
+            replace(FP8, group_size=128, activations=None, blocks=True),
         ),
         ({"strategy": "channel"}, inputs(type="int"), W8A8),
         ({"strategy": "channel", "symmetric": False}, None, ROWS8),
@@ -373,7 +386,7 @@ def test_fp8_checkpoints_in_blocks(tmp_path: Path) -> None:
     config = read(tmp_path, BLOCKS | {"activation_scheme": "dynamic"})
     assert (config.format, config.marker) == ("fp8", "weight_scale_inv")
     layout = config.layer("model.layers.0.q")
-    assert layout == replace(FP8, group_size=128, activations=None)
+    assert layout == replace(FP8, group_size=128, activations=None, blocks=True)
     tensor, blocks = fp8(192, 160), torch.rand(2, 2) + 0.5
     weight = CODEC.pack(tensor)["weight"]
     back = Fp8Codec().unpack({"weight": weight, "weight_scale_inv": blocks}, layout)
@@ -399,6 +412,7 @@ def test_fp8_checkpoints_with_one_scale(tmp_path: Path) -> None:
     [
         ({"fmt": "e5m2"}, "type 'e5m2'"),
         ({"weight_block_size": [1, 128]}, r"blocks of \[1, 128\]"),
+        ({"weight_block_size": [0, 0]}, r"blocks of \[0, 0\]"),
         ({"kv_cache_scheme": "fp8"}, "KV cache"),
     ],
 )

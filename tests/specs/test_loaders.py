@@ -84,6 +84,18 @@ def test_who_makes_one_module_of_several_is_not_offered_parts_that_differ(format
         assert "vllm" not in offered(format_id, layout, apart=["model.layers.0.mlp.experts"])
 
 
+def test_fp8_in_blocks() -> None:
+    blocks = {
+        "grid": "fp8", "group_size": 128, "symmetric": True, "desc_act": False, "blocks": True,
+        "activations": "fp8",
+    }  # fmt: skip
+    assert offered("compressed-tensors", blocks) == {"transformers", "vllm"}
+    assert offered("compressed-tensors", blocks | {"activations": None}) == {"transformers"}
+    assert offered("compressed-tensors", blocks | {"group_size": 64}) == {"transformers"}
+    assert offered("compressed-tensors", blocks, ragged=True) == {"transformers"}
+    assert offered("compressed-tensors", blocks | {"blocks": False}) == set()
+
+
 def test_what_transformers_does_not_read_is_not_offered_to_it() -> None:
     int4 = {
         "grid": "int4", "group_size": 32, "symmetric": True, "desc_act": False, "activations": None,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from llmopt import pipeline, planner
 from llmopt.artifact import Artifact
@@ -264,40 +265,82 @@ def test_a_killed_conversion_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
 
 
-def foreign_fp8(scratch: Path, folder: Path) -> Path:
-    """The model as DeepSeek's tools store it: float8 values, a float32 scale for 64 x 64 blocks."""
-    shutil.copytree(scratch / "model", folder)
+def foreign_fp8(source: Path, folder: Path, size: int = 64) -> Path:
+    """The model as DeepSeek's tools store it: float8 values, a float32 scale for each block."""
+    shutil.copytree(source, folder)
     path, tensors = folder / "model.safetensors", {}
     for name, tensor in load_file(path).items():
         if not name.endswith("_proj.weight"):
             tensors[name] = tensor
             continue
-        blocks = tensor.unflatten(0, (-1, 64)).unflatten(2, (-1, 64))
+        rows, cols = tensor.shape
+        padded = nn.functional.pad(tensor, (0, -cols % size, 0, -rows % size))
+        blocks = padded.unflatten(0, (-1, size)).unflatten(2, (-1, size))
         scale = blocks.abs().amax((1, 3), keepdim=True) / 448
-        tensors[name] = (blocks / scale).flatten(2).flatten(0, 1).to(torch.float8_e4m3fn)
+        codes = (blocks / scale).flatten(2).flatten(0, 1)[:rows, :cols]
+        tensors[name] = codes.contiguous().to(torch.float8_e4m3fn)
         tensors[f"{name}_scale_inv"] = scale[:, 0, :, 0].contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-    config["quantization_config"] = quantization | {"weight_block_size": [64, 64]}
+    config["quantization_config"] = quantization | {"weight_block_size": [size, size]}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_block_scaled_fp8_of_other_tools(scratch: Path, tmp_path: Path) -> None:
-    model = foreign_fp8(scratch, tmp_path / "fp8")
+    model = foreign_fp8(scratch / "model", tmp_path / "fp8")
     plain = convert(scratch, model, tmp_path / "plain", to="hf", dtype="float32", exact=True)
     up = Checkpoint.open(plain.path).weight("model.layers.0.mlp.up_proj")
     original = Checkpoint.open(scratch / "model").weight("model.layers.0.mlp.up_proj")
     assert 0 < float((up - original).norm() / original.norm()) < 0.04
     found = {}
-    for target, label in (("compressed-tensors", "fp8 row sym"), ("gptq", "int8 g64 sym")):
+    for target, label in (("compressed-tensors", "fp8 64x64 sym"), ("gptq", "int8 g64 sym")):
         done = convert(scratch, model, tmp_path / target, to=target)
         layers = Checkpoint.open(done.path).layers.values()
         assert {layout.label for layout in layers} == {label}
         found[target] = done.manifest["evidence"]["certificate"]
-    assert found["compressed-tensors"]["rounded"] == found["gptq"]["rounded"] == 7
-    assert found["gptq"]["largest_error"] < found["compressed-tensors"]["largest_error"] < 0.04
+    assert found["compressed-tensors"]["rounded"] == 0
+    assert found["gptq"]["rounded"] == 7
+    rows = convert(scratch, model, tmp_path / "rows", to="compressed-tensors", group_size=-1)
+    assert labels(rows.path) == {"fp8 row sym"}
+    assert rows.manifest["evidence"]["certificate"]["rounded"] == 7
+    with pytest.raises(RecipeError, match="exact"):
+        convert(scratch, model, tmp_path / "exact", to="gptq", exact=True)
+
+
+@pytest.mark.parametrize(("inner", "size"), [(160, 128), (328, 128), (96, 32)])
+def test_fp8_in_blocks_stays_in_them_to_the_bit(tmp_path: Path, inner: int, size: int) -> None:
+    """Also where blocks are not full: a width below a block's, or no multiple of it."""
+    models.save_with_tokenizer(
+        tmp_path / "model", "qwen3", hidden_size=192, intermediate_size=inner
+    )
+    model = foreign_fp8(tmp_path / "model", tmp_path / "fp8", size)
+    done = convert(tmp_path, model, tmp_path / "ct", to="compressed-tensors", exact=True)
+    assert done.manifest["evidence"]["certificate"]["rounded"] == 0
+    before, after = (
+        load_file(model / "model.safetensors"),
+        load_file(done.path / "model.safetensors"),
+    )
+    for name in [name for name in before if name.endswith("_scale_inv")]:
+        weight = name.removesuffix("_scale_inv")
+        assert torch.equal(after[f"{weight}_scale"], before[name])
+        assert torch.equal(after[weight].float(), before[weight].float())
+    config = json.loads((done.path / "config.json").read_text())["quantization_config"]
+    assert config["format"] == "float-quantized"
+    for group in config["config_groups"].values():
+        assert group["weights"]["strategy"] == "block"
+        assert group["weights"]["block_structure"] == [size, size]
+        assert "actorder" not in group["weights"]
+    # inputs are rounded in groups where they are made of whole ones
+    usual = config["config_groups"][f"group_{len(config['config_groups']) - 1}"]
+    assert (usual["input_activations"] is None) == (192 % size != 0)
+    # and it is an input like any other
+    first, second = Checkpoint.open(model), Checkpoint.open(done.path)
+    plain = convert(tmp_path, done.path, tmp_path / "hf", to="hf", dtype="float32", exact=True)
+    for module in first.layers:
+        assert torch.equal(second.weight(module), first.weight(module))
+        assert torch.equal(Checkpoint.open(plain.path).weight(module), first.weight(module))
 
 
 def edited(folder: Path, **changes: Any) -> Path:
