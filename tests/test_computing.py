@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmopt import pipeline, planner, processor
-from llmopt.generation import stream_text
+from llmopt.generation import Request, generation
 from llmopt.recipe import from_data
 from llmopt.stages.base import RunOptions
 from tests import models
@@ -115,9 +115,8 @@ def test_generation_computes_in_bfloat16_only_where_that_is_fast(
     fast: bool, model: Path, products: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processor, "fast_bfloat16", lambda: fast)
-    pieces = stream_text(
-        str(model), "The quick", 3, temperature=0.0, seed=0, dtype="auto", device="cpu"
-    )
-    assert list(pieces)
+    request = Request(str(model), "The quick", max_new_tokens=3, device="cpu")
+    with generation(request) as made:
+        assert list(made.pieces())
     heavy = products.dtypes - ({torch.float32} if fast else set())  # rotary angles stay float32
     assert heavy == {torch.bfloat16 if fast else torch.float32}
