@@ -61,6 +61,13 @@ def convert(
     split_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="gguf: the largest file, e.g. 4GB.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="gguf: the model's name. [default: the source's]")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="gguf: e.g. general.author=Me; repeatable."),
+    ] = None,
     damping: o.Damping = None,
     refine: o.Refine = None,
     target_bpw: o.TargetBpw = None,
@@ -103,11 +110,14 @@ def convert(
         "imatrix": None if imatrix is None else str(imatrix),
         "gate": gates_typed(gate),
         "type_": None,
+        "metadata": None,
     }
     with mistakes.gathered():
         values["grid"] = grid_named(grid, bits)
     with mistakes.gathered():
         values["type_"] = _overrides(type_)
+    with mistakes.gathered():
+        values["metadata"] = _metadata(metadata)
     if imatrix is not None and calibration is not None:
         message = "takes the place of calibration text"
         mistakes.add([RecipeError(message, where="--imatrix", hint="leave out --calibration")])
@@ -131,3 +141,22 @@ def _overrides(typed: list[str] | None) -> list[dict[str, Any]] | None:
                 hint=f'--type "*.attn_v.*={type_id or "Q6_K"}"',
             )
     return [{"match": pattern, "type": type_id} for pattern, _, type_id in pairs] or None
+
+
+def _metadata(typed: list[str] | None) -> dict[str, Any] | None:
+    """--metadata KEY=VALUE as a recipe says it."""
+    from llmopt.specs.gguf_metadata import parsed
+
+    found: dict[str, Any] = {}
+    for text in typed or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise RecipeError(
+                f"{text} is not KEY=VALUE",
+                where="--metadata",
+                hint=f"--metadata {key or 'general.author'}=VALUE",
+            )
+        if key in found:
+            raise RecipeError(f"{key} is given twice", where="--metadata")
+        found[key] = parsed(key, value)
+    return found or None

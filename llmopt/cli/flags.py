@@ -59,6 +59,8 @@ KEYS: dict[str, dict[str, str]] = {
         "imatrix": "imatrix",
         "type_": "overrides",
         "split_size": "split_size",
+        "name": "name",
+        "metadata": "metadata",
     }),
     "bench": {"seed": "seed", "against": "model"} | _within("bench", {
         "artifacts": "from",

@@ -170,7 +170,7 @@ class Desugar:
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
         request = GgufRequest(settings, self._source, place)
-        request.check()
+        request.check(contents)
         calibration = None
         if settings.imatrix is None and request.rounds:
             calibration = self._texts.calibration(*request.calibrated_for())
@@ -178,7 +178,7 @@ class Desugar:
         lost = request.conversions(contents, found)
         fates = tuple(each.fate for each in lost)
         effective = request.effective() | {
-            "name": self._name.rpartition("/")[2], "calibration": calibration,
+            "model_name": self._name.rpartition("/")[2], "calibration": calibration,
             "seed": self._recipe.seed,
         }  # fmt: skip
         texts = (self._texts.places() if calibration else {}) | request.places()

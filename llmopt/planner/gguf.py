@@ -13,6 +13,7 @@ from llmopt.allocate.options import parse_size
 from llmopt.conversion import Conversion, gguf
 from llmopt.errors import Mistakes, RequestError
 from llmopt.fates import LinearSettings, TensorFate
+from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.quantization import Contents
 from llmopt.planner.located import located
 from llmopt.recipe import ConvertStep, Source
@@ -30,10 +31,16 @@ class GgufRequest:
     def __init__(self, settings: ConvertStep, source: Source, place: Key) -> None:
         self._settings, self._source, self._place = settings, source, place
 
-    def check(self) -> None:
-        """RecipeError for settings that do not go together, all of them."""
+    def check(self, contents: Contents) -> None:
+        """RecipeError for settings that do not go together or that the model has, all of them."""
         mistakes = Mistakes()
         mistakes.add(self._error(message, name, hint) for name, message, hint in self._refused())
+        own = gguf_family(contents.family.id).architecture
+        mistakes.add(
+            self._source.error(f"{key} is what the model makes it", (*self._place, "metadata", key))
+            for key in self._settings.metadata
+            if key.partition(".")[0] == own
+        )
         mistakes.raise_any()
 
     def _refused(self) -> Iterator[tuple[str, str, str | None]]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from llmopt.errors import RequestError
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.gguf_metadata import check_entry, check_text
 from llmopt.specs.presets import PRESETS
 from llmopt.specs.runtimes import AUTO
 
@@ -19,13 +30,19 @@ RESERVED_IDS = frozenset({"model", "report"})
 
 def _known(table: dict[str, Any], kind: str) -> AfterValidator:
     def check(name: str) -> str:
-        try:
-            lookup(table, kind, name)
-        except RequestError as error:
-            raise ValueError(f"{error.message} ({error.hint})") from None
+        _refused(lambda: lookup(table, kind, name))
         return name
 
     return AfterValidator(check)
+
+
+def _refused(check: Callable[[], Any]) -> Any:
+    """What a check returns; its refusal as the error that this library collects."""
+    try:
+        return check()
+    except RequestError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        raise ValueError(f"{error.message}{hint}") from None
 
 
 def _as_list(value: Any) -> Any:
@@ -182,6 +199,22 @@ class GgufSettings(Strict):
     refine: int | None = Field(None, ge=0, le=20, description="gptq: sweeps; default: 2")
     batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
     split_size: int | str | None = Field(None, description="largest file: 4GB; default: one file")
+    name: str | None = Field(
+        None, description="general.name; default: the source's, its card's or its folder's"
+    )
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="further keys of the file, e.g. general.author: Me"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _says_something(cls, name: str | None) -> str | None:
+        return name if name is None else str(_refused(lambda: check_text("the name", name)))
+
+    @field_validator("metadata")
+    @classmethod
+    def _may_be_set(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {key: _refused(partial(check_entry, key, value)) for key, value in metadata.items()}
 
     @property
     def has_budget(self) -> bool:

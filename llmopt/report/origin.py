@@ -26,6 +26,8 @@ CARRIED = (
     "tags",
 )
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+#: characters of a card that are read: front matter has hundreds
+_LONGEST = 1 << 17
 _LICENCE_NAMES = ("license", "licence", "copying")
 #: how the text of a licence begins -> what the hub calls it
 _LICENCES = (
@@ -82,6 +84,14 @@ def declared(folder: Path) -> dict[str, Any]:
     return metadata
 
 
+def front_matter(model: Artifact) -> dict[str, Any]:
+    """All that a model's card says of it in its front matter, or an artifact's manifest for it."""
+    inherited = model.manifest.get("card")
+    if inherited:
+        return dict(inherited["metadata"])
+    return _front_matter(model.path / CARD) | declared(model.path)
+
+
 def licence_files(names: list[str]) -> list[str]:
     """Those of a model's files that state its licence or go with it."""
     wanted = (*_LICENCE_NAMES, "notice", "use_policy")
@@ -91,13 +101,14 @@ def licence_files(names: list[str]) -> list[str]:
 def _front_matter(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    match = _FRONT_MATTER.match(path.read_text(encoding="utf-8", errors="replace"))
+    with path.open(encoding="utf-8", errors="replace") as file:
+        match = _FRONT_MATTER.match(file.read(_LONGEST))
     if match is None:
         return {}
     try:
         # every scalar a text: the language `no` must not become false
         found = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506 - makes texts only
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         raise RequestError(
             f"the front matter of {path} is not valid YAML: {problem}",

@@ -30,6 +30,7 @@ from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
+from llmopt.stages.gguf_about import description
 from llmopt.stages.solving import Solver
 
 #: calibration windows that sensitivities are read from, and that choices are measured on
@@ -102,8 +103,8 @@ def _header(work: Work, checkpoint: Checkpoint) -> int:
     contents = read_contents(checkpoint.folder)
     places = placements(contents, tied=checkpoint.tied)
     entries = [Entry(place.name, "F32", place.shape, []) for place in places]
-    about = metadata(contents, checkpoint.folder, work.settings["name"], 0)
-    return header_bytes(about, entries, work.state / "header")
+    said = metadata(contents, checkpoint.folder, description(work, contents), 0)
+    return header_bytes(said, entries, work.state / "header")
 
 
 def split(windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
 from llmopt.stages.checkpoint_files import copy_side_files, write_config
+from llmopt.stages.gguf_about import description, of_imatrix
 from llmopt.stages.records import certificate, compared, energy, ratio, too_small
 from llmopt.stages.solving import Solver
 
@@ -59,14 +60,14 @@ def run(work: Work) -> Outcome:
     conversion = _Conversion(work, checkpoint, contents)
     conversion.check_values()
     corpus = conversion.walk()
-    conversion.write(work.settings["name"])
+    conversion.write()
     others = copy_side_files(checkpoint, work.folder)
     others |= write_config(checkpoint, work.folder, format_id=None, layers={})
     ledger = list(conversion.ledger())
     evidence: dict[str, Any] = others | {"certificate": certificate(ledger)}
     if conversion.allocation:
         evidence["allocation"] = conversion.allocation
-    if differences := tokenizer_differences(checkpoint.folder, checkpoint.config):
+    if differences := conversion.tokenizer_differences():
         evidence["tokenizer"] = differences
     return Outcome(
         format="gguf",
@@ -93,6 +94,7 @@ class _Conversion:
         #: whether the file's embedding is also its head, and has to be encoded as such
         self._shared = checkpoint.tied and not self._embedding_is_ready()
         self._writer = ShardWriter(work.state / "parts")
+        self._about = description(work, contents)
         self._records: dict[str, Any] = {}
         #: of each tensor that is streamed, the sums of squares of its errors and its weights
         self._lost: dict[str, tuple[float, float]] = {}
@@ -122,6 +124,12 @@ class _Conversion:
                     f"{place.sources[0]} is not exact in the file, which holds {what}",
                     hint="without --exact it is rounded, and the error is reported",
                 )
+
+    def tokenizer_differences(self) -> list[str]:
+        """What llama.cpp cuts otherwise; the tokenizer of a GGUF file is carried over."""
+        if self._contents.in_gguf:
+            return []
+        return tokenizer_differences(self._checkpoint.folder, self._checkpoint.config)
 
     def walk(self) -> dict[str, Any] | None:
         """Encode what gets blocks, part by part; returns what the text is called."""
@@ -185,6 +193,7 @@ class _Conversion:
         if self._work.settings["imatrix"] is None:
             return {}
         matrix = read_imatrix(Path(self._work.texts["imatrix"]["source"]))
+        self._about |= of_imatrix(matrix, self._work.settings["imatrix"]["name"])
         found: dict[str, Tensor] = {}
         for each in self._wanted:
             place = each.placement
@@ -210,7 +219,7 @@ class _Conversion:
                 )
         return found
 
-    def write(self, name: str) -> None:
+    def write(self) -> None:
         """The file, from what the walk finished and from the checkpoint."""
         parts = {
             part: header
@@ -221,11 +230,11 @@ class _Conversion:
             Entry(w.placement.name, w.type_id, w.placement.shape, self._source(w, parts))
             for w in self._wanted
         ]
-        about = metadata(
-            self._contents, self._checkpoint.folder, name,
+        said = metadata(
+            self._contents, self._checkpoint.folder, self._about,
             gguf.file_type(self._settings, self._wanted),
         )  # fmt: skip
-        write_gguf(self._work.folder / ONE_FILE, about, entries, self._work.settings["split_size"])
+        write_gguf(self._work.folder / ONE_FILE, said, entries, self._work.settings["split_size"])
 
     def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
         """Where the bytes of a tensor of the file come from."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.formats.gguf.container import read_gguf
 from llmopt.specs import runtimes
 from llmopt.specs.presets import PRESETS, find_preset
 from tests.cli.conftest import Llmopt
@@ -40,6 +41,29 @@ def test_both_runtimes_generate_the_same_text(llmopt: Llmopt) -> None:
     assert texts[0].code == 0, texts[0].err
     assert texts[0].out == texts[1].out
     assert texts[0].err == ""
+
+
+def test_a_name_and_further_metadata(llmopt: Llmopt, tmp_path: Path) -> None:
+    command = ["convert", "demo", "-o", "m.gguf", "--to", "gguf:F16"]
+    said = ["--metadata", "general.author=A=B", "--metadata", "my.count=7"]
+    assert llmopt(*command, "--name", "Mine", *said).code == 0
+    found = read_gguf(tmp_path / "m.gguf").metadata
+    assert found["general.name"] == "Mine"
+    assert (found["general.author"], found["my.count"]) == ("A=B", 7)
+    for wrong, words in (
+        ("general.author", "is not KEY=VALUE"),
+        ("=x", "is not KEY=VALUE"),
+        ("split.count=2", "cannot be set"),
+        ("general.name=x", "--name"),
+        ("my.key=", "has no text"),
+    ):
+        done = llmopt(*command, "--metadata", wrong)
+        assert done.code == 2
+        assert words in done.err
+    done = llmopt(*command, "--metadata", "a.b=1", "--metadata", "a.b=2")
+    assert (done.code, "a.b is given twice" in done.err) == (2, True)
+    done = llmopt("convert", "demo", "-o", "q", "--to", "gptq", "--name", "Mine")
+    assert (done.code, "only conversions to gguf" in done.err) == (2, True)
 
 
 def test_what_cannot_run_is_refused(llmopt: Llmopt) -> None:

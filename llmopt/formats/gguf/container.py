@@ -56,6 +56,15 @@ _SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 
 
 @dataclass(frozen=True)
+class Typed:
+    """A value with the number that files give its type, and of a list with that of its elements."""
+
+    value: Any
+    kind: int
+    element: int | None = None
+
+
+@dataclass(frozen=True)
 class GgufTensor:
     """One tensor: bytes [start, end) of `file`. type_id: in specs.ggml. shape: rows first."""
 
@@ -69,13 +78,14 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A model in one file, or in the files that it was split into."""
+    """A model in one file, or in the files that it was split into. typed: the metadata again."""
 
     paths: tuple[Path, ...]
     version: int
     metadata: Metadata
     tensors: Mapping[str, GgufTensor]
     alignment: int
+    typed: Mapping[str, Typed]
 
     @property
     def architecture(self) -> str:
@@ -160,9 +170,10 @@ def _merged(first: GgufFile, rest: list[GgufFile]) -> GgufFile:
         raise RequestError(
             f"the files of {first.paths[0].name} hold {len(tensors)} tensors, not {promised}"
         )
-    metadata = {key: value for key, value in first.metadata.items() if key not in _SPLIT_KEYS}
+    typed = {key: value for key, value in first.typed.items() if key not in _SPLIT_KEYS}
+    metadata = {key: each.value for key, each in typed.items()}
     paths = first.paths + tuple(path for part in rest for path in part.paths)
-    return GgufFile(paths, first.version, metadata, tensors, first.alignment)
+    return GgufFile(paths, first.version, metadata, tensors, first.alignment, typed)
 
 
 def _read_one(path: Path) -> GgufFile:
@@ -194,7 +205,8 @@ class _Reader:
             raise self._bad(
                 f"claims {tensor_count} tensors and {key_count} keys in {self._size} bytes"
             )
-        metadata = self._metadata(key_count)
+        typed = self._metadata(key_count)
+        metadata = {key: each.value for key, each in typed.items()}
         alignment = metadata.get("general.alignment", 32)
         # `type`: a bool is an int to isinstance
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -207,7 +219,7 @@ class _Reader:
                 raise self._bad(f"holds tensor {name} twice")
             tensors[name] = self._tensor(name, shape, number, offset, data, alignment)
         self._check_overlaps(tensors.values())
-        return GgufFile((self._path,), version, metadata, tensors, alignment)
+        return GgufFile((self._path,), version, metadata, tensors, alignment, typed)
 
     def _version(self) -> int:
         magic = self._take(4)
@@ -220,14 +232,16 @@ class _Reader:
             raise self._bad(f"has the GGUF version {version}; versions 2 and 3 can be read")
         return version
 
-    def _metadata(self, count: int) -> Metadata:
-        metadata: Metadata = {}
+    def _metadata(self, count: int) -> dict[str, Typed]:
+        metadata: dict[str, Typed] = {}
         for _ in range(count):
             key = self._word("a key")
             if key in metadata:
                 raise self._bad(f"has the key {key!r} twice")
             kind = self._scalar("I")
-            metadata[key] = self._array(key) if kind == _ARRAY else self._value(kind, key)
+            metadata[key] = (
+                self._array(key) if kind == _ARRAY else Typed(self._value(kind, key), kind)
+            )
         return metadata
 
     def _value(self, kind: int, key: str) -> Any:
@@ -237,7 +251,7 @@ class _Reader:
             raise self._bad(f"gives {key!r} the unknown type {kind}")
         return self._scalar(_SCALARS[kind])
 
-    def _array(self, key: str) -> list[Any] | bytes:
+    def _array(self, key: str) -> Typed:
         kind, count = self._scalar("I"), self._scalar("Q")
         if kind != _STRING and kind not in _SCALARS:
             raise self._bad(f"gives the elements of {key!r} the unknown type {kind}")
@@ -246,10 +260,10 @@ class _Reader:
         if self._elements > _MAX_ELEMENTS or count * width > self._limit - self._position:
             raise self._bad(f"claims {count} elements for {key!r}, more than it can have")
         if kind == _STRING:
-            return self._strings(count, f"an element of {key}")
-        if kind == 0:
-            return self._take(count)
-        return list(struct.unpack(f"<{count}{_SCALARS[kind]}", self._take(count * width)))
+            return Typed(self._strings(count, f"an element of {key}"), _ARRAY, kind)
+        raw = self._take(count * width)
+        listed = raw if kind == 0 else list(struct.unpack(f"<{count}{_SCALARS[kind]}", raw))
+        return Typed(listed, _ARRAY, kind)
 
     def _describe(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape with rows first, number of the type, offset in the data."""

@@ -13,13 +13,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.formats.gguf.about import front_matter
 from llmopt.formats.gguf.container import GgufFile, read_gguf
 from llmopt.formats.gguf.hf_config import hf_config
 from llmopt.formats.gguf.tokenizer_restore import write_tokenizer
 
 #: of what is written; a change makes old folders useless
-_VERSION = 2
+_VERSION = 3
 #: tokenizers of tests and of bare models
 _NO_TOKENIZER = ("", "no_vocab", "none")
 
@@ -61,6 +64,9 @@ def _make(gguf: GgufFile, folder: Path) -> None:
         (aside / "config.json").write_text(text, encoding="utf-8")
         if gguf.metadata.get("tokenizer.ggml.model", "") not in _NO_TOKENIZER:
             write_tokenizer(gguf.metadata, aside)
+        if said := front_matter(gguf.metadata):
+            text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+            (aside / "README.md").write_text(f"---\n{text}---\n", encoding="utf-8")
         aside.chmod(0o755)
         try:
             aside.rename(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.formats.gguf.container import SPLIT_NAME
+from llmopt.formats.gguf.container import SPLIT_NAME, Typed
 from llmopt.formats.headers import TensorHeader
 from llmopt.specs.ggml import GGML_TYPES
 
@@ -49,9 +49,10 @@ def write_gguf(
     """Write a model in order; returns the files, more than one where `max_file_bytes` is less.
 
     Values of the metadata: str, bool, int (uint32 where it fits), float (float32), bytes (uint8
-    array), and lists of str, bool, int (int32) or float (float32); empty strings and lists are
-    left out, as llama.cpp's own tools do. Each file appears whole or not at all; split files have
-    the names that llama.cpp looks for. The same input gives the same bytes.
+    array), lists of str, bool, int (int32 where it fits) or float (float32), and Typed for any
+    other type; empty strings and lists are left out, as llama.cpp's own tools do. Each file appears
+    whole or not at all; split files have the names that llama.cpp looks for. The same input gives
+    the same bytes.
     """
     groups = _deal(entries, max_file_bytes)
     if len(groups) == 1:
@@ -141,22 +142,27 @@ def _write_header(
 def _add(writer: Any, key: str, value: Any) -> None:
     from gguf import GGUFValueType
 
-    if isinstance(value, bytes | list | tuple):
+    if isinstance(value, Typed):
+        listed = value.element is not None
+        if value.value or not listed:
+            element = GGUFValueType(value.element) if listed else None
+            writer.add_key_value(key, value.value, GGUFValueType(value.kind), element)
+    elif isinstance(value, bytes | list | tuple):
         if value:
-            kind = "UINT8" if isinstance(value, bytes) else _kind(value[0], integer="INT32")
+            kind = "UINT8" if isinstance(value, bytes) else _kind(*value, integer="INT32")
             writer.add_key_value(key, value, GGUFValueType.ARRAY, GGUFValueType[kind])
     elif value != "":
         writer.add_key_value(key, value, GGUFValueType[_kind(value)])
 
 
-def _kind(value: Any, integer: str = "UINT32") -> str:
-    """The name of the type that a scalar is stored as."""
-    if isinstance(value, bool):
+def _kind(*values: Any, integer: str = "UINT32") -> str:
+    """The name of the type that scalars of one kind are stored as."""
+    if isinstance(values[0], bool):
         return "BOOL"
-    if isinstance(value, int):
-        limit = 1 << (32 if integer == "UINT32" else 31)
-        return integer if 0 <= value < limit else "INT64"
-    return "FLOAT32" if isinstance(value, float) else "STRING"
+    if isinstance(values[0], int):
+        low, high = (0, 1 << 32) if integer == "UINT32" else (-(1 << 31), 1 << 31)
+        return integer if low <= min(values) and max(values) < high else "INT64"
+    return "FLOAT32" if isinstance(values[0], float) else "STRING"
 
 
 def _write_data(entry: Entry, file: BinaryIO) -> None:

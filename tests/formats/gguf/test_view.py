@@ -74,7 +74,7 @@ def test_split_files_are_linked_together(tmp_path: Path, caches: Path) -> None:
 def test_the_tokenizer_comes_along(tmp_path: Path, caches: Path) -> None:
     demo = resolve("demo").folder
     contents = read_contents(demo)
-    about = metadata(contents, demo, "demo", 1)
+    about = metadata(contents, demo, {"general.name": "demo"}, 1)
     (head,) = (p for p in placements(contents, tied=True) if p.name == "token_embd.weight")
     entry = Entry(head.name, "F16", head.shape, nearest(Checkpoint.open(demo), head, "F16"))
     write_gguf(tmp_path / "demo.gguf", about, [entry, *_nothing(5)])
