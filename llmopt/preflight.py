@@ -12,7 +12,11 @@ from typing import Any
 from llmopt import artifact
 from llmopt.errors import RequestError
 from llmopt.planner import Plan, PlannedStep, State, states
+from llmopt.report.recorded import flatten
 from llmopt.stages.base import RunOptions
+
+#: settings that a refusal names
+_TOLD = 4
 
 
 def check(plan: Plan, options: RunOptions) -> None:
@@ -40,7 +44,7 @@ def _check_output(plan: Plan, step: PlannedStep, state: State, options: RunOptio
     if manifest and ours and not _same(plan, step, state, manifest):
         raise RequestError(
             f"{destination} holds a finished artifact that was made in another way: "
-            f"{artifact.made_how(manifest)}",
+            f"{_difference(step, manifest)}",
             hint="--overwrite replaces it, or choose another -o",
         )
     artifact.check_replaceable(destination)
@@ -58,6 +62,23 @@ def _same(plan: Plan, step: PlannedStep, state: State, manifest: dict[str, Any])
     made = {parent["name"]: parent["digest"] for parent in manifest["parents"]}
     alike = all(made.get(name) == digest for name, digest in outside.items())
     return alike and (manifest["verb"], manifest["settings"]) == (step.verb, step.settings)
+
+
+def _difference(step: PlannedStep, manifest: dict[str, Any]) -> str:
+    """How an artifact was made, and what of that the step would do in another way."""
+    source = manifest["parents"][0].get("source") or manifest["parents"][0]["name"]
+    made = f"{manifest['verb']} of {source}"
+    if manifest["verb"] != step.verb:
+        return made
+    there, here = flatten(manifest["settings"]), flatten(step.settings)
+    names = [
+        name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)
+    ]
+    told = [f"{name} {there.get(name, 'unset')} (now {here.get(name, 'unset')})" for name in names]
+    if not told:
+        return f"{made}, from other contents or by another version of llmopt"
+    more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    return f"{made} with {', '.join(told[:_TOLD])}{more}"
 
 
 def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]) -> None:

@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from llmopt.artifact.documents import unfinished
 from llmopt.artifact.files import CARD, MANIFEST, RUN_RECORD, entries, file_digest
@@ -232,20 +231,3 @@ def _link(destination: Path) -> RequestError:
 
 def _foreign(path: Path) -> RequestError:
     return RequestError(f"{path} exists and is not of llmopt's making", hint=_ELSEWHERE)
-
-
-def made_how(manifest: dict[str, Any]) -> str:
-    """How an artifact was made, in a few words."""
-    settings = manifest["settings"]
-    grid, group = settings.get("grid"), settings.get("group_size")
-    words = [
-        manifest["verb"],
-        settings.get("method"),
-        grid
-        if settings.get("target_bpw") is None and settings.get("target_size") is None
-        else None,
-        f"group {group}" if group else None,
-        f"to {settings.get('preset') or settings['to']}" if "to" in settings else None,
-    ]
-    source = manifest["parents"][0].get("source") or manifest["parents"][0]["name"]
-    return f"{' '.join(str(word) for word in words if word)}, from {source}"

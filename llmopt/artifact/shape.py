@@ -19,6 +19,8 @@ from llmopt.ledger import LedgerEntry
 
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+#: settings of a quantize step that its readers show
+_ROUNDING = {"method", "grid", "group_size"}
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -112,6 +114,8 @@ class _Evidence(_Part):
     certificate: _Certificate | None = None
     tokenizer: list[str] | None = None
     allocation: _Allocation | None = None
+    left_out: dict[str, str] | None = None
+    loading: dict[str, Any] | None = None
 
 
 class _Origin(_Part):
@@ -127,12 +131,18 @@ class _Card(_Part):
     rendered_by: str
 
 
+class _Settings(_Part):
+    method: str | None = None
+    grid: str | None = None
+    group_size: int | None = None
+
+
 class _Manifest(_Part):
     name: _Text
     verb: _Text
     key: _Text
     format: _Text
-    settings: dict[str, Any]
+    settings: _Settings
     parents: Annotated[list[_Parent], Field(min_length=1)]
     corpus: _Corpus | None
     seed: int
@@ -155,6 +165,8 @@ def fault(manifest: dict[str, Any]) -> str | None:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+    if manifest["verb"] == "quantize" and not manifest["settings"].keys() >= _ROUNDING:
+        return f"settings: a quantize step has {', '.join(sorted(_ROUNDING))}"
     # members that may be absent, but not null
     null = (name for name in ("gate", "card") if name in manifest and manifest[name] is None)
     return next((f"{name}: null" for name in null), None)

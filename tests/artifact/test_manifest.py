@@ -30,7 +30,7 @@ def test_two_runs_write_the_same_manifest(tmp_path: Path) -> None:
     "members",
     [
         {"gates": []},
-        {"settings": {"method": "gptq"}},
+        {"settings": {"method": "gptq", "grid": "int4", "group_size": 128}},
         {"ledger": [{"name": "w", "action": "kept"}]},
         {"extra": 1},
         {"manifest_digest": DIGEST},
@@ -100,6 +100,8 @@ FILE = {"path": "a", "bytes": 1, "sha256": "0" * 64}
         ({"parents": []}, "parents"),
         ({"parents": [{"name": "model"}]}, "parents.0.digest"),
         ({"settings": []}, "settings"),
+        ({"settings": {}}, "settings"),
+        ({"settings": {"method": "rtn", "grid": "int4", "group_size": "32"}}, "group_size"),
         ({"ledger": [1]}, "ledger.0"),
         ({"corpus": {"name": "x"}}, "corpus"),
         ({"evidence": {"certificate": {}}}, "evidence.certificate"),

@@ -117,7 +117,9 @@ def test_hints_work(
 ) -> None:
     from llmopt import pipeline
 
-    monkeypatch.setattr(pipeline, "run", lambda *_: pipeline.Ran())  # plans are all that is looked at here
+    monkeypatch.setattr(
+        pipeline, "run", lambda *_: pipeline.Ran()
+    )  # plans are all that is looked at here
     refused = llmopt(*shlex.split(line), "--json")
     assert refused.code == 2
     for old, new in mended.items():

@@ -43,7 +43,7 @@ def test_a_finished_artifact_is_replaced_only_when_asked(quantize: Any, tmp_path
     before = listing(tmp_path / "w4")
     done = quantize("w4", "--bits", 8)
     assert done.code == 2
-    assert "made in another way: quantize rtn int4 group 32, from m" in done.err
+    assert "made in another way: quantize of m with grid int4 (now int8)" in done.err
     assert "--overwrite replaces it" in done.err
     assert listing(tmp_path / "w4") == before
     assert quantize("w4").code == 0  # the same again needs no word
