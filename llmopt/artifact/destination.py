@@ -51,9 +51,10 @@ def expose(folder: Path) -> None:
     path = file_of(folder)
     if path is None:
         return
-    (source,) = folder.glob(f"*{path.suffix}")
     if stands_for(path, folder):
         return
+    listed = (file["path"] for file in read_manifest(folder)["files"])
+    source = folder / next(name for name in listed if name.endswith(path.suffix))
     try:
         path.hardlink_to(source)
     except FileExistsError:

@@ -110,12 +110,20 @@ class _Allocation(_Part):
     sensitivity: list[dict[str, Any]]
 
 
+class _Loading(_Part):
+    family: str
+    layouts: list[dict[str, Any]]
+    head: bool
+    plain: bool
+    apart: list[str]
+
+
 class _Evidence(_Part):
     certificate: _Certificate | None = None
     tokenizer: list[str] | None = None
     allocation: _Allocation | None = None
     left_out: dict[str, str] | None = None
-    loading: dict[str, Any] | None = None
+    loading: _Loading | None = None
 
 
 class _Origin(_Part):

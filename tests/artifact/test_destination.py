@@ -148,6 +148,11 @@ def test_a_file_stands_for_the_artifact_beside_it(tmp_path: Path) -> None:
     artifact.expose(folder)
     assert out.samefile(folder / "model.gguf")
     assert artifact.at(out) == folder
+    (folder / "another.gguf").write_text("a user's")
+    for _ in range(2):
+        artifact.expose(folder)
+        assert out.samefile(folder / "model.gguf")
+        out.unlink()
 
 
 def test_a_file_that_took_the_place_of_ours_is_not_overwritten(tmp_path: Path) -> None:
