@@ -6,12 +6,17 @@ import math
 from collections import Counter
 from typing import Any
 
+from llmopt import ledger
 from llmopt.artifact import read_manifest
 from llmopt.errors import RequestError
 from llmopt.formats.headers import Headers, read_headers
 from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
+from llmopt.report import numbers
+from llmopt.report.results import CorpusName
 from llmopt.sources import ModelSource
 from llmopt.specs.families import family_of
+
+_NO_TEXT = {"name": "", "sha256": ""}
 
 
 def describe(source: ModelSource) -> dict[str, Any]:
@@ -28,15 +33,15 @@ def describe(source: ModelSource) -> dict[str, Any]:
 def _summary(headers: Headers, manifest: dict[str, Any], source: ModelSource) -> dict[str, Any]:
     family = family_of(headers.config)
     config = family.language_config(headers.config)
-    size = sum(header.nbytes for header in headers.tensors.values())
+    size = numbers.megabytes(headers.weight_bytes)
     dtypes = Counter(header.dtype for header in headers.tensors.values())
     summary: dict[str, Any] = {
         "family": family.id,
         "blocks": family.naming(headers.tensors).block_count,
         "hidden size": config.get("hidden_size") or config.get("n_embd"),
         "vocabulary": config.get("vocab_size"),
-        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),
-        "weights": f"{size / 1e6:,.2f} MB",
+        "stored": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),
+        "weights": f"{size} MB",
     }
     summary |= _quantization(headers, source)
     if source.revision:
@@ -66,6 +71,8 @@ def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
     parents = ", ".join(str(p.get("source") or p["name"]) for p in manifest["parents"])
     found = {"made by": f"llmopt {manifest['versions'].get('llmopt')}, {manifest['verb']}"}
     found |= {"from": parents, "digest": manifest["digest"]}
+    if counts := ledger.count(entry["action"] for entry in manifest["ledger"]):
+        found["tensors"] = ledger.in_words(counts)
     if manifest["verb"] == "quantize":
         s = manifest["settings"]
         found["method"] = f"{s['method']} {s['grid']} group {s['group_size']}"
@@ -73,7 +80,9 @@ def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
         found["calibration"] = "{name} ({windows} × {length} tokens)".format(**manifest["corpus"])
     if manifest.get("gates"):
         passed = all(verdict["passed"] for verdict in manifest["gates"])
-        found["gate"] = "passed" if passed else "FAILED"
+        corpus = CorpusName.model_validate(manifest.get("gate", {}).get("corpus") or _NO_TEXT)
+        amount = f" on {corpus.amount}" if corpus.amount else ""
+        found["gate"] = ("passed" if passed else "FAILED") + amount
     return found
 
 

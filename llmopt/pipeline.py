@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmopt import artifact, preflight, soundness
+from llmopt import artifact, machine, preflight, soundness
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
@@ -311,5 +311,6 @@ def _parent(plan: Plan, name: str, parent: Artifact) -> dict[str, Any]:
 
 
 def _run_record(outcome: Outcome, seconds: float) -> dict[str, Any]:
-    machine = {"system": platform.system(), "processor": platform.machine()}
-    return {"seconds": round(seconds, 3), "machine": machine} | outcome.run
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"seconds": round(seconds, 3), "finished": finished, "machine": machine.describe()}
+    return about | outcome.run

@@ -81,22 +81,24 @@ def _measure(
     options: RunOptions, output: Output,
 ) -> None:  # fmt: skip
     from llmopt import planner
-    from llmopt.cli.reporting import bench_document, show_bench, write_report
+    from llmopt.cli.reporting import bench_result, show_bench, write_report
     from llmopt.cli.steps import execute, raise_if_failed
     from llmopt.recipe import from_data
     from llmopt.report import page
+    from llmopt.report.collect import manifests_of
 
     if html is not None:
         hint = "--overwrite replaces it, or choose another --html"
         page.check(html, overwrite=options.overwrite, hint=hint, apart=[folder])
     plan = planner.plan(*from_data(data, names), folder)
+    models = [plan.folder_of(name) for name in plan.steps[-1].parents]
+    manifests_of(models)  # what the report could not read is said before the work
     ran = execute(plan, options, output)
-    folders = [*plan.externals.values(), folder]
-    show_bench(folders, output)
+    show_bench([*models, folder], output)
     if html is not None:
-        write_report(folders, html)
+        write_report([*models, folder], html)
         output.text(f"report: {html}")
-    output.result(bench_document(folder))
+    output.result(bench_result(folder, models))
     raise_if_failed(ran)
 
 

@@ -60,16 +60,20 @@ def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, Any]:
 def _steps_table(made: Plan, states: dict[str, str]) -> Table:
     from rich.table import Table
 
+    from llmopt import ledger
+    from llmopt.report.numbers import megabytes
+
     table = Table(
         "step", "does", "state", "tensors", title=f"{made.recipe.name}: {made.model.name}"
     )
     table.add_column("peak memory", justify="right")
-    table.add_column("disk", justify="right")
+    table.add_column("peak disk", justify="right")
     for step in made.steps:
-        quantized = sum(fate.quantize is not None for fate in step.fates)
-        counts = f"{quantized} quantized, {len(step.fates) - quantized} kept" if step.fates else ""
-        memory, disk = step.footprint.memory_bytes / 1e6, step.footprint.disk_bytes / 1e6
-        sizes = f"{memory:,.0f} MB", f"{disk:,.1f} MB"
+        counts = ledger.in_words(ledger.count(fate.action for fate in step.fates))
+        if step.settings.get("transform", "none") != "none":
+            counts += " or folded"
+        footprint = step.footprint
+        sizes = [f"{megabytes(n)} MB" for n in (footprint.memory_bytes, footprint.disk_bytes)]
         table.add_row(step.id, _does(step), states[step.id], counts, *sizes)
     return table
 
@@ -91,7 +95,9 @@ def _grid(settings: dict[str, Any]) -> str:
     if settings["target_bpw"]:
         return f"{settings['target_bpw']:g} bits per weight"
     if settings["target_size"]:
-        return f"{settings['target_size'] / 1e6:,.2f} MB"
+        from llmopt.report.numbers import megabytes
+
+        return f"{megabytes(settings['target_size'])} MB"
     return f"{settings['grid']} g{settings['group_size']}"
 
 
@@ -100,7 +106,7 @@ def _fates_table(step: PlannedStep) -> Table:
 
     table = Table("tensor", "shape", "becomes", "why", title=step.id)
     for fate in step.fates:
-        label = fate.quantize.label if fate.quantize else "kept"
+        label = fate.quantize.label if fate.quantize else fate.action
         label = f"one of {len(fate.options)} settings" if len(fate.options) > 1 else label
         table.add_row(fate.name, "×".join(map(str, fate.shape)), label, fate.why)
     return table

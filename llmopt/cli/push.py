@@ -36,14 +36,16 @@ def push(
     from llmopt import artifact as artifacts
     from llmopt import hub
     from llmopt.cli.output import Output
+    from llmopt.report.numbers import megabytes
 
     output, artifact = Output(json, quiet), artifacts.at(artifact)
     manifest = hub.checked(artifact, failed_gate_ok=failed_gate_ok)
     to = hub.Destination(
         repo=repo_id, private=private, branch=revision, token=hub.find_token(token_env)
     )
-    size = sum(file["bytes"] for file in manifest["files"]) / 1e6
-    output.note(f"{artifact}: as written; pushing {size:.2f} MB to {repo_id} ...")
+    size = megabytes(sum(file["bytes"] for file in manifest["files"]))
+    count = len(manifest["files"])
+    output.note(f"{artifact}: as written; pushing {count} files, {size} MB, to {repo_id} ...")
     message = message or f"{manifest['name']}, {manifest['format']}, {manifest['digest']}"
     bars = not quiet and output.err.is_terminal
     done = hub.push(artifact, manifest, to, message=message, bars=bars)

@@ -8,14 +8,17 @@ from typing import Any
 
 import yaml
 
+from llmopt import ledger as ledgers
 from llmopt import pipeline, planner
-from llmopt.artifact import RUN_RECORD, read_object
 from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed, Mistakes, RecipeError
 from llmopt.pipeline import Ran, StepResult
 from llmopt.recipe import from_data
 from llmopt.recipe.source import Flag
-from llmopt.report import card
+from llmopt.report import card, numbers
+from llmopt.report.collect import run_record
+from llmopt.report.quality import class_of
+from llmopt.report.results import CorpusName, Entry
 from llmopt.specs import GRIDS
 from llmopt.specs.base import counted
 from llmopt.stages.base import RunOptions
@@ -76,7 +79,7 @@ def execute(plan: planner.Plan, options: RunOptions, output: Output) -> Ran:
 def raise_if_failed(ran: Ran) -> None:
     """GateFailed, naming each gate that did not pass and each step that was refused for it."""
     failed = [
-        f"{verdict['model']}: {verdict['gate']} (found {found(verdict)})"
+        f"{verdict['model']}: {verdict['gate']} (found {found(verdict)}{_amount(result)})"
         for result in ran.results
         for verdict in result.verdicts
         if not verdict["passed"]
@@ -93,6 +96,13 @@ def documents(ran: Ran) -> list[dict[str, Any]]:
     return [*(document(result) for result in ran.results), *refused]
 
 
+def _amount(result: StepResult) -> str:
+    """` on 16 windows of 512 tokens`: the text that a step's gates were held to."""
+    manifest = result.artifact.manifest
+    corpus = (manifest["gate"] if result.step.gates_of else manifest)["corpus"]
+    return f" on {CorpusName.model_validate(corpus).amount}"
+
+
 def document(result: StepResult) -> dict[str, Any]:
     """A step's result as JSON: its manifest and run record, and whether it was reused."""
     return {
@@ -105,50 +115,48 @@ def document(result: StepResult) -> dict[str, Any]:
     }
 
 
-def run_record(folder: Path) -> dict[str, Any]:
-    """What differs from run to run, of the artifact in `folder`."""
-    path = folder / RUN_RECORD
-    return read_object(path) if path.is_file() else {}
-
-
 def summary_line(result: StepResult) -> str:
     """One line on what was written, what was left alone, and how good it is."""
     manifest = result.artifact.manifest
-    ledger = manifest["ledger"]
-    quantized = [entry for entry in ledger if entry["action"] == "quantized"]
-    size = sum(file["bytes"] for file in manifest["files"]) / 1e6
-    line = f"{result.artifact.path}: {manifest['format']}, {size:.2f} MB, "
-    if not ledger:
-        return line.removesuffix(", ")
-    if found := manifest["evidence"].get("certificate"):
-        line += f"{counted(found['exact'], 'tensor')} exact"
-        if found["rounded"]:
-            line += f", {found['rounded']} rounded (by up to {found['largest_error']:.2%})"
-    else:
-        line += (
-            f"{counted(len(quantized), 'tensor')} quantized, {len(ledger) - len(quantized)} kept"
-        )
-    cold = {entry["name"].rsplit(".", 2)[0] for entry in quantized if entry.get("cold")}
-    if differences := manifest["evidence"].get("tokenizer"):
-        line += f"; tokenizer: {'; '.join(differences)}"
-    loading = manifest["evidence"].get("loading", {})
+    ledger, evidence = manifest["ledger"], manifest["evidence"]
+    size = numbers.megabytes(numbers.weight_bytes(manifest["files"]))
+    parts = [f"{result.artifact.path}: {manifest['format']}, {size} MB of weights"]
+    if ledger:
+        counts = ledgers.in_words(ledgers.count(entry["action"] for entry in ledger))
+        parts[0] += f"; tensors: {counts}"
+    if moved := evidence.get("certificate"):
+        parts.append(f"{moved['exact']} exact")
+        if moved["rounded"]:
+            largest = numbers.percent(moved["largest_error"])
+            parts[-1] += f", {moved['rounded']} rounded (by up to {largest})"
+    if differences := evidence.get("tokenizer"):
+        parts.append(f"tokenizer: {'; '.join(differences)}")
+    loading = evidence.get("loading", {})
     if loading.get("apart"):
-        line += f"; vLLM and SGLang cannot load it: {card.apart(loading)}"
-    if left_out := manifest["evidence"].get("left_out"):
-        line += f"; left out: {_some(left_out)}"
-    if cold:
-        line += (
-            f"; {counted(len(cold), 'cold expert')} (few tokens) on the statistics of their block's"
-        )
-    evidence = manifest.get("gate", {}).get("evidence", {})
-    if "kl" in evidence:
-        line += f"; KL {evidence['kl']['mean']['value']:.4g} to the original"
+        parts.append(f"vLLM and SGLang cannot load it: {card.apart(loading)}")
+    if left_out := evidence.get("left_out"):
+        parts.append(f"left out: {_some(left_out)}")
+    if cold := {entry["name"].rsplit(".", 2)[0] for entry in ledger if entry.get("cold")}:
+        experts = counted(len(cold), "cold expert")
+        parts.append(f"{experts} (few tokens) on the statistics of their block's")
+    parts += _quality(manifest)
+    return "; ".join(parts)
+
+
+def _quality(manifest: dict[str, Any]) -> list[str]:
+    """What the gate measured and on how much text, and what the allocation predicted."""
+    gate, said = manifest.get("gate", {}), list[str]()
+    if evidence := gate.get("evidence"):
+        entry = Entry.model_validate(evidence)
+        if entry.kl is not None:
+            corpus = CorpusName.model_validate(gate["corpus"])
+            kl = numbers.interval(entry.kl.mean)
+            said.append(f"KL {kl} to the original on {corpus.amount} ({class_of(entry)})")
     if allocation := manifest["evidence"].get("allocation"):
-        line += (
-            f" ({allocation['predicted_kl']:.4g} predicted), "
-            f"{allocation['bits_per_weight']:.3f} bits per quantized weight"
-        )
-    return line
+        bits = numbers.short(allocation["bits_per_weight"])
+        predicted = numbers.short(allocation["predicted_kl"])
+        said.append(f"KL {predicted} predicted at {bits} bits per quantized weight")
+    return said
 
 
 def _some(left_out: dict[str, str], most: int = 3) -> str:

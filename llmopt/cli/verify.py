@@ -24,6 +24,7 @@ def verify(
     """Check every byte of an artifact against its manifest, and the manifest and card too."""
     from llmopt import artifact as artifacts
     from llmopt.cli.output import Output
+    from llmopt.report.results import gate_in_words
     from llmopt.specs.base import counted
     from llmopt.verification import verify as problems_of
 
@@ -42,6 +43,8 @@ def verify(
     output.text(f"contents {manifest['digest']}")
     compared = "as given" if digest else "keep it elsewhere, and compare with --digest"
     output.text(f"manifest {seal} ({compared})")
+    if gate := gate_in_words(manifest):
+        output.text(gate)
     output.result(
         {
             "ok": True,

@@ -1,4 +1,4 @@
-"""Peak memory of this process, and of its GPU where it used one."""
+"""Memory of this process, and of its GPU where it used one: now, and at its peak."""
 
 from __future__ import annotations
 
@@ -7,42 +7,37 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 _STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class PeakMemory:
+class Memory:
     """Bytes: `resident` in RAM, `device` allocated by torch on the GPU, None without one."""
 
     resident: int
     device: int | None = None
 
 
-def reset_peak() -> bool:
-    """Start a new peak at what is in use now.
-
-    False where the kernel offers no way to: then peaks count from the start of the process.
-    """
+def held_memory() -> Memory:
+    """What is in use now."""
+    device = None
     if _uses_cuda():
         import torch
 
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        _CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
+        device = torch.cuda.memory_allocated()
+    return Memory(psutil.Process().memory_info().rss, device)
 
 
-def peak_memory() -> PeakMemory:
-    """The peak since `reset_peak`, or since the process began."""
+def peak_memory() -> Memory:
+    """The peak since the process began."""
     device = None
     if _uses_cuda():
         import torch
 
         device = torch.cuda.max_memory_allocated()
-    return PeakMemory(_peak_resident(), device)
+    return Memory(_peak_resident(), device)
 
 
 def _peak_resident() -> int:

@@ -91,6 +91,11 @@ class Headers:
     tensors: dict[str, TensorHeader]
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files as a whole."""
+        return sum(file.stat().st_size for file in {t.file for t in self.tensors.values()})
+
+    @property
     def side_files(self) -> SideFiles:
         """The files that came with the model, and which of them stay behind."""
         read = {tensor.file.name for tensor in self.tensors.values()}

@@ -14,6 +14,7 @@ from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.formats import PLAIN
+from llmopt.specs.metrics import needs_base
 
 METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
 
@@ -22,6 +23,7 @@ def of_gates(item: Expanded, texts: Texts) -> Iterator[RecipeError]:
     """Gates that cannot be read, and held-out text that is not there."""
     settings, place, source = item.step.settings, (*item.key, item.step.verb), item.source
     bench = isinstance(settings, BenchStep)
+    alone = isinstance(settings, BenchStep) and settings.against is None
     gates = settings.gates if isinstance(settings, BenchStep) else settings.gate
     for index, text in enumerate(gates or ()):
         if text != "default" or bench:
@@ -31,6 +33,13 @@ def of_gates(item: Expanded, texts: Texts) -> Iterator[RecipeError]:
                 located(source, key, lambda gate=gate: lookup(METRICS, "metric", gate.metric))
             except RecipeError as error:
                 yield error
+                continue
+            if alone and needs_base(gate.metric):
+                yield source.error(
+                    f"{gate.metric} says how a model compares with another, and there is none",
+                    key,
+                    "name the original to compare with",
+                )
     if bench or gates:
         with (mistakes := Mistakes()).gathered():
             texts.evaluation()

@@ -16,8 +16,9 @@ from llmopt.artifact import finite
 from llmopt.report import numbers
 from llmopt.report.markdown import escape
 from llmopt.report.origin import CARRIED, licence_files
+from llmopt.report.quality import class_of
 from llmopt.report.recorded import flatten
-from llmopt.report.results import Divergence, Entry
+from llmopt.report.results import CorpusName, Divergence, Entry
 from llmopt.specs.base import counted
 from llmopt.specs.loaders import loaders
 
@@ -115,9 +116,11 @@ def _quality(manifest: dict[str, Any]) -> str:
         note = f"{_corpus('Measured against the original on', gate.get('corpus'))}{_ABOUT_KL}"
     if certificate := manifest["evidence"].get("certificate"):
         note = f"{_certified(certificate, manifest['parents'][0])}\n\n{note}"
+    corpus = CorpusName.model_validate(gate["corpus"]) if gate.get("corpus") else None
+    amount = f" on {corpus.amount}" if corpus and corpus.amount else ""
     verdicts = [
         f"- gate `{v['gate']}`: {'passed' if v['passed'] else 'FAILED'} "
-        f"(found {numbers.short(v['value'])})"
+        f"(found {numbers.short(v['value'])}{amount})"
         for v in manifest["gates"]
     ]
     table = _table(("measure", "value"), rows)
@@ -141,6 +144,7 @@ def _measured(entry: Entry | None) -> Iterable[tuple[str, str]]:
     share = numbers.percent(agreement.value) if agreement else None
     if agreement and agreement.low is not None and agreement.high is not None:
         share = f"{share} ({numbers.percent(agreement.low)}–{numbers.percent(agreement.high)})"
+    yield "Class of quality", _known(class_of(found))
     yield "Mean KL to the original", _known(numbers.interval(kl.mean))
     yield "99th percentile of KL", _known(numbers.short(kl.p99))
     yield "Same top token", _known(share)
@@ -153,22 +157,14 @@ def _known(text: str | None) -> str:
 
 
 def _size(manifest: dict[str, Any], entry: Entry | None) -> Iterable[tuple[str, str]]:
-    """Bytes of the weights and bits a weight, the tensors left alone included."""
-    if entry is not None:
-        size, bits = entry.bytes, entry.bits_per_weight
-        share = (
-            f" ({numbers.percent(entry.size_ratio)} of the original)" if entry.size_ratio else ""
-        )
-    else:
-        files = (
-            file for file in manifest["files"] if file["path"].endswith((".safetensors", ".gguf"))
-        )
-        size, share = sum(file["bytes"] for file in files), ""
-        count = sum(math.prod(item["shape"]) for item in manifest["ledger"] if item.get("shape"))
-        bits = size * 8 / count if count else None
+    """Bytes of the weight files, in all and a weight, the tensors left alone included."""
+    size = numbers.weight_bytes(manifest["files"])
+    ratio = entry.size_ratio if entry else None
+    share = f" ({numbers.percent(ratio)} of the original)" if ratio else ""
     yield "Size of the weights", f"{numbers.megabytes(size)} MB{share}"
-    if bits is not None:
-        yield "Bits per weight, all tensors", numbers.short(bits)
+    there = [item for item in manifest["ledger"] if item["action"] != "left out"]
+    if count := sum(math.prod(item["shape"]) for item in there if item.get("shape")):
+        yield "Bits per weight, all tensors", numbers.short(size * 8 / count)
 
 
 def _corpus(what: str, corpus: dict[str, Any] | None) -> str:

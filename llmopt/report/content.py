@@ -14,7 +14,7 @@ from llmopt.report.verdict import Verdict, choose
 class Content:
     """The same for every layout. `evidence` has the tables that are not empty."""
 
-    headline: str
+    title: str
     verdict: Verdict
     overview: Sheet
     evidence: tuple[Sheet, ...]
@@ -27,12 +27,12 @@ def content(results: Results) -> Content:
         measured.gates(results),
         measured.quality(results, verdict),
         measured.speed(results, verdict),
+        recorded.machine(results),
         recorded.ledger(results),
         recorded.largest_errors(results),
-        recorded.settings(results),
+        *recorded.settings(results),
         recorded.provenance(results),
-        recorded.versions(results),
+        *recorded.versions(results),
     )
-    headline = f"Ship {verdict.ship.name}" if verdict.ship else "Nothing to ship"
     shown = tuple(sheet for sheet in sheets if sheet.rows)
-    return Content(headline, verdict, measured.overview(results, verdict), shown)
+    return Content(results.title, verdict, measured.overview(results, verdict), shown)

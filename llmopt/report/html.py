@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from llmopt import __version__
-from llmopt.report.content import content
-from llmopt.report.picture import picture
+from llmopt.report.content import Content, content
+from llmopt.report.picture import NARROW, WIDE, Picture, picture
 from llmopt.report.results import Results
+from llmopt.report.sheet import shortened
 from llmopt.report.verdict import RULE
 
 
-def render(results: Results) -> str:
-    """The whole page. Every value is escaped by the template engine."""
+def render(*results: Results) -> str:
+    """The whole page, a part for each of what cannot be compared. Every value is escaped."""
     environment = Environment(
         loader=PackageLoader("llmopt.report"),
         autoescape=True,
@@ -21,8 +23,22 @@ def render(results: Results) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    what = content(results)
+    environment.filters["shortened"] = _shortened
+    parts = [(what, _pictures(each, what)) for each in results for what in [content(each)]]
+    headlines = " · ".join(what.verdict.headline for what, _ in parts)
     page = environment.get_template("page.html")
-    return page.render(
-        what=what, picture=picture(results, what.verdict), rule=RULE, version=__version__
-    )
+    return page.render(parts=parts, title=headlines, rule=RULE, version=__version__)
+
+
+def _pictures(results: Results, what: Content) -> list[tuple[str, Picture]]:
+    """The plot at two widths, of which style sheets show one; [] with too little to plot."""
+    frames = {"wide": WIDE, "narrow": NARROW}
+    drawn = {kind: picture(results, what.verdict, frame) for kind, frame in frames.items()}
+    return [(kind, found) for kind, found in drawn.items() if found is not None]
+
+
+def _shortened(text: str) -> Markup:
+    """Text whose digests are short, and whole where one points at them."""
+    whole = Markup('<abbr title="{1}">{0}</abbr>')
+    pieces = shortened(text)
+    return Markup("").join(s if s == full else whole.format(s, full) for s, full in pieces)

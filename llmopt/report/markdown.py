@@ -6,24 +6,38 @@ import re
 
 from llmopt.report.content import Content, content
 from llmopt.report.results import Results
-from llmopt.report.sheet import Mark, Sheet
+from llmopt.report.sheet import Mark, Sheet, shortened
 from llmopt.report.verdict import RULE
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$])")
-_MARKS: dict[Mark, str] = {"": "", "ship": " (ship)", "failed": " (failed)", "base": " (original)"}
+_MARKS: dict[Mark, str] = {
+    "": "",
+    "ship": " (ship)",
+    "best": " (best)",
+    "failed": " (failed)",
+    "base": " (original)",
+}
 
 
-def render(results: Results) -> str:
-    """The whole report; ends in a newline."""
-    what = content(results)
-    lines = [f"# {escape(what.headline)}", "", escape(what.verdict.why), "", *_others(what)]
+def render(*results: Results) -> str:
+    """The whole report, a part for each of what cannot be compared; ends in a newline."""
+    lines = [line for each in results for line in _part(content(each), several=len(results) > 1)]
+    lines += ["## How the choice is made", "", RULE]
+    return "\n".join(lines) + "\n"
+
+
+def _part(what: Content, *, several: bool) -> list[str]:
+    lines = [f"# {escape(what.verdict.headline)}", ""]
+    lines += [escape(f"{what.title}."), ""] if several else []
+    lines += [escape(what.verdict.why), ""]
+    lines += [line for note in what.verdict.notes for line in (escape(note), "")]
+    lines += _others(what)
     for sheet in (what.overview, *what.evidence):
         lines += [f"## {sheet.title}", ""]
         if sheet.note:
             lines += [escape(sheet.note), ""]
         lines += [*_table(sheet), ""]
-    lines += ["## How the choice is made", "", RULE]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def escape(text: str) -> str:
@@ -40,9 +54,13 @@ def _table(sheet: Sheet) -> list[str]:
     rules = ["---:" if column.kind == "number" else ":---" for column in sheet.columns]
     lines = [_row([column.heading for column in sheet.columns]), f"| {' | '.join(rules)} |"]
     for row in sheet.rows:
-        first, *rest = row.cells
+        first, *rest = row.cells if sheet.whole else map(_short, row.cells)
         lines.append(_row([first + _MARKS[row.mark], *rest]))
     return lines
+
+
+def _short(text: str) -> str:
+    return "".join(shown for shown, _ in shortened(text))
 
 
 def _row(cells: list[str]) -> str:

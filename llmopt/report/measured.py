@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llmopt.report import numbers
+from llmopt.report.quality import class_of
 from llmopt.report.results import Divergence, Entry, Flips, Results
 from llmopt.report.sheet import Column, Mark, Row, Sheet
 from llmopt.report.verdict import Verdict
@@ -13,7 +14,7 @@ def mark_of(entry: Entry, verdict: Verdict) -> Mark:
     if entry.is_base:
         return "base"
     if verdict.ship is not None and entry.name == verdict.ship.name:
-        return "ship"
+        return verdict.word
     return "" if entry.passed else "failed"
 
 
@@ -26,30 +27,32 @@ def gates_passed(entry: Entry) -> str:
 def overview(results: Results, verdict: Verdict) -> Sheet:
     columns = (
         Column("Model"),
-        Column("Format"),
+        Column("Quality", "word"),
         Column("Size, MB", "number"),
         Column("Of the original", "number"),
-        Column("Bits per weight", "number"),
-        Column("Perplexity", "number"),
         Column("Mean KL, nats (95% interval)", "number"),
         Column("Same top token", "number"),
+        Column("Perplexity", "number"),
         Column("Decode, tokens/s", "number"),
         Column("Gates passed", "number"),
+        Column("Bits per weight", "number"),
+        Column("Format"),
     )
     rows = []
     for entry in results.entries:
         speed = results.speed.get(entry.name)
         cells = (
             entry.name,
-            ", ".join(filter(None, (entry.format or numbers.MISSING, entry.engine))),
+            class_of(entry) or numbers.MISSING,
             numbers.megabytes(entry.bytes),
             numbers.percent(entry.size_ratio),
-            numbers.short(entry.bits_per_weight),
-            numbers.perplexity(entry.perplexity.value if entry.perplexity else None),
             numbers.interval(entry.kl.mean if entry.kl else None),
             numbers.percent(entry.agreement.value if entry.agreement else None),
+            numbers.perplexity(entry.perplexity.value if entry.perplexity else None),
             numbers.short(speed.decode_tokens_per_s if speed else None),
             gates_passed(entry),
+            numbers.short(entry.bits_per_weight),
+            ", ".join(filter(None, (entry.format or numbers.MISSING, entry.engine))),
         )
         rows.append(Row(cells, mark_of(entry, verdict)))
     return Sheet("Results", _corpus_note(results), columns, tuple(rows))
@@ -59,10 +62,8 @@ def _corpus_note(results: Results) -> str:
     corpus = results.corpus
     if corpus is None:
         return ""
-    where = f"Measured on {corpus.name}"
-    if corpus.windows and corpus.length:
-        where += f": {corpus.windows:,} windows of {corpus.length:,} tokens"
-    return where + ", the same for every model."
+    where = ": ".join(filter(None, (f"Measured on {corpus.name}", corpus.amount)))
+    return f"{where}, the same for every model. Sizes are of the weight files; 1 MB is 10⁶ bytes."
 
 
 def quality(results: Results, verdict: Verdict) -> Sheet:
@@ -105,6 +106,8 @@ def speed(results: Results, verdict: Verdict) -> Sheet:
         Column("Decode, tokens/s", "number"),
         Column("Token p50, ms", "number"),
         Column("Token p95, ms", "number"),
+        Column("Weights in memory, MB", "number"),
+        Column("Loaded, MB", "number"),
         Column("Peak memory, MB", "number"),
     )
     rows = []
@@ -119,10 +122,13 @@ def speed(results: Results, verdict: Verdict) -> Sheet:
             numbers.short(speed.decode_tokens_per_s),
             numbers.milliseconds(speed.token_p50_s),
             numbers.milliseconds(speed.token_p95_s),
-            numbers.megabytes(speed.peak_bytes),
+            *map(numbers.megabytes, (speed.weight_bytes, speed.loaded_bytes, speed.peak_bytes)),
         )
         rows.append(Row(cells, mark_of(entry, verdict)))
-    note = "On the machine that ran the measurement."
+    note = (
+        "Each model alone in a process of its own, on the machine named below. Loaded and peak "
+        "memory are those of the whole process, Python and its libraries included."
+    )
     if any(entry.runtime == "llama.cpp" for entry in results.entries):
         note += " llama.cpp ran without repacked weights."
     return Sheet("Speed", note, columns, tuple(rows))
@@ -131,11 +137,26 @@ def speed(results: Results, verdict: Verdict) -> Sheet:
 def gates(results: Results) -> Sheet:
     rows = [
         Row(
-            (entry.name, gate.gate, numbers.short(gate.value), "pass" if gate.passed else "FAIL"),
+            (
+                entry.name,
+                gate.gate,
+                "default, against collapse" if gate.default else "the recipe",
+                numbers.short(gate.value),
+                (gate.corpus.amount if gate.corpus else "") or numbers.MISSING,
+                "pass" if gate.passed else "FAIL",
+            ),
             "" if gate.passed else "failed",
         )
         for entry in results.entries
         for gate in entry.gates
     ]
-    columns = (Column("Model"), Column("Gate"), Column("Measured", "number"), Column("Verdict"))
-    return Sheet("Gates", "", columns, tuple(rows))
+    columns = (
+        Column("Model"),
+        Column("Gate"),
+        Column("Set by"),
+        Column("Measured", "number"),
+        Column("On"),
+        Column("Verdict"),
+    )
+    passed = all(entry.passed for entry in results.entries)
+    return Sheet("Gates", "", columns, tuple(rows), folded=passed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from llmopt.report.results import Interval
 
@@ -42,8 +44,14 @@ def interval(estimate: Interval | None) -> str:
     return f"{value:,.{places}f} ({low:,.{places}f}–{high:,.{places}f})"
 
 
+def weight_bytes(files: Iterable[dict[str, Any]]) -> int:
+    """The size of a model: the bytes of its weight files, among those that its manifest lists."""
+    return sum(f["bytes"] for f in files if f["path"].endswith((".safetensors", ".gguf")))
+
+
 def megabytes(size: float | None) -> str:
-    """Bytes as MB of 10**6, three significant digits, no more than two decimals."""
+    """Bytes as MB, which are 10**6 bytes in all that llmopt prints: three significant digits,
+    no more than two decimals."""
     if size is None:
         return MISSING
     mega = size / 1e6

@@ -11,10 +11,26 @@ from llmopt.report.results import Entry, Results
 from llmopt.report.sheet import Mark
 from llmopt.report.verdict import Verdict, front, has_kl
 
-WIDTH, HEIGHT = 960, 460
-LEFT, RIGHT, TOP, BOTTOM = 78, 24, 20, 62
 _LETTER = 7.2  # width of an average letter of a label, in pixels
 _LINE = 16
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a picture, and the edges of its plot."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    most_ticks: int
+
+
+#: for screens as wide as a page, and for phones: each is drawn as large as it is shown
+WIDE = Frame(960, 460, left=78, right=936, top=20, bottom=398, most_ticks=7)
+NARROW = Frame(360, 340, left=74, right=350, top=12, bottom=284, most_ticks=4)
 
 
 @dataclass(frozen=True)
@@ -50,18 +66,14 @@ class Picture:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     caption: str
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
+    frame: Frame
 
 
 @dataclass(frozen=True)
 class _Scale:
     """Size in MB, linear, to x; KL in nats, logarithmic, to y (low KL at the bottom)."""
 
+    frame: Frame
     smallest: float
     largest: float
     lowest: float
@@ -69,25 +81,27 @@ class _Scale:
 
     def x(self, size: float) -> float:
         share = (size - self.smallest) / (self.largest - self.smallest)
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+        return round(self.frame.left + share * (self.frame.right - self.frame.left), 1)
 
     def y(self, kl: float) -> float:
         span = math.log10(self.highest / self.lowest)
         share = math.log10(max(kl, self.lowest) / self.lowest) / span
-        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+        return round(self.frame.bottom - share * (self.frame.bottom - self.frame.top), 1)
 
 
 @dataclass
 class _Boxes:
     """Rectangles (left, top, right, bottom) that labels must not cover."""
 
+    frame: Frame
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def overlap(self, box: tuple[float, float, float, float]) -> float:
         """How much of `box` is covered, or lies outside the plot."""
         left, top, right, bottom = box
-        inside = max(0.0, min(right, WIDTH - 4) - max(left, LEFT + 4)) * max(
-            0.0, min(bottom, HEIGHT - BOTTOM - 2) - max(top, TOP)
+        frame = self.frame
+        inside = max(0.0, min(right, frame.width - 4) - max(left, frame.left + 4)) * max(
+            0.0, min(bottom, frame.bottom - 2) - max(top, frame.top)
         )
         covered = (right - left) * (bottom - top) - inside
         for a, b, c, d in self.taken:
@@ -97,18 +111,19 @@ class _Boxes:
         return covered
 
 
-def picture(results: Results, verdict: Verdict) -> Picture | None:
+def picture(results: Results, verdict: Verdict, frame: Frame = WIDE) -> Picture | None:
     """The plot of every model with a positive mean KL; None with fewer than two of them."""
     shown = [e for e in results.entries if not e.is_base and has_kl(e) and _mean(e) > 0]
     if len(shown) < 2:
         return None
-    scale = _scale(shown)
+    scale = _scale(shown, frame)
     return Picture(
         points=_points(shown, scale, verdict),
         front=_front_path(shown, scale),
         x_ticks=_size_ticks(scale),
         y_ticks=_kl_ticks(scale),
         caption=_caption(results, shown),
+        frame=frame,
     )
 
 
@@ -125,17 +140,18 @@ def _ends(entry: Entry) -> tuple[float, float] | None:
     return (low, high) if 0 < low <= high < math.inf else None
 
 
-def _scale(shown: list[Entry]) -> _Scale:
+def _scale(shown: list[Entry], frame: Frame) -> _Scale:
     sizes = [entry.bytes / 1e6 for entry in shown]
     margin = 0.08 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
     values = [_mean(entry) for entry in shown]
     ends = [end for entry in shown for end in _ends(entry) or ()]
     low, high = min(values + ends), max(values + ends)
-    return _Scale(max(0.0, min(sizes) - margin), max(sizes) + margin, low / 1.5, high * 1.5)
+    start = max(0.0, min(sizes) - margin)
+    return _Scale(frame, start, max(sizes) + margin, low / 1.5, high * 1.5)
 
 
 def _points(shown: list[Entry], scale: _Scale, verdict: Verdict) -> tuple[Point, ...]:
-    boxes = _Boxes()
+    boxes = _Boxes(scale.frame)
     for entry in shown:
         x, y = scale.x(entry.bytes / 1e6), scale.y(_mean(entry))
         ends = _ends(entry)
@@ -192,14 +208,15 @@ def _front_path(shown: list[Entry], scale: _Scale) -> str:
     path = f"M{scale.x(first.bytes / 1e6)} {scale.y(_mean(first))}"
     for entry in best[1:]:
         path += f"H{scale.x(entry.bytes / 1e6)}V{scale.y(_mean(entry))}"
-    return f"{path}H{WIDTH - RIGHT}"
+    return f"{path}H{scale.frame.right}"
 
 
 def _front_boxes(shown: list[Entry], scale: _Scale) -> list[tuple[float, float, float, float]]:
     """The front's line as rectangles four pixels wide."""
     corners = [(scale.x(entry.bytes / 1e6), scale.y(_mean(entry))) for entry in front(shown)]
     boxes = []
-    for (x, y), (end, below) in zip(corners, [*corners[1:], (WIDTH - RIGHT, None)], strict=True):
+    ends = [*corners[1:], (scale.frame.right, None)]
+    for (x, y), (end, below) in zip(corners, ends, strict=True):
         boxes.append((x, y - 2, end, y + 2))
         if below is not None:
             boxes.append((end - 2, y, end + 2, below))
@@ -208,8 +225,9 @@ def _front_boxes(shown: list[Entry], scale: _Scale) -> list[tuple[float, float, 
 
 def _size_ticks(scale: _Scale) -> tuple[Tick, ...]:
     span = scale.largest - scale.smallest
-    power = 10 ** math.floor(math.log10(span / 4))
-    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= 7)
+    most = scale.frame.most_ticks
+    power = 10 ** math.floor(math.log10(span / most))
+    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= most)
     first = math.ceil(scale.smallest / step)
     decimals = max(0, -math.floor(math.log10(step)))
     count = math.floor(scale.largest / step) - first + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmopt.ledger import ACTIONS, LedgerEntry
 from llmopt.report import numbers
-from llmopt.report.results import Results
+from llmopt.report.results import Machine, Results
 from llmopt.report.sheet import Column, Row, Sheet
 
 WORST_TENSORS = 10
@@ -48,7 +48,7 @@ def largest_errors(results: Results) -> Sheet:
         Column("Why"),
     )
     note = f"The {WORST_TENSORS} tensors of each model whose values changed most."
-    return Sheet("Largest errors", note, columns, tuple(rows))
+    return Sheet("Largest errors", note, columns, tuple(rows), folded=True)
 
 
 def worst(ledger: Sequence[LedgerEntry]) -> list[LedgerEntry]:
@@ -64,7 +64,8 @@ def _why(entry: LedgerEntry) -> str:
     return "; ".join(filter(None, reasons)) or "the step's settings"
 
 
-def settings(results: Results) -> Sheet:
+def settings(results: Results) -> tuple[Sheet, ...]:
+    """Those that all models share, and those by which they differ."""
     return _comparison(
         "Settings",
         results,
@@ -72,7 +73,7 @@ def settings(results: Results) -> Sheet:
     )
 
 
-def versions(results: Results) -> Sheet:
+def versions(results: Results) -> tuple[Sheet, ...]:
     return _comparison(
         "Versions", results, {name: m.versions for name, m in results.manifests.items()}
     )
@@ -90,18 +91,56 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _comparison(title: str, results: Results, values: Mapping[str, Mapping[str, str]]) -> Sheet:
-    """A row a key and a column a model; one column where all models agree on everything."""
+def _comparison(
+    title: str, results: Results, values: Mapping[str, Mapping[str, str]]
+) -> tuple[Sheet, ...]:
+    """A row a key: one column for what all models agree on, else a column a model."""
     shown = {e.name: values[e.name] for e in results.entries if values.get(e.name)}
     keys = sorted({key for column in shown.values() for key in column})
-    same = len(shown) > 1 and all(column == next(iter(shown.values())) for column in shown.values())
-    if same:
-        shown = {"All models": next(iter(shown.values()))}
+    found = {key: [c.get(key, numbers.MISSING) for c in shown.values()] for key in keys}
+    alike = [key for key in keys if len(set(found[key])) == 1]
+    many = len(shown) > 1
+    differ = [key for key in keys if key not in alike] if many else []
+    sheets = []
+    if differ:
+        columns = (Column("Key", "code"), *(Column(name) for name in shown))
+        rows = tuple(Row((key, *found[key])) for key in differ)
+        sheets.append(Sheet(f"{title} that differ", "", columns, rows, folded=True))
+    value = "All models" if many else "".join(shown)
+    rows = tuple(Row((key, found[key][0])) for key in (alike if many else keys))
+    columns = (Column("Key", "code"), Column(value))
+    return (*sheets, Sheet(title, "", columns, rows, folded=True))
+
+
+def machine(results: Results) -> Sheet:
+    """What the measurements ran on: one column, or one for each of several."""
+    found: dict[Machine, list[str]] = {}
+    for name, each in results.machines.items():
+        key = next((k for k in found if k == each), each)
+        found.setdefault(key, []).append(name)
+    columns = [Column("What")]
+    columns += [Column("Measured on" if len(found) == 1 else ", ".join(n)) for n in found.values()]
+    labels = {label: None for each in found for label in _about(each)}
     rows = [
-        Row((key, *(column.get(key, numbers.MISSING) for column in shown.values()))) for key in keys
+        Row((label, *(_about(each).get(label, numbers.MISSING) for each in found)))
+        for label in labels
     ]
-    columns = (Column("Key", "code"), *(Column(name) for name in shown))
-    return Sheet(title, "", columns, tuple(rows))
+    return Sheet("Machine", "", tuple(columns), tuple(rows))
+
+
+def _about(machine: Machine) -> dict[str, str]:
+    memory = machine.memory_bytes
+    found = {
+        "Processor": machine.processor,
+        "Cores": machine.cores,
+        "Threads used": machine.threads,
+        "Memory": f"{memory / 1e9:.1f} GB" if memory else None,
+        "GPUs": ", ".join(machine.gpus),
+        "System": " ".join(filter(None, (machine.system, machine.architecture))),
+        "Finished": machine.finished,
+        "Versions": ", ".join(f"{name} {each}" for name, each in machine.versions),
+    }
+    return {label: str(value) for label, value in found.items() if value}
 
 
 def provenance(results: Results) -> Sheet:
@@ -123,4 +162,4 @@ def provenance(results: Results) -> Sheet:
         if manifest.seed is not None:
             rows.append(Row((entry.name, "seed", str(manifest.seed))))
     columns = (Column("Of"), Column("What"), Column("Digest (SHA-256)", "code"))
-    return Sheet("Provenance", "", columns, tuple(rows))
+    return Sheet("Provenance", "", columns, tuple(rows), folded=True, whole=True)

@@ -8,23 +8,26 @@ from rich.text import Text
 
 from llmopt.report import numbers
 from llmopt.report.measured import gates_passed, mark_of
+from llmopt.report.quality import class_of
 from llmopt.report.results import Entry, Results
 from llmopt.report.sheet import Mark
 from llmopt.report.verdict import Verdict, choose
 
-_STYLES: dict[Mark, str] = {"": "", "ship": "bold green", "failed": "red", "base": "dim"}
-_SIGNS: dict[Mark, str] = {"": "  ", "ship": "→ ", "failed": "× ", "base": "  "}
-_COLUMNS = ("MB", "bits", "ppl", "mean KL (95%)", "top-1", "1st ms", "tok/s", "gates")
+_STYLES: dict[Mark, str] = {
+    "": "", "ship": "bold green", "best": "bold", "failed": "red", "base": "dim",
+}  # fmt: skip
+_SIGNS: dict[Mark, str] = {"": "  ", "ship": "→ ", "best": "→ ", "failed": "× ", "base": "  "}
+_COLUMNS = ("MB", "mean KL (95%)", "top-1", "ppl", "tok/s", "gates", "quality")
 
 
 def table(results: Results) -> Table:
-    """One row a model: an arrow marks the one to ship, a cross one that failed a gate."""
+    """One row a model: an arrow marks the recommended one, a cross one that failed a gate."""
     verdict = choose(results)
     made = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption(verdict)
     )
     made.caption_justify = "left"
-    made.add_column("  model", min_width=20, max_width=26, overflow="fold")
+    made.add_column("  model", min_width=16, max_width=24, overflow="fold")
     for heading in _COLUMNS:
         made.add_column(heading, justify="right", no_wrap=True)
     for entry in results.entries:
@@ -36,20 +39,19 @@ def table(results: Results) -> Table:
 
 
 def caption(verdict: Verdict) -> Text:
-    """The recommendation in one line or two."""
-    subject = f"→ ship {verdict.ship.name}: " if verdict.ship else ""
-    return Text(subject + verdict.why, style="")
+    """The recommendation, and what its neighbours would cost or gain."""
+    subject = f"→ {verdict.word} {verdict.ship.name}: " if verdict.ship else ""
+    return Text("\n".join((subject + verdict.why, *verdict.notes)), style="")
 
 
 def _cells(entry: Entry, results: Results) -> list[str]:
     speed = results.speed.get(entry.name)
     return [
         numbers.megabytes(entry.bytes),
-        numbers.short(entry.bits_per_weight),
-        numbers.perplexity(entry.perplexity.value if entry.perplexity else None),
         numbers.interval(entry.kl.mean if entry.kl else None),
         numbers.percent(entry.agreement.value if entry.agreement else None),
-        numbers.milliseconds(speed.first_token_s if speed else None),
+        numbers.perplexity(entry.perplexity.value if entry.perplexity else None),
         numbers.short(speed.decode_tokens_per_s if speed else None),
         gates_passed(entry).replace(" of ", "/"),
+        class_of(entry) or numbers.MISSING,
     ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from llmopt.report import numbers
+from llmopt.report.quality import DAMAGED, NEAR_LOSSLESS, STATED, class_of
 from llmopt.report.results import Entry, Results
 
 SAME_SIZE = 1.01
@@ -13,18 +15,45 @@ SAME_SIZE = 1.01
 
 RULE = (
     "Of the models that are smaller than the original and pass all their gates, leave out each "
-    "that another beats clearly: at most 1% larger, with its whole 95% KL interval below. Ship "
-    "the smallest that is left; among sizes within 1% of it, the one with the lowest mean KL."
+    "that another beats clearly: at most 1% larger, with its whole 95% KL interval below. Where "
+    "all of them had to pass gates on quality that you set, ship the smallest that is left. "
+    "Where not, recommend the smallest near-lossless one; if there is none, the best: the "
+    "smallest whose KL interval reaches down to the lowest; nothing if that is damaged. Among "
+    "sizes within 1% of the smallest, take the one with the lowest mean KL. The default gate "
+    "looks for collapse and says nothing of quality. Classes, each limit held to the worse end "
+    f"of the 95% interval: {STATED}"
 )
+#: gates on these say something of how good a model is
+_QUALITY = ("kl", "agreement", "flips", "perplexity")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The model to ship (None where there is none), one sentence why, and one for each other."""
+    """The model to ship (None where there is none), why, and a sentence for each other.
+
+    word: "ship" where its quality is enough, "best" where it is only the best there is.
+    notes: what the next smaller model would cost, and the next larger one gain.
+    """
 
     ship: Entry | None
     why: str
-    others: tuple[tuple[str, str], ...]
+    others: tuple[tuple[str, str], ...] = ()
+    word: Literal["ship", "best"] = "ship"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        if self.ship is None:
+            return "Nothing to ship"
+        if self.word == "ship":
+            return f"Ship {self.ship.name}"
+        return f"Best: {self.ship.name} ({class_of(self.ship)})"
+
+    def document(self) -> dict[str, Any]:
+        """For machines: `recommended` is null where no model may replace the original."""
+        found = {"headline": self.headline, "why": self.why, "notes": list(self.notes)}
+        ship = {"recommended": self.ship.name, "class": class_of(self.ship)} if self.ship else {}
+        return {"recommended": None, "class": None} | ship | found | {"others": dict(self.others)}
 
 
 def choose(results: Results) -> Verdict:
@@ -38,18 +67,16 @@ def choose(results: Results) -> Verdict:
         if better:
             refusals[entry.name] = f"{better.name} is as small and clearly better"
     left = [entry for entry in candidates if not refusals[entry.name]]
-    if not left:
-        others = tuple((name, why) for name, why in refusals.items() if why)
-        return Verdict(None, _why_none(measured), others)
-    smallest = min(entry.bytes for entry in left)
-    ties = [entry for entry in left if entry.bytes <= smallest * SAME_SIZE]
-    ship = min(ties, key=lambda entry: (_kl(entry), entry.bytes, entry.name))
+    gated = bool(left) and all(map(_judged, left))
+    ship, word = _pick(left, gated=gated)
     for entry in left:
-        size, kl = numbers.megabytes(entry.bytes), numbers.short(_kl(entry))
-        relation = "as small" if entry in ties else "larger"
-        refusals[entry.name] = f"{relation}: {size} MB, mean KL {kl}"
-    others = tuple((name, why or "") for name, why in refusals.items() if name != ship.name)
-    return Verdict(ship, _why(ship), others)
+        refusals[entry.name] = _described(entry, ship)
+    others = tuple(
+        (name, why or "") for name, why in refusals.items() if ship is None or name != ship.name
+    )
+    if ship is None:
+        return Verdict(None, _why_none(measured, left), others)
+    return Verdict(ship, _why(ship, word), others, word, _neighbours(ship, measured))
 
 
 def front(entries: list[Entry]) -> list[Entry]:
@@ -66,20 +93,56 @@ def has_kl(entry: Entry) -> bool:
     return math.isfinite(_kl(entry))
 
 
+def _pick(left: list[Entry], *, gated: bool) -> tuple[Entry | None, Literal["ship", "best"]]:
+    if not left:
+        return None, "ship"
+    if gated:
+        return _smallest(left), "ship"
+    if near := [entry for entry in left if class_of(entry) == NEAR_LOSSLESS.name]:
+        return _smallest(near), "ship"
+    lowest = min(left, key=_kl)
+    best = _smallest([entry for entry in left if _low(entry) <= _high(lowest)])
+    return (None if class_of(best) == DAMAGED else best), "best"
+
+
+def _smallest(entries: list[Entry]) -> Entry:
+    """The smallest; among sizes within 1% of it, the one with the lowest mean KL."""
+    smallest = min(entry.bytes for entry in entries)
+    ties = [entry for entry in entries if entry.bytes <= smallest * SAME_SIZE]
+    return min(ties, key=lambda entry: (_kl(entry), entry.bytes, entry.name))
+
+
+def _judged(entry: Entry) -> bool:
+    """Whether the user set a limit to the loss of quality; size alone is none."""
+    return any(not v.default and v.gate.startswith(_QUALITY) for v in entry.gates)
+
+
 def _kl(entry: Entry) -> float:
     value = entry.kl.mean.value if entry.kl else None
     return math.inf if value is None or math.isnan(value) else value
+
+
+def _low(entry: Entry) -> float:
+    low = entry.kl.mean.low if entry.kl else None
+    return _kl(entry) if low is None else low
+
+
+def _high(entry: Entry) -> float:
+    high = entry.kl.mean.high if entry.kl else None
+    return _kl(entry) if high is None else high
 
 
 def _refusal(entry: Entry, base: Entry | None) -> str | None:
     """Why the entry cannot be shipped whatever the others are."""
     failed = [verdict for verdict in entry.gates if not verdict.passed]
     if failed:
-        found = "; ".join(f"{v.gate}, measured {numbers.short(v.value)}" for v in failed)
+        found = "; ".join(f"{v.gate}, measured {numbers.short(v.value)}{v.on}" for v in failed)
         return f"failed its gate: {found}" if len(failed) == 1 else f"failed its gates: {found}"
     if base and entry.bytes >= base.bytes:
         return "not smaller than the original"
-    return None if has_kl(entry) else "no KL to the original was measured"
+    if entry.kl is None:
+        return "no KL to the original was measured"
+    return None if has_kl(entry) else "its KL to the original is not finite: it is broken"
 
 
 def _beats(other: Entry, entry: Entry) -> bool:
@@ -90,23 +153,83 @@ def _beats(other: Entry, entry: Entry) -> bool:
     return high is not None and low is not None and high < low
 
 
-def _why(ship: Entry) -> str:
+def _described(entry: Entry, ship: Entry | None) -> str:
+    """Size and quality, and how the size compares with that of the model to ship."""
+    relation = ""
+    if ship is not None:
+        larger = "larger" if entry.bytes > ship.bytes else "smaller"
+        ratio = max(entry.bytes, ship.bytes) / max(min(entry.bytes, ship.bytes), 1)
+        relation = "as small: " if ratio <= SAME_SIZE else f"{larger}: "
+    kl, size = numbers.short(_kl(entry)), numbers.megabytes(entry.bytes)
+    return ", ".join(filter(None, (f"{relation}{size} MB", f"mean KL {kl}", class_of(entry))))
+
+
+def _neighbours(ship: Entry, measured: list[Entry]) -> tuple[str, ...]:
+    """What the next smaller model would cost, and the next larger one gain."""
+    known = [entry for entry in measured if has_kl(entry)]
+    smaller = front([e for e in known if e.bytes * SAME_SIZE < ship.bytes])
+    larger = [e for e in known if e.bytes > ship.bytes * SAME_SIZE and _kl(e) < _kl(ship)]
+    notes = [_neighbour("Next smaller", smaller[-1], ship)] if smaller else []
+    if larger:
+        notes.append(_neighbour("Next larger", front(larger)[0], ship))
+    near = [entry for entry in larger if class_of(entry) == NEAR_LOSSLESS.name and entry.passed]
+    if near and class_of(ship) != NEAR_LOSSLESS.name and _smallest(near) != front(larger)[0]:
+        notes.append(_neighbour("Smallest near-lossless", _smallest(near), ship))
+    return tuple(notes)
+
+
+def _neighbour(which: str, entry: Entry, ship: Entry) -> str:
+    change = numbers.percent(abs(entry.bytes / ship.bytes - 1))
+    relation = "smaller" if entry.bytes < ship.bytes else "larger"
+    size = f"{numbers.megabytes(entry.bytes)} MB, {change} {relation}"
+    parts = [f"{which}: {entry.name} ({size})", _times(_kl(entry), _kl(ship))]
+    if entry.agreement and entry.agreement.value is not None:
+        parts.append(f"{numbers.percent(entry.agreement.value)} same top token")
+    said = ", ".join(parts) + (f": {found}" if (found := class_of(entry)) else "")
+    return f"{said}{'' if entry.passed else '; it failed a gate'}."
+
+
+def _times(kl: float, reference: float) -> str:
+    """`4.0 times the divergence`, `0.69 times ...`, `1/240 of the divergence`."""
+    if min(kl, reference) <= 0:
+        return f"mean KL {numbers.short(kl)}"
+    if kl >= 0.1 * reference:
+        return f"{numbers.short(kl / reference, 2)} times the divergence"
+    return f"1/{numbers.short(reference / kl, 2)} of the divergence"
+
+
+def _why(ship: Entry, word: str) -> str:
     share = f", {numbers.percent(ship.size_ratio)} of the original" if ship.size_ratio else ""
     kl = numbers.interval(ship.kl.mean) if ship.kl else numbers.MISSING
-    gates = len(ship.gates)
-    if gates == 0:
-        passed = "no gate was set for it"
-    else:
-        passed = "it passes its gate" if gates == 1 else f"it passes its {gates} gates"
-    return f"{numbers.megabytes(ship.bytes)} MB{share}; mean KL {kl} nats; {passed}."
+    quality = f"mean KL {kl} nats"
+    if ship.agreement and ship.agreement.value is not None:
+        quality += f", {numbers.percent(ship.agreement.value)} same top token"
+    if found := class_of(ship):
+        quality = f"{found}: {quality}"
+    text = f"{numbers.megabytes(ship.bytes)} MB{share}; {quality}; {_gates(ship)}."
+    return f"No model is near-lossless; this is the best. {text}" if word == "best" else text
 
 
-def _why_none(measured: list[Entry]) -> str:
+def _gates(ship: Entry) -> str:
+    own = [verdict.gate for verdict in ship.gates if not verdict.default]
+    if own:
+        return f"it passes {'the gate' if len(own) == 1 else 'the gates'} {', '.join(own)}"
+    if ship.gates:
+        return "no gate on quality was set (the default one looks for collapse)"
+    return "no gate was set for it"
+
+
+def _why_none(measured: list[Entry], left: list[Entry]) -> str:
     if not measured:
         return "Only the original was measured: there is nothing to choose from."
     if not any(entry.kl for entry in measured):
         return (
             "The loss of quality is not known, because there was no original to compare with: "
             "measure again with --against."
+        )
+    if left:
+        return (
+            f"Even the best, {min(left, key=_kl).name}, is {DAMAGED}: no model may replace the "
+            "original."
         )
     return "No model may replace the original: each is listed below with its reason."

@@ -17,12 +17,19 @@ _MEASURED = {
     "perplexity.ratio": ("perplexity over the base's", True),
     "weights.offset": ("largest mean error of any linear's groups, in steps of its grid", False),
     "weights.gain": ("how far any linear's weights are from following its codes", False),
-    "size.ratio": ("bytes of weights over the base's", False),
-    "size.bytes": ("bytes of weights", False),
-    "bits_per_weight": ("stored bits per weight, over the whole model", False),
+    "size.ratio": ("bytes of the weight files over the base's", False),
+    "size.bytes": ("bytes of the weight files", False),
+    "bits_per_weight": ("bits of the weight files per weight of the whole model", False),
 }
+#: those that need no model to compare with
+_WITHOUT_BASE = ("perplexity", "size.bytes", "bits_per_weight")
 METRICS: dict[str, str] = {
     f"{name}{suffix}": meaning
     for name, (meaning, interval) in _MEASURED.items()
     for suffix in (("", ".low", ".high") if interval else ("",))
 }
+
+
+def needs_base(metric: str) -> bool:
+    """Whether a metric says how a model compares with another."""
+    return metric.removesuffix(".low").removesuffix(".high") not in _WITHOUT_BASE

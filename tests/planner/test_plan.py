@@ -98,6 +98,17 @@ def test_gate_does_not_change_what_is_built(tmp_path: Path) -> None:
     assert len(keys) == 1
 
 
+def test_a_gate_that_compares_needs_something_to_compare_with(tmp_path: Path) -> None:
+    for gate, refused in (("kl.mean.high < 1", True), ("size.ratio < 1", True),
+                          ("perplexity.high < 9", False)):  # fmt: skip
+        bench = {"id": "s", "bench": {"from": "q", "against": None, "gates": [gate]}}
+        if refused:
+            with pytest.raises(RecipeError, match="compares with another, and there is none"):
+                planned(tmp_path, STEP, bench)
+        else:
+            planned(tmp_path, STEP, bench)
+
+
 def test_a_step_builds_on_one_model(tmp_path: Path) -> None:
     again = planned(tmp_path, STEP, {"id": "again", "quantize": {"from": "q", "method": "rtn"}})
     assert again.by_id("again").parents == ("q",)

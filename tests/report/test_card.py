@@ -165,9 +165,10 @@ def test_the_table_says_what_the_gate_found(quantized: dict[str, Any]) -> None:
         "| Mean KL to the original | 0.0123 (0.0111–0.0135) |",
         "| Same top token | 80.0% (72.0%–88.0%) |",
         "| Perplexity | 12.3 (11.1–13.5) |",
-        "| Size of the weights | 4.00 MB (27.0% of the original) |",
-        "| Bits per weight, all tensors | 4.25 |",
-        "- gate `kl.mean < 0.05`: passed (found 0.0123)",
+        "| Class of quality | damaged |",
+        "| Size of the weights | 2.00 MB (27.0% of the original) |",
+        "| Bits per weight, all tensors | 16.0 |",
+        "- gate `kl.mean < 0.05`: passed (found 0.0123 on 16 windows of 512 tokens)",
     ):
         assert line in text
     assert r"16 windows of 512 tokens of held\_out.txt" in text
@@ -183,7 +184,7 @@ def test_a_failed_gate_is_the_first_thing_said(quantized: dict[str, Any]) -> Non
 def test_what_was_not_measured_is_not_made_up(quantized: dict[str, Any]) -> None:
     text = card.render(quantized)
     assert "Quality was not measured: the gate was off." in text
-    assert text.count("| not measured |") == 5
+    assert text.count("| not measured |") == 6
     assert "| Size of the weights | 2.00 MB |" in text
     assert "| Bits per weight, all tensors | 16.0 |" in text
 

@@ -1,0 +1,60 @@
+"""Classes of quality: how far a model is from the original, by limits that are written down.
+
+The limits are those of a user who cannot try every task. They follow llama.cpp's published figures
+for Llama 3 8B against float16 (mean KL in nats, same top token), which many people know by feel:
+Q8_0 0.0014 and 97.7%, Q6_K 0.0055 and 96.0%; Q4_K_M 0.028 and 91.9%; Q3_K_M 0.084; Q2_K 0.33 and
+71.1%. Small models lose more at the same bits, and land in a lower class for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmopt.report.results import Entry
+
+
+@dataclass(frozen=True)
+class QualityClass:
+    """A class, the largest mean KL in nats and the smallest share of same top tokens it allows."""
+
+    name: str
+    largest_kl: float
+    least_agreement: float
+    meaning: str
+
+
+NEAR_LOSSLESS = QualityClass(
+    "near-lossless", 0.01, 0.95, "as Q6_K and Q8_0: hard to tell from the original"
+)
+CLASSES = (
+    NEAR_LOSSLESS,
+    QualityClass("good", 0.05, 0.90, "as Q4_K_M and Q5_K_M: fit for most uses"),
+    QualityClass("visible", 0.2, 0.80, "as Q3_K_M: other answers, more often wrong"),
+)
+DAMAGED = "damaged"
+STATED = (
+    "; ".join(
+        f"{c.name}, mean KL at most {c.largest_kl:g} nats and the same top token at "
+        f"{c.least_agreement:.0%} of positions or more ({c.meaning})"
+        for c in CLASSES
+    )
+    + f"; {DAMAGED}, all else (as Q2_K)."
+)
+
+
+def class_of(entry: Entry) -> str | None:
+    """The best class whose limits both hold at the worse end of the 95% interval.
+
+    None where there was nothing to compare with.
+    """
+    if entry.kl is None or entry.agreement is None:
+        return None
+    kl, agreement = entry.kl.mean, entry.agreement
+    worst = kl.value if kl.high is None else kl.high
+    least = agreement.value if agreement.low is None else agreement.low
+    if worst is None or least is None:  # not finite
+        return DAMAGED
+    for found in CLASSES:
+        if worst <= found.largest_kl and least >= found.least_agreement:
+            return found.name
+    return DAMAGED
