@@ -173,12 +173,13 @@ _LOADERS = {
     "from_pretrained", "from_config", "for_model", "load_dataset", "load_from_disk", "pipeline",
     "apply_chat_template", "get_class_from_dynamic_module", "load_adapter", "get_kernel",
 }  # fmt: skip
-#: calls that run what they are given, and the one module that may make each
-_RUNNERS = {
-    "eval": None, "exec": None, "compile": None, "__import__": None, "run_path": None,
-    "run_module": None, "spec_from_file_location": None, "Unpickler": None,
-    "Environment": "llmopt.report.html", "render_jinja_template": "llmopt.corpora.rendering",
-    "Popen": "llmopt.corpora.chat",
+#: calls that run what they are given, and the modules that may make each
+_RUNNERS: dict[str, tuple[str, ...]] = {
+    "eval": (), "exec": (), "compile": (), "__import__": (), "run_path": (),
+    "run_module": (), "spec_from_file_location": (), "Unpickler": (),
+    "Environment": ("llmopt.report.html",),
+    "render_jinja_template": ("llmopt.corpora.rendering",),
+    "Popen": ("llmopt.corpora.chat", "llmopt.stages.alone"),
 }  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def test_one_module_loads_what_comes_with_a_model() -> None:
             if last in _LOADERS:
                 assert name_of(path) == "llmopt.pretrained", f"{name_of(path)} calls {called(call)}"
             if last in _RUNNERS and called(call) not in ("model.eval", "re.compile"):
-                assert name_of(path) == _RUNNERS[last], f"{name_of(path)} calls {called(call)}"
+                assert name_of(path) in _RUNNERS[last], f"{name_of(path)} calls {called(call)}"
             assert not called(call).startswith(("pickle.", "os.system", "subprocess.run")), path
 
 

@@ -18,7 +18,7 @@ RTN = ["--method", "rtn", "--gate", "none"]
 def test_quantize_writes_an_artifact_that_verifies(llmopt: Llmopt, tmp_path: Path) -> None:
     done = llmopt("quantize", "demo", "-o", "w4", *RTN)
     assert done.code == 0, done.err
-    assert "35 tensors quantized" in done.out
+    assert "tensors: 35 quantized, 12 kept" in done.out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w4"]
     assert llmopt("verify", "w4").code == 0
     manifest = read_manifest(tmp_path / "w4")
@@ -230,7 +230,7 @@ def test_convert_moves_integers_and_says_so(llmopt: Llmopt, tmp_path: Path) -> N
     llmopt("quantize", "demo", "-o", "w4", *RTN)
     done = llmopt("convert", "w4", "-o", "a4", "--to", "awq", "--exact")
     assert done.code == 0, done.err
-    assert "awq, 3.91 MB, 47 tensors exact" in done.out
+    assert "awq, 3.65 MB of weights; tensors: 35 quantized, 12 kept; 47 exact" in done.out
     assert llmopt("verify", "a4").code == 0
     assert "All 47 tensors hold exactly the values that w4 has." in (
         tmp_path / "a4" / "README.md"
@@ -265,7 +265,7 @@ steps:
   - id: plain
     convert: {from: scaled, to: hf}
   - id: score
-    bench: {speed: false}
+    bench: {from: [scaled, plain], speed: false}
 """
     )
     done = llmopt("run", "r.yaml", "-o", "out")

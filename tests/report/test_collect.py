@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llmopt.artifact.manifest import SCHEMA, sealed
 from llmopt.errors import RequestError
 from llmopt.report import html, markdown
 from llmopt.report.collect import collect, manifests_of
@@ -20,7 +21,13 @@ SPEED = {"decode_tokens_per_s": 50.0, "peak_bytes": 1_000_000}
 
 def write(folder: Path, manifest: dict[str, Any], **files: Any) -> Path:
     folder.mkdir()
-    files["llmopt"] = {"schema": 1, "digest": "sha256:0", "files": []} | manifest
+    whole = {
+        "schema": SCHEMA, "name": folder.name, "key": "k", "format": "gptq", "settings": {},
+        "parents": [{"name": "model", "digest": "sha256:" + "a" * 64}], "corpus": None, "seed": 0,
+        "versions": {}, "files": [], "digest": "sha256:" + "0" * 64, "ledger": [], "evidence": {},
+        "gates": [],
+    }  # fmt: skip
+    files["llmopt"] = sealed(whole | manifest)
     for name, document in files.items():
         (folder / f"{name.replace('_', '.')}.json").write_text(json.dumps(document))
     return folder
@@ -114,9 +121,11 @@ def test_one_model_measured_twice_has_the_gates_of_both(bench: Make, model: Make
 def test_a_manifest_is_found_by_digest_and_its_gate_says_on_how_much_text(
     bench: Make, model: Make, manifest: dict[str, Any], tmp_path: Path
 ) -> None:
-    gate = {"corpus": CORPUS | {"windows": 16}}
+    evidence = {"name": "w4", "bytes": 1}
+    gate = {"key": "k", "evidence": evidence, "corpus": CORPUS | {"windows": 16}}
     verdict = {"gate": "kl.mean < 0.3", "value": 0.011, "passed": True, "default": True}
-    own = manifest | {"gate": gate, "gates": [verdict], "files": []}
+    verdict["model"] = "w4"
+    own = {"verb": "quantize", "gate": gate, "gates": [verdict], "ledger": manifest["ledger"]}
     write(tmp_path / "elsewhere", own | {"digest": "sha256:" + "4" * 64})
     write(tmp_path / "w4", own | {"digest": "sha256:" + "7" * 64})  # has the name, is another
     (made,) = collect([bench("one", model("w4", "4")), tmp_path / "w4", tmp_path / "elsewhere"])
@@ -138,12 +147,11 @@ def test_the_machines_are_named(bench: Make, model: Make) -> None:
     assert "| What | model, w4 | w8 |" in markdown.render(made)
 
 
-def test_an_unreadable_manifest_is_named_before_any_work(
-    manifest: dict[str, Any], tmp_path: Path
-) -> None:
-    manifest["ledger"][0]["action"] = "lost"
-    folder = write(tmp_path / "w4", manifest)
-    with pytest.raises(RequestError, match=r"the manifest in .*w4 cannot be read: ledger\.0\.act"):
+def test_an_unreadable_manifest_is_named_before_any_work(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "w4", {"verb": "quantize", "ledger": [{"name": "w", "action": "lost"}]}
+    )
+    with pytest.raises(RequestError, match=r"w4/llmopt.json is not a manifest .*: ledger\.0\.act"):
         manifests_of([folder])
     with pytest.raises(RequestError, match="holds bench results"):
         collect([])
