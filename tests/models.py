@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
 from llmopt.formats.experts import unfuse
 from llmopt.specs.families import FAMILIES
@@ -109,6 +114,27 @@ def save(folder: Path, family: str = "llama", seed: int = 0, **settings: Any) ->
     model = build(family, seed, **settings)
     model.save_pretrained(folder)
     return model
+
+
+def save_gemma3_with_a_tower(folder: Path) -> None:
+    """Write a Gemma 3 that sees pictures, in place of whatever weights are there."""
+    text = FAMILY_SETTINGS["gemma3_text"]
+    config = Gemma3Config(
+        text_config={
+            **_COMMON, **text, "intermediate_size": 128, "tie_word_embeddings": True,
+        },
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+        },
+        mm_tokens_per_image=4, image_token_index=90, boi_token_index=91, eoi_token_index=92,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma3ForConditionalGeneration(config)
+    for stale in folder.glob("*.safetensors"):
+        stale.unlink()
+    model.save_pretrained(folder)
 
 
 def save_with_tokenizer(folder: Path, family: str = "llama", **settings: Any) -> torch.nn.Module:

@@ -33,6 +33,23 @@ def test_a_hub_model_in_the_cache_is_found_with_its_commit(
     assert (found.folder / "config.json").is_file()
 
 
+def test_all_that_comes_with_a_hub_model_is_fetched_but_other_weights_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def download(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    resolve("someone/tiny")
+    patterns = asked["ignore_patterns"]
+    assert isinstance(patterns, list)
+    assert {"*.bin", "*.py", "*.gguf", "original/*", ".*"} <= set(patterns)
+    assert "allow_patterns" not in asked
+
+
 def test_plan_does_not_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RequestError, match="not in the local hub cache") as refused:

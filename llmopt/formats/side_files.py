@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmopt.errors import LlmoptError
+from llmopt.errors import LlmoptError, RequestError
 
 #: ends of the names of weight files, whatever their case
 _WEIGHTS = re.compile(
@@ -98,8 +98,11 @@ def is_weights(name: str) -> bool:
 
 def _walk(top: Path, folder: Path, found: SideFiles) -> Iterator[Path]:
     """The files below a folder that is no other model; what is left out whole goes to `found`."""
-    with os.scandir(folder) as entries:
-        paths = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
+    try:
+        with os.scandir(folder) as entries:
+            paths = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise RequestError(f"cannot read {folder}: {error.strerror}") from error
     if folder != top and (reason := _whole(folder, paths)):
         found.left_out[f"{folder.relative_to(top).as_posix()}/"] = reason
         return

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.runtimes.torch import load
+from tests import models
 from tests.compat.test_gptq_loaders import ROOT, run_script, windows
 
 pytestmark = pytest.mark.compat
@@ -163,6 +164,24 @@ def test_same_logits_in_transformers(scratch: Path, name: str, environment: str)
     if name in NOT_LOADED[environment]:
         pytest.skip(f"transformers in {environment} does not load {name}")
     same_logits(quantized(scratch, name), "transformers_logits", environment, "float32")
+
+
+def test_a_multimodal_model_loads_in_transformers(tmp_path: Path) -> None:
+    """Its tower stays plain, and the config says so under the names that transformers has."""
+    models.save_with_tokenizer(tmp_path / "model")
+    models.save_gemma3_with_a_tower(tmp_path / "model")
+    command = [sys.executable, "-m", "llmopt", "quantize", tmp_path / "model", "-o", tmp_path / "q"]
+    options = ["--format", "compressed-tensors", "--method", "rtn", "--group-size", "32"]
+    subprocess.run([*command, *options, "--gate", "none", "--quiet"], check=True)
+    tokens, out = tmp_path / "tokens.npy", tmp_path / "logits.npy"
+    np.save(tokens, models.tokens().numpy())
+    done = run_script(
+        "transformers_logits", "peer-gptqmodel", "--model", tmp_path / "q", "--tokens", tokens,
+        "--out", out, "--dtype", "float32",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    ours = load(tmp_path / "q", dtype="float32").logits(models.tokens()).numpy()
+    assert np.allclose(np.load(out), ours, atol=1e-4)
 
 
 def test_what_we_wrote_is_what_was_asked_for(scratch: Path) -> None:

@@ -144,3 +144,35 @@ def test_names_that_begin_alike_are_told_apart() -> None:
     stored = config("gptq", layers, plain, naming_of("llama", names))
     for name in names:
         assert (vllm_dynamic(stored, name) is False) == (name in plain)
+
+
+@pytest.mark.parametrize(
+    ("base", "tower"),
+    [("language_model.model", "vision_tower"), ("model.language_model", "model.vision_tower")],
+)
+def test_a_multimodal_checkpoint_of_either_time_names_what_both_have(base: str, tower: str) -> None:
+    names = linears("gemma3", base)
+    towers = [f"{tower}.encoder.layers.0.self_attn.{x}_proj" for x in "qkv"]
+    plain = [*towers, f"{base}.layers.1.self_attn.v_proj"]
+    layers = {
+        name: INT8 if name.endswith(("gate_proj", "up_proj")) else INT4
+        for name in names
+        if name not in plain
+    }
+    naming = naming_of("gemma3", names)
+    stored = config("compressed-tensors", layers, [*plain], naming)
+    dynamic = config("gptq", layers, plain, naming)
+    for start in ("", "model."):
+        for part in ("q_proj", "qkv_proj"):
+            name = f"{start}vision_tower.encoder.layers.0.self_attn.{part}"
+            assert left_plain(stored, name)
+            assert left_plain(dynamic, name)
+    for start in ("language_model.model", "model.language_model"):
+        assert left_plain(stored, f"{start}.layers.1.self_attn.v_proj")
+        assert left_plain(dynamic, f"{start}.layers.1.self_attn.v_proj")
+        assert vllm_scheme(stored, f"{start}.layers.0.mlp.gate_up_proj")["num_bits"] == 8
+        assert vllm_dynamic(dynamic, f"{start}.layers.0.mlp.gate_up_proj")["bits"] == 8
+        assert vllm_dynamic(dynamic, f"{start}.layers.0.mlp.down_proj") is None
+    for head in ("lm_head", "language_model.lm_head"):
+        only = FAMILIES["gemma3"].naming([*(f"{n}.weight" for n in names)])
+        assert head in EngineNames(only).all_of([only.head])

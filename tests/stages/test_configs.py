@@ -12,9 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+from llmopt import pipeline, planner
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.quantization import QUANTIZE_CONFIG
+from llmopt.recipe import from_data
+from llmopt.stages.base import RunOptions
 from tests import models
 from tests.formats.test_engine_names import FORMATS, left_plain
 from tests.stages.conftest import quantized
+from tests.test_pipeline import Log
 
 
 def add_layers_that_look_ahead(folder: Path, where: str) -> list[str]:
@@ -49,21 +55,10 @@ def test_layers_that_look_ahead_are_named(
 
 
 @pytest.fixture
-def gemma3_with_a_tower(tmp_path: Path, make: Any) -> Path:
+def gemma3_with_a_tower(make: Any) -> Path:
     """A multimodal model beside a tokenizer and texts."""
-    folder = make("gemma3_text")
-    config = Gemma3Config(
-        text_config={**models.FAMILY_SETTINGS["gemma3_text"], "vocab_size": 96,
-                     "intermediate_size": 128, "tie_word_embeddings": True},
-        vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-                       "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4, image_token_index=90, boi_token_index=91, eoi_token_index=92,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Gemma3ForConditionalGeneration(config)
-    for stale in folder.glob("*.safetensors"):
-        stale.unlink()
-    model.save_pretrained(folder)
+    folder: Path = make("gemma3_text")
+    models.save_gemma3_with_a_tower(folder)
     return folder
 
 
@@ -87,3 +82,27 @@ def test_every_linear_of_a_multimodal_model_is_quantized_or_named(
     # vLLM's names for the same modules
     assert left_plain(stored, "vision_tower.encoder.layers.0.self_attn.qkv_proj")
     assert not left_plain(stored, "language_model.model.layers.0.self_attn.qkv_proj")
+
+
+def test_both_files_say_the_same_and_none_is_left_of_another_format(
+    tmp_path: Path, make: Any
+) -> None:
+    folder = make("llama", intermediate_size=128)
+    made = quantized(
+        tmp_path, folder, method="rtn", overrides=[{"match": "*.[qkv]_proj", "grid": "int8"}]
+    )
+    stored = json.loads((made.path / "config.json").read_text())["quantization_config"]
+    assert json.loads((made.path / QUANTIZE_CONFIG).read_text()) == stored
+    assert any(override.get("bits") == 8 for override in stored["dynamic"].values())
+    # a list of other tools that says which linears are quantized changes nothing: tensors say it
+    stored["modules_in_block_to_quantize"] = [["self_attn.q_proj"], ["mlp.down_proj"]]
+    document = json.loads((made.path / "config.json").read_text())
+    (made.path / "config.json").write_text(json.dumps(document | {"quantization_config": stored}))
+    (made.path / "llmopt.json").unlink()
+    assert len(Checkpoint.open(made.path).layers) == 14
+    recipe = {"convert": {"to": "compressed-tensors", "exact": True, "gate": []}}
+    data = {"version": 1, "model": str(made.path), "steps": [{"id": "c", **recipe}]}
+    plan = planner.plan(*from_data(data), tmp_path / "ct")
+    done = pipeline.run(plan, RunOptions("cpu"), Log())
+    assert (tmp_path / "ct" / "config.json").is_file(), done
+    assert not (tmp_path / "ct" / QUANTIZE_CONFIG).exists()
