@@ -56,7 +56,7 @@ def plan_of(tmp_path: Path, source: Path, *, calibrated: bool = True, **settings
 
 def converted(tmp_path: Path, source: Path, **settings: Any) -> Artifact:
     plan = plan_of(tmp_path, source, **settings)
-    return pipeline.run(plan, RunOptions("cpu"), Log()).results[-1].artifact
+    return pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results[-1].artifact
 
 
 def types(made: Artifact) -> dict[str, str]:
