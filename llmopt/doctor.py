@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from llmopt import __version__
+from llmopt import __version__, threads
 from llmopt.specs import OPTIONAL_PACKAGES
 
 #: names in /proc/cpuinfo's flags -> what people call them
@@ -26,7 +26,7 @@ _CPU_FEATURES = {
     "sve": "SVE",
 }
 #: distributions whose name is not the module's
-_DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "onnxruntime_genai": "onnxruntime-genai"}
+_DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
 
 
 def findings() -> dict[str, Any]:
@@ -46,9 +46,8 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": f"{os.cpu_count()}, of which {threads.usable()} may be used",
+        "threads": torch.get_num_threads(),
         "cpu features": ", ".join(cpu_features()) or "unknown",
         "int8 linears": "integer products" if computes_in_integers() else "computed in float32",
         "memory": f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB free",

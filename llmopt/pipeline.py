@@ -38,6 +38,9 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 class Reporter(Protocol):
     """Told how a run goes; the command line draws it."""
 
+    def phase(self, what: str) -> None:
+        """`what` is being done from now on; it may take a while, and cannot be counted."""
+
     def started(self, step: PlannedStep) -> None:
         """`step` begins its work."""
 
@@ -84,6 +87,7 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
     Quality gates that fail do not stop the run: what was built is published and marked, steps
     that would build on it are refused, all others run. A step whose work fails ends the run.
     """
+    reporter.phase("hashing the inputs")
     artifacts = {
         name: artifact.open_artifact(name, plan.folder_of(name))
         for step in plan.steps
@@ -92,7 +96,8 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
     }
     preflight.check(plan, options)
     ran = Ran()
-    for step in plan.steps:
+    for number, step in enumerate(plan.steps, 1):
+        reporter.phase(f"step {number} of {len(plan.steps)}: {step.id}")
         if why := _refusal(step, artifacts, ran.refused):
             ran.refused[step.id] = why
             reporter.refused(step, why)
@@ -117,12 +122,16 @@ def sensitivity(plan: Plan, options: RunOptions, reporter: Reporter) -> list[dic
     """The sensitivity table that the plan's first allocation would begin with; leaves no file."""
     step = next(step for step in plan.steps if step.verb == "allocate")
     parents = {name: artifact.open_artifact(name, plan.folder_of(name)) for name in step.parents}
+    reporter.phase("loading torch and transformers")
     module: Any = _stage(step)
+    from llmopt.runtimes.choice import computing_threads
+
     _check_parents(step, parents, reporter)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = _work(step, parents, folder / "built", folder / "state", options, reporter)
-        found: list[dict[str, Any]] = module.table(work)
+        with computing_threads(options.threads):
+            found: list[dict[str, Any]] = module.table(work)
     return found
 
 
@@ -156,6 +165,8 @@ def _disk_errors(destination: Path) -> Iterator[None]:
 def _check_parents(step: PlannedStep, parents: dict[str, Artifact], reporter: Reporter) -> None:
     """RequestError where a model that a step reads is not sound, before anything is made of it."""
 
+    reporter.phase(f"{step.id}: looking at the model")
+
     def progress(done: int, total: int) -> None:
         if total > _LONG_TO_READ:
             reporter.progress(step, "MB looked at", done // 10**6, total // 10**6)
@@ -180,7 +191,8 @@ def _run_step(
             built = folder / "built"
             built.mkdir(exist_ok=True)
             work = _work(step, parents, built, folder / "state", options, reporter)
-            outcome = _stage(step).run(work)
+            outcome = _run_stage(step, work, reporter)
+            reporter.phase(f"{step.id}: publishing")
             manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
             artifact.publish(built, destination, manifest, record, text)
@@ -206,7 +218,7 @@ def _run_gate(
         _check_parents(step, parents, reporter)
         with artifact.workspace(target.path, key) as folder:
             work = _work(step, parents, folder / "built", folder / "state", options, reporter)
-            outcome = _stage(step).run(work)
+            outcome = _run_stage(step, work, reporter)
         verdict = {"key": key, "evidence": outcome.evidence, "corpus": outcome.corpus}
         manifest = target.manifest | {"gates": outcome.gates, "gate": verdict}
         artifact.write_records(target.path, *card.finish(manifest))
@@ -234,6 +246,16 @@ def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
     if lifted or artifact.card_missing(folder):
         artifact.write_records(folder, *card.finish(manifest))
     return tuple(notes)
+
+
+def _run_stage(step: PlannedStep, work: Work, reporter: Reporter) -> Outcome:
+    reporter.phase(f"{step.id}: loading torch and transformers")
+    stage = _stage(step)
+    from llmopt.runtimes.choice import computing_threads
+
+    reporter.phase(f"{step.id}: reading text and model")
+    with computing_threads(work.options.threads):
+        return stage.run(work)
 
 
 def _work(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "llmopt"
 
 #: lowest first; a module may import from its own layer's package and from layers below
 LAYERS: list[set[str]] = [
-    {"errors", "ledger", "__init__"},
+    {"errors", "threads", "ledger", "__init__"},
     {"specs"},
     {"recipe", "artifact", "machine", "pretrained"},
     {"processor"},
@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
 #: pairs within one layer that may import each other in this direction
 FRIENDS = {("grids", "linalg"), ("methods", "linalg")}
 NO_TORCH = {
+    "threads",
     "planner",
     "artifact",
     "ledger",

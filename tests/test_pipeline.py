@@ -29,6 +29,9 @@ class Log:
     def __init__(self) -> None:
         self.steps: list[str] = []
 
+    def phase(self, what: str) -> None:
+        """Words for people."""
+
     def started(self, step: PlannedStep) -> None:
         self.steps.append(step.id)
 

@@ -90,6 +90,7 @@ def _measure(
     if html is not None:
         hint = "--overwrite replaces it, or choose another --html"
         page.check(html, overwrite=options.overwrite, hint=hint, apart=[folder])
+    output.note(f"{data['model']}: checking the request ...")
     plan = planner.plan(*from_data(data, names), folder)
     models = [plan.folder_of(name) for name in plan.steps[-1].parents]
     manifests_of(models)  # what the report could not read is said before the work

@@ -54,7 +54,9 @@ def generate(
     verbose: o.Verbose = False,
 ) -> None:
     """Continue a text, streaming tokens as they come."""
-    from llmopt.cli.output import Output
+    from contextlib import ExitStack
+
+    from llmopt.cli.output import Output, reporting
     from llmopt.generation import Request, generation
     from llmopt.runtimes.base import Sampling
 
@@ -65,7 +67,10 @@ def generate(
         model, text, max_new_tokens, sampling, tuple(stop or ()), runtime, device, dtype, threads
     )
     pieces = []
-    with generation(request) as made:
+    with ExitStack() as stack:
+        with reporting(output) as reporter:
+            reporter.phase(f"{model}: loading")
+            made = stack.enter_context(generation(request))
         output.text_chunk(text)
         for piece in made.pieces():
             pieces.append(piece)

@@ -77,6 +77,7 @@ def _measured(typed: dict[str, Any], options: RunOptions, output: Output) -> lis
 
 def _sensitivity(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     labels = list(dict.fromkeys(o["setting"] for row in rows for o in row["options"]))
     table = Table("linears", "weights", title="predicted KL, nats a token")
@@ -86,7 +87,7 @@ def _sensitivity(rows: list[dict[str, Any]]) -> Table:
         costs = {option["setting"]: option["kl"] for option in row["options"]}
         cells = [f"{costs[label]:.2g}" if label in costs else "" for label in labels]
         marked = [
-            f"[bold]{cell}[/bold]" if label == row["chosen"] else cell
+            Text(cell, "bold" if label == row["chosen"] else "")
             for label, cell in zip(labels, cells, strict=True)
         ]
         table.add_row("\n".join(row["linears"]), f"{row['weights']:,}", *marked)

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from llmopt import __version__
+from llmopt import __version__, threads
 from llmopt.cli import (
     bench,
     convert,
@@ -83,6 +83,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    threads.settle()
     as_json = "--json" in sys.argv
     try:
         result = app(standalone_mode=False)

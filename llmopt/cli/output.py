@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.text import Text
 
 from llmopt.artifact import finite
 
@@ -20,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _WIDTH = 110
+#: names, paths and patterns are no markup, whatever brackets and colons they have
+_AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 #: how many documents were written to stdout: one is all there may be
 documents = 0
 
@@ -31,18 +42,18 @@ class Output:
     as_json: bool = False
     quiet: bool = False
     out: Console = field(default_factory=lambda: _console())
-    err: Console = field(default_factory=lambda: Console(stderr=True))
+    err: Console = field(default_factory=lambda: Console(stderr=True, **_AS_IT_IS))
 
     def note(self, text: str) -> None:
         """A line about what is going on."""
         if not self.quiet:
-            self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.err.print(text, soft_wrap=True)
 
     def show(self, *renderables: RenderableType) -> None:
         """Part of the result, for people."""
         if not self.as_json:
             for renderable in renderables:
-                self.out.print(renderable)
+                self.out.print(renderable, soft_wrap=isinstance(renderable, str))
 
     def text(self, text: str) -> None:
         """Part of the result, exactly as it is."""
@@ -66,8 +77,10 @@ class Output:
 
 def _console() -> Console:
     """Standard output; wide enough for our tables where it is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, _WIDTH))
+    console = Console(**_AS_IT_IS)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
+    return console
 
 
 def found(verdict: dict[str, Any]) -> str:
@@ -83,6 +96,13 @@ class ProgressReporter:
         self.output, self.bars = output, progress
         self.tasks: dict[tuple[str, str], TaskID] = {}
         self.percent: dict[tuple[str, str], int] = {}
+        self.now = None if progress is None else progress.add_task("starting", total=None)
+
+    def phase(self, what: str) -> None:
+        if self.bars is None or self.now is None:
+            self.output.note(f"{what} ...")
+        else:
+            self.bars.update(self.now, description=what)
 
     def started(self, step: PlannedStep) -> None:
         self.output.note(f"{step.id}: {step.verb} ...")
@@ -90,6 +110,7 @@ class ProgressReporter:
     def progress(self, step: PlannedStep, what: str, done: int, total: int) -> None:
         name = (step.id, what)
         if self.bars is not None:
+            self.phase(f"{step.id}: {step.verb}")
             if name not in self.tasks:
                 self.tasks[name] = self.bars.add_task(f"{step.id}: {what}", total=total)
             self.bars.update(self.tasks[name], completed=done, visible=done < total)
@@ -118,10 +139,26 @@ def reporting(output: Output) -> Iterator[ProgressReporter]:
     if output.quiet or not output.err.is_terminal:
         yield ProgressReporter(output, None)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=output.err, transient=True) as progress:
+    with Progress(*columns(), console=output.err, transient=True) as progress:
         yield ProgressReporter(output, progress)
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """What the terminal shows of a phase or of work that is counted; fits 80 characters."""
+    what = TextColumn("{task.description}", markup=False)
+    return SpinnerColumn(), what, BarColumn(bar_width=16), _Numbers()
+
+
+class _Numbers(ProgressColumn):
+    """How far work that is counted is; how long all has taken so far."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text(_clock(task.elapsed))
+        left = f", {_clock(task.time_remaining)} left" if task.time_remaining else ""
+        return Text(f"{task.completed:.0f}/{task.total:.0f}{left}")
+
+
+def _clock(seconds: float | None) -> str:
+    minutes, rest = divmod(int(seconds or 0), 60)
+    return f"{minutes}:{rest:02}"

@@ -35,11 +35,13 @@ def push(
     """Upload a model to the Hugging Face hub, after checking that it is as it was written."""
     from llmopt import artifact as artifacts
     from llmopt import hub
-    from llmopt.cli.output import Output
+    from llmopt.cli.output import Output, reporting
     from llmopt.report.numbers import megabytes
 
     output, artifact = Output(json, quiet), artifacts.at(artifact)
-    manifest = hub.checked(artifact, failed_gate_ok=failed_gate_ok)
+    with reporting(output) as reporter:
+        reporter.phase(f"{artifact}: reading every byte")
+        manifest = hub.checked(artifact, failed_gate_ok=failed_gate_ok)
     to = hub.Destination(
         repo=repo_id, private=private, branch=revision, token=hub.find_token(token_env)
     )

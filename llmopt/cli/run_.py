@@ -34,6 +34,7 @@ def run(
     output = Output(json, quiet)
     loaded, source = load(recipe, set_ or ())
     folder = out or default_folder(loaded.name)
+    output.note(f"{loaded.name}: checking the recipe ...")
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
     if any(step.verb == "bench" and step.gates_of is None for step in plan.steps):
         page.check(folder / "report.html", hint="move it away, or choose another -o")

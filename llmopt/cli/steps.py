@@ -55,6 +55,7 @@ def run_single(
     if print_recipe:
         print_as_recipe(data, output)
         return
+    output.note(f"{recipe.model}: checking the request ...")
     plan = planner.plan(recipe, source, out, allow_pickle=allow_pickle)
     ran = execute(plan, options, output)
     for result in ran.results:

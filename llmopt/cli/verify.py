@@ -23,7 +23,7 @@ def verify(
 ) -> None:
     """Check every byte of an artifact against its manifest, and the manifest and card too."""
     from llmopt import artifact as artifacts
-    from llmopt.cli.output import Output
+    from llmopt.cli.output import Output, reporting
     from llmopt.report.results import gate_in_words
     from llmopt.specs.base import counted
     from llmopt.verification import verify as problems_of
@@ -32,8 +32,10 @@ def verify(
     if not artifact.is_dir():
         there = "is not an artifact of llmopt's" if artifact.exists() else "does not exist"
         raise RequestError(f"{artifact} {there}")
-    problems = problems_of(artifact, kept=digest)
     output = Output(json, quiet)
+    with reporting(output) as reporter:
+        reporter.phase(f"{artifact}: reading every byte")
+        problems = problems_of(artifact, kept=digest)
     if problems:
         output.show(*problems)
         raise LlmoptError(f"{artifact} is not what llmopt wrote: {'; '.join(problems)}")

@@ -30,17 +30,10 @@ RUNTIMES: dict[str, RuntimeSpec] = {
     ),
 }
 
-#: optional backends that `doctor` reports: import name -> (extra, what it is for)
+#: optional packages that something here imports, as `doctor` reports: module -> (extra, purpose)
 OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
-    "onnxruntime": ("onnx", "run and quantize ONNX models"),
-    "onnxruntime_genai": ("onnx", "ONNX decoders with a KV cache"),
     "llama_cpp": ("llamacpp", "run GGUF files"),
-    "datasets": ("eval", "read Hugging Face dataset directories"),
-    "peft": ("train", "LoRA recovery after pruning"),
-    "openvino": ("openvino", "compile for Intel hardware"),
-    "ray": ("ray", "spread a recipe over a cluster"),
-    "optuna": ("search", "search over recipe settings"),
-    "matplotlib": ("plots", "plots outside the HTML report"),
+    "pyarrow": ("eval", "read Parquet files and dataset folders"),
 }
 
 

@@ -16,7 +16,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.base import Engine
-from llmopt.runtimes.choice import computing_threads, open_engine
+from llmopt.runtimes.choice import open_engine
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import RUNTIMES
 from llmopt.specs.runtimes import AUTO
@@ -29,11 +29,6 @@ _PROMPT = 128
 
 def run(work: Work) -> Outcome:
     """Measure every model that the step names; write bench.json and return the verdicts."""
-    with computing_threads(work.options.threads):
-        return _run(work)
-
-
-def _run(work: Work) -> Outcome:
     settings = work.settings
     base_name = settings["against"]
     first = work.parents[base_name or settings["from"][0]]

@@ -39,6 +39,7 @@ def llmopt(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(main.threads, "settle", lambda: None)  # it is for a process of its own
 
     def call(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["llmopt", *map(str, arguments)])

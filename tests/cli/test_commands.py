@@ -215,7 +215,7 @@ def test_looking_commands(llmopt: Llmopt) -> None:
     found = llmopt("doctor", "--json").document
     backends = found["backends"]
     assert found["machine"]["int8 linears"] in ("integer products", "computed in float32")
-    assert backends["onnxruntime"]["install"] == 'pip install "llmopt[onnx]"'
+    assert backends["llama_cpp"]["install"] == 'pip install "llmopt[llamacpp]"'
 
 
 def test_generate_streams_and_repeats(llmopt: Llmopt) -> None:
