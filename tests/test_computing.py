@@ -93,7 +93,7 @@ def ran(tmp_path: Path, model: Path, steps: list[dict[str, Any]]) -> Path:
         "steps": steps,
     }
     plan = planner.plan(*from_data(data), tmp_path / "out")
-    return pipeline.run(plan, RunOptions("cpu"), Log())[0].artifact.path
+    return pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results[0].artifact.path
 
 
 @pytest.mark.parametrize("step", SETTINGS)

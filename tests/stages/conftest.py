@@ -45,7 +45,7 @@ def quantized(tmp_path: Path, model: Path, **settings: Any) -> Artifact:
         "steps": [{"id": "q", "quantize": {"group_size": 32, "gate": [], **settings}}],
     }
     plan = planner.plan(*from_data(data), tmp_path / "out")
-    return pipeline.run(plan, RunOptions("cpu"), Log()).results[0].artifact
+    return pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results[0].artifact
 
 
 def difference(first: Path, second: Path) -> float:

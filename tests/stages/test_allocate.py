@@ -39,7 +39,7 @@ def planned(tmp_path: Path, model: Path, **settings: Any) -> planner.Plan:
 
 
 def run(plan: planner.Plan) -> list[pipeline.StepResult]:
-    return pipeline.run(plan, RunOptions("cpu"), Log()).results
+    return pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results
 
 
 def stored_bits(folder: Path) -> float:

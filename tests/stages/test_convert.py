@@ -93,7 +93,7 @@ def step(scratch: Path, model: Path, out: Path, verb: str, **settings: Any) -> A
         "steps": [{"id": "step", verb: {"gate": [], **settings}}],
     }
     plan = planner.plan(*from_data(data), out)
-    return pipeline.run(plan, RunOptions("cpu"), Log()).results[-1].artifact
+    return pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results[-1].artifact
 
 
 def source(scratch: Path, name: str) -> Path:
@@ -237,7 +237,7 @@ def test_a_step_builds_on_a_conversion(scratch: Path, tmp_path: Path) -> None:
     }
     plan = planner.plan(*from_data(recipe), tmp_path / "out")
     plain, awq = (
-        result.artifact for result in pipeline.run(plan, RunOptions("cpu"), Log()).results
+        result.artifact for result in pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results
     )
     assert not Checkpoint.open(plain.path).layers
     assert len(Checkpoint.open(awq.path).layers) == 7
@@ -393,7 +393,7 @@ def test_what_a_budget_chose_is_what_is_converted(scratch: Path, tmp_path: Path)
         ],
     }  # fmt: skip
     plan = planner.plan(*from_data(recipe), tmp_path / "out")
-    pipeline.run(plan, RunOptions("cpu"), Log())
+    pipeline.run(plan, RunOptions("cpu", overwrite=True), Log())
     layouts = [Checkpoint.open(tmp_path / "out" / name).layers for name in ("mixed", "moved")]
     assert {layout.grid for layout in layouts[0].values()} == {"int4", "int8"}
     assert layouts[0] == layouts[1]

@@ -74,7 +74,7 @@ def planned(tmp_path: Path, steps: list[dict[str, Any]], family: str) -> planner
 def test_every_ledger_is_read_and_counted_alike(tmp_path: Path, kind: str) -> None:
     family = "gemma3_text" if kind == "blocks" else "qwen3"
     plan = planned(tmp_path, STEPS[kind], family)
-    for done in pipeline.run(plan, RunOptions("cpu"), Log()).results:
+    for done in pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results:
         manifest = json.loads(json.dumps(done.artifact.manifest))
         if not manifest["ledger"]:
             continue

@@ -131,6 +131,6 @@ def test_pickled_weights_with_permission(
     with pytest.raises(RecipeError, match="only pickled weights"):
         planner.plan(*from_data(recipe), tmp_path / "pickled")
     plan = planner.plan(*from_data(recipe), tmp_path / "pickled", allow_pickle=True)
-    done = pipeline.run(plan, RunOptions("cpu"), Log()).results[-1].artifact
+    done = pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results[-1].artifact
     assert done.digest == expected
     assert done.manifest["parents"][0]["source"] == model.name

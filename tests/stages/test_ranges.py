@@ -86,7 +86,7 @@ def test_conversions_of_plain_weights(to: str, make: Any, tmp_path: Path) -> Non
         *from_data({"version": 1, "model": str(model), "steps": [step]}), tmp_path / "out"
     )
     with pytest.raises(RequestError, match=LARGE):
-        pipeline.run(plan, RunOptions("cpu"), Log())
+        pipeline.run(plan, RunOptions("cpu", overwrite=True), Log())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_gguf_types(to: str, factor: float, says: str, tmp_path: Path) -> None:
         *from_data({"version": 1, "model": str(model), "steps": [step]}), tmp_path / "out"
     )
     with pytest.raises(RequestError, match=rf"{UP}[^,]*: {says}"):
-        pipeline.run(plan, RunOptions("cpu"), Log())
+        pipeline.run(plan, RunOptions("cpu", overwrite=True), Log())
 
 
 def test_errors_are_numbers_whatever_the_size() -> None:
