@@ -16,6 +16,7 @@ from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.ledger import Action
 from llmopt.recipe import QuantizeStep, Source
 from llmopt.recipe.source import Key
+from llmopt.shapes import Shaped, mistakes_of
 from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
@@ -36,6 +37,11 @@ class LinearSettings:
     @property
     def label(self) -> str:
         return self.layout.label
+
+    @property
+    def packs(self) -> bool:
+        """Whether codes share a word; what is computed with as it is stored has a byte for each."""
+        return not (self.grid == "fp8" or self.activations)
 
     @property
     def layout(self) -> LayerLayout:
@@ -120,7 +126,7 @@ def _fates(
 ) -> Iterator[TensorFate]:
     naming = contents.naming
     linears = linear_names(naming, head=settings.head)
-    widths = set(_widths(contents, linears))
+    shaped: list[Shaped] = []
     mistakes.add(_of_patterns(settings, linears, source, place))
     mistakes.add(_of_format(settings, source, place))
     for name, tensor in contents.tensors.items():
@@ -133,13 +139,15 @@ def _fates(
         if chosen is None:
             yield TensorFate(name, shape, size, size, None, why)
             continue
-        if why or not settings.has_budget:  # else it is a candidate's group that has to fit
-            mistakes.add(_of_group(linear, shape, chosen, settings, source, place, keys, widths))
-        mistakes.add(_of_packing(linear, shape, settings, source, place))
+        mistakes.add(_of_zeros(chosen, source, place, keys))
+        # without a reason it is a budget's candidate whose group has to fit
+        grouped, key = bool(why) or not settings.has_budget, (*place, *keys["group_size"])
+        shaped.append(Shaped(linear, *shape, chosen.group_size, chosen.packs, key, grouped))
         after = chosen.bytes(shape, FORMATS[settings.format])
         yield TensorFate(name, shape, size, after, chosen, why)
     if settings.head and f"{naming.head}.weight" not in contents.tensors:
-        yield _untied_head(contents, settings, source, place, mistakes)
+        yield _untied_head(contents, settings, source, place, mistakes, shaped)
+    mistakes.add(mistakes_of(shaped, FORMATS[settings.format], source, place))
 
 
 def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: str) -> Contents:
@@ -184,12 +192,6 @@ def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
     return found
 
 
-def _widths(contents: Contents, linears: set[str]) -> Iterator[int]:
-    for name, tensor in contents.tensors.items():
-        if name.endswith(".weight") and name.removesuffix(".weight") in linears:
-            yield linear_shape(contents, tensor)[1]
-
-
 def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
     """(outputs, inputs) of a linear's weight, whatever way the checkpoint stores it."""
     if len(tensor.shape) != 2:
@@ -201,17 +203,18 @@ def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
 
 
 def _untied_head(
-    contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes
-) -> TensorFate:
+    contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes,
+    shaped: list[Shaped],
+) -> TensorFate:  # fmt: skip
     """A head that shares the embedding's weights gets quantized ones of its own."""
     naming = contents.naming
     rows, cols = contents.tensors[f"{naming.embedding}.weight"].shape
     chosen, why, keys = _chosen(settings, naming.head)
     size = 0
     if chosen:
-        shape = rows, cols
-        mistakes.add(_of_group(naming.head, shape, chosen, settings, source, place, keys, {cols}))
-        mistakes.add(_of_packing(naming.head, shape, settings, source, place))
+        mistakes.add(_of_zeros(chosen, source, place, keys))
+        key = (*place, *keys["group_size"])
+        shaped.append(Shaped(naming.head, rows, cols, chosen.group_size, chosen.packs, key))
         size = chosen.bytes((rows, cols), FORMATS[settings.format])
     return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
 
@@ -327,72 +330,13 @@ def check_config(
         raise source.error(error.message, key, hint) from None
 
 
-def _of_group(
-    linear: str, shape: tuple[int, ...], chosen: LinearSettings, settings: QuantizeStep,
-    source: Source, place: Key, keys: dict[str, Key], widths: set[int],
-) -> Iterator[RecipeError]:  # fmt: skip
-    """`widths` are the inputs of all linears, so that a hint helps them all."""
-    cols, key = shape[1], (*place, *keys["group_size"])
-    spec: FormatSpec = FORMATS[settings.format]
-    if spec.group_sizes is not None and chosen.group_size not in spec.group_sizes:
-        yield source.error(
-            f"format {spec.id} has no groups of {chosen.group_size}",
-            key,
-            f"it knows: {', '.join(map(str, sorted(spec.group_sizes)))}",
-        )
+def _of_zeros(
+    chosen: LinearSettings, source: Source, place: Key, keys: dict[str, Key]
+) -> Iterator[RecipeError]:
     if not chosen.symmetric and not GRIDS[chosen.grid].asymmetric:
         symmetric = (*place, *keys["symmetric"])
         hint = source.says(symmetric, value=True)
         yield source.error(f"grid {chosen.grid} has no zero points", symmetric, hint)
-    if chosen.group_size != -1 and cols % chosen.group_size:
-        yield source.error(
-            f"group size {chosen.group_size} does not divide the {cols} inputs of {linear}",
-            key,
-            _other_groups(linear, cols, chosen, spec, widths, source, place, key),
-        )
-
-
-def _other_groups(
-    linear: str, cols: int, chosen: LinearSettings, spec: FormatSpec, widths: set[int],
-    source: Source, place: Key, key: Key,
-) -> str | None:  # fmt: skip
-    """A group size that fits all linears, or leaving those that alone have no such groups."""
-    allowed = spec.group_sizes or {256, 128, 64, 32, 16, -1}
-    common = math.gcd(*widths)
-    fits = [g for g in allowed if common % g == 0 and g < chosen.group_size]
-    advice = [f"{source.says(key, max(fits))} fits all"] if fits else []
-    if not any(width % chosen.group_size for width in widths - {cols}):
-        advice.append(f"leave such linears: {_leaving(linear, source, place)}")
-    return "; or ".join(advice) or None
-
-
-def _of_packing(
-    linear: str, shape: tuple[int, ...], settings: QuantizeStep, source: Source, place: Key
-) -> Iterator[RecipeError]:
-    if fault := packing_fault(linear, shape, FORMATS[settings.format]):
-        hint = f"leave such linears: {_leaving(linear, source, place)}"
-        yield source.error(fault, (*place, "format"), hint)
-
-
-def _leaving(linear: str, source: Source, place: Key) -> str:
-    """How one asks that linears such as this one are left as they are."""
-    pattern = f"*.{linear.rpartition('.')[2]}" if "." in linear else linear
-    flag = source.flag((*place, "overrides"))
-    if flag:
-        return f'{flag.name} "{pattern}"'
-    return f'overrides: [{{match: "{pattern}", skip: true}}]'
-
-
-def packing_fault(linear: str, shape: tuple[int, ...], spec: FormatSpec) -> str:
-    """Why the codes of a linear [outputs, inputs] do not pack in a format; empty where they do."""
-    rows, cols = shape
-    for width, multiple, side in (
-        (cols, spec.in_multiple, "inputs"),
-        (rows, spec.out_multiple, "outputs"),
-    ):
-        if width % multiple:
-            return f"format {spec.id} packs in {multiple}s, and {linear} has {width} {side}"
-    return ""
 
 
 def bits_per_weight(fates: list[TensorFate]) -> float:

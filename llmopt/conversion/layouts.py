@@ -12,11 +12,11 @@ from llmopt.fates import (
     kept_because,
     linear_names,
     linear_shape,
-    packing_fault,
 )
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import ConvertStep
+from llmopt.shapes import packing_fault
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
@@ -54,9 +54,9 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
         if spec is None:
             yield _plain(contents, tensor, shape, settings, "plain tensors are asked for")
             continue
-        chosen = _cannot_hold(module, shape, contents, tensor.layout, spec) or _chosen(
-            tensor.layout, shape[1], group_size, settings, spec
-        )
+        chosen = _chosen(tensor.layout, shape, group_size, settings, spec)
+        if module == contents.naming.head and not spec.quantizes_head:
+            chosen = f"format {spec.id} cannot hold a quantized head"
         if isinstance(chosen, str):
             yield _plain(contents, tensor, shape, settings, chosen)
             continue
@@ -123,18 +123,6 @@ def _plain(
     return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")
 
 
-def _cannot_hold(
-    module: str, shape: tuple[int, int], contents: Contents, layout: LayerLayout | None,
-    spec: FormatSpec,
-) -> str:  # fmt: skip
-    """Why a format cannot hold a linear whatever its values; empty where it can."""
-    if module == contents.naming.head and not spec.quantizes_head:
-        return f"format {spec.id} cannot hold a quantized head"
-    if layout and layout.blocks and layout.grid in spec.grids:
-        return ""  # nothing is packed
-    return packing_fault("it", shape, spec)
-
-
 def _common_group_size(contents: Contents, spec: FormatSpec | None) -> int | None:
     """The group size that all linears get, where a format knows few; None: each keeps its own.
 
@@ -159,10 +147,11 @@ def _own_group(layout: LayerLayout | None, cols: int) -> int:
 
 
 def _chosen(
-    layout: LayerLayout | None, cols: int, group_size: int | None, settings: ConvertStep,
-    spec: FormatSpec,
+    layout: LayerLayout | None, shape: tuple[int, int], group_size: int | None,
+    settings: ConvertStep, spec: FormatSpec,
 ) -> LinearSettings | str:  # fmt: skip
-    """What a linear becomes, or why no group size fits."""
+    """What a linear [outputs, inputs] becomes, or why the format cannot hold it."""
+    cols = shape[1]
     grid = settings.grid or _grid(layout, spec)
     own = layout.group_size if layout else _USUAL_GROUP
     if layout and layout.blocks and grid == layout.grid and group_size in (None, own):
@@ -183,7 +172,8 @@ def _chosen(
     if symmetric is None:
         symmetric = layout.symmetric if layout else True
     symmetric |= not (GRIDS[grid].asymmetric and spec.asymmetric)
-    return LinearSettings(grid, GRIDS[grid].bits, size, symmetric, activations)
+    chosen = LinearSettings(grid, GRIDS[grid].bits, size, symmetric, activations)
+    return packing_fault("it", shape, spec, chosen.packs) or chosen
 
 
 def _grid(layout: LayerLayout | None, spec: FormatSpec) -> str:
