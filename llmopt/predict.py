@@ -90,11 +90,17 @@ def allocate_footprint(
     return Footprint(quantize.memory_bytes + graph + logits + head, disk)
 
 
-def bench_footprint(contents: Contents, models: int, evaluation: dict[str, Any]) -> Footprint:
-    """Two models in float32 at a time, and the logits of one window from both."""
+def bench_footprint(
+    contents: Contents, models: int, evaluation: dict[str, Any], *, speed: bool
+) -> Footprint:
+    """Two models in float32 at a time, and the logits of one window from both.
+
+    With `speed`, afterwards: one model in a process of its own, which has the libraries again.
+    """
     weights = contents.weight_count * 4
     logits = evaluation["length"] * int(contents.config.get("vocab_size", 0)) * 4
-    return Footprint(_LIBRARIES + min(models, 2) * weights + 6 * logits, 1 << 20)
+    memory = _LIBRARIES + min(models, 2) * weights + 6 * logits
+    return Footprint(max(memory, (2 * _LIBRARIES + weights) * speed), 1 << 20)
 
 
 def _hidden_size(config: dict[str, Any]) -> int:

@@ -278,7 +278,9 @@ class Desugar:
             "evaluation": self._texts.evaluation(),
             "seed": self._recipe.seed,
         }
-        footprint = bench_footprint(self._model, len(parents), effective["evaluation"])
+        footprint = bench_footprint(
+            self._model, len(parents), effective["evaluation"], speed=settings.speed
+        )
         return PlannedStep(
             item.step.id,
             "bench",
@@ -320,7 +322,8 @@ class Desugar:
             "evaluation": self._texts.evaluation(GATE_WINDOWS),
             "seed": self._recipe.seed,
         }
-        footprint = replace(bench_footprint(self._model, 2, effective["evaluation"]), disk_bytes=0)
+        footprint = bench_footprint(self._model, 2, effective["evaluation"], speed=False)
+        footprint = replace(footprint, disk_bytes=0)
         parents = (MODEL, step.id)
         name = f"{step.id}.gate"
         return PlannedStep(

@@ -109,6 +109,16 @@ def test_a_gate_that_compares_needs_something_to_compare_with(tmp_path: Path) ->
             planned(tmp_path, STEP, bench)
 
 
+def test_timing_models_takes_a_process_more(tmp_path: Path) -> None:
+    memory = [
+        planned(tmp_path, STEP, {"id": "s", "bench": {"from": "q", "speed": speed}})
+        .by_id("s")
+        .footprint.memory_bytes
+        for speed in (False, True)
+    ]
+    assert memory[0] < memory[1]
+
+
 def test_a_step_builds_on_one_model(tmp_path: Path) -> None:
     again = planned(tmp_path, STEP, {"id": "again", "quantize": {"from": "q", "method": "rtn"}})
     assert again.by_id("again").parents == ("q",)
