@@ -34,20 +34,15 @@ def test_the_same_command_again_does_nothing(llmopt: Llmopt, tmp_path: Path) -> 
     assert (tmp_path / "w4" / "llmopt.run.json").read_text() == before
 
 
-def test_same_recipe_same_bytes(llmopt: Llmopt, tmp_path: Path) -> None:
+def test_gptq_with_its_gate_and_the_same_bytes_again(llmopt: Llmopt, tmp_path: Path) -> None:
+    gates = ["--gate", "kl.mean < 90", "--gate", "agreement > 0"]
     for name in ("a/w", "b/w"):
-        assert llmopt("quantize", "demo", "-o", name, *SMALL, "--gate", "kl.mean < 90").code == 0
+        done = llmopt("quantize", "demo", "-o", name, *SMALL, *gates)
+        assert done.code == 0, done.err
+        assert "KL" in done.out
     first, second = ((tmp_path / n / "w" / "llmopt.json").read_bytes() for n in "ab")
     assert first == second
-
-
-def test_gptq_with_its_gate(llmopt: Llmopt, tmp_path: Path) -> None:
-    done = llmopt(
-        "quantize", "demo", "-o", "w4", *SMALL, "--gate", "kl.mean < 90", "--gate", "agreement > 0"
-    )
-    assert done.code == 0, done.err
-    assert "KL" in done.out
-    manifest = read_manifest(tmp_path / "w4")
+    manifest = read_manifest(tmp_path / "a" / "w")
     assert [v["passed"] for v in manifest["gates"]] == [True, True]
     assert manifest["corpus"]["name"] == "demo/calibration"
     assert {entry["action"] for entry in manifest["ledger"]} == {"quantized", "kept", "tied"}

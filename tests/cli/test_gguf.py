@@ -99,10 +99,10 @@ def test_every_preset_loads_and_generates(preset: str, importance: Path, llmopt:
 
 def test_feedback_and_importance_run_from_the_command_line(llmopt: Llmopt) -> None:
     text = ["--sequences", 4, "--length", 64, "--calibration", "demo"]
-    done = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q2_K", "--method", "gptq", *text)
+    done = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q4_0", "--method", "gptq", *text)
     assert done.code == 0, done.err
     assert "KL" in done.out
-    again = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q2_K", "--method", "gptq", *text)
+    again = llmopt("convert", "demo", "-o", "g", "--to", "gguf:Q4_0", "--method", "gptq", *text)
     assert again.code == 0
     assert "done in" not in again.err  # reused
 
