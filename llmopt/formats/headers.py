@@ -23,6 +23,7 @@ from llmopt.formats.gguf.container import first_file, read_gguf
 from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.gguf.quantization import described
 from llmopt.formats.gguf.restore import restore
+from llmopt.formats.other_folders import check_adapter, not_a_model
 from llmopt.formats.side_files import SideFiles, side_files
 from llmopt.specs.families import FAMILIES
 
@@ -48,6 +49,8 @@ DTYPE_BYTES = {
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth")
+#: pickles that trainers leave beside a model
+OF_TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 #: the safetensors library refuses longer headers, too
 _MAX_HEADER_BYTES = 100_000_000
@@ -148,8 +151,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a directory")
     check_regular(folder)
+    check_adapter(folder)
     if not (folder / "config.json").is_file():
-        raise RequestError(f"{folder} is not a model: it has no config.json")
+        raise not_a_model(folder, "config.json")
     return read_json(folder / "config.json")
 
 
@@ -210,14 +214,18 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def _no_weights(folder: Path) -> RequestError:
-    pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(PICKLES))
+    pickles = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name.endswith(PICKLES) and not path.name.startswith(("consolidated", *OF_TRAINING))
+    )
     if pickles:
         return RequestError(
             f"{folder} has only pickled weights ({pickles[0]}), which can run code when loaded",
             hint="if you trust them, add --allow-pickle: llmopt quantize ... --allow-pickle "
             "(they are loaded as plain tensors only, and written as safetensors)",
         )
-    return RequestError(f"{folder} has a config.json but no weights")
+    return not_a_model(folder, "weights beside its config.json")
 
 
 def _check_index(weight_map: dict[str, str], tensors: dict[str, TensorHeader]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import RequestError
-from llmopt.formats.headers import PICKLES, shard_names
+from llmopt.formats.headers import OF_TRAINING, PICKLES, shard_names
 from llmopt.formats.safetensors import DTYPE_NAMES, ShardWriter
 from llmopt.formats.side_files import copy_files, side_files
 
@@ -62,7 +62,8 @@ def _pickles(folder: Path) -> list[Path]:
         _, names = shard_names(folder / _INDEX)
         return [folder / name for name in names]
     files = sorted(path for path in folder.iterdir() if path.name.endswith(PICKLES))
-    return [path for path in files if path.name != "training_args.bin"]
+    whole = [path for path in files if path.name == "pytorch_model.bin"]
+    return whole or [path for path in files if not path.name.startswith(OF_TRAINING)]
 
 
 def _fingerprint(files: list[Path]) -> str:

@@ -237,7 +237,8 @@ def test_a_step_builds_on_a_conversion(scratch: Path, tmp_path: Path) -> None:
     }
     plan = planner.plan(*from_data(recipe), tmp_path / "out")
     plain, awq = (
-        result.artifact for result in pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results
+        result.artifact
+        for result in pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results
     )
     assert not Checkpoint.open(plain.path).layers
     assert len(Checkpoint.open(awq.path).layers) == 7
