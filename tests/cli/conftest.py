@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.cli import main
+from llmopt.cli import main, output
 
 #: small enough to be quick, large enough to be real
 SMALL = ["--sequences", "8", "--length", "64"]
@@ -42,6 +42,7 @@ def llmopt(
     monkeypatch.setattr(main.threads, "settle", lambda: None)  # it is for a process of its own
 
     def call(*arguments: object) -> Ran:
+        monkeypatch.setattr(output, "documents", 0)  # as in a process of its own
         monkeypatch.setattr(sys, "argv", ["llmopt", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from llmopt import pipeline
-from llmopt.cli import flags, output
+from llmopt.cli import flags
 from llmopt.cli.main import app
 from llmopt.recipe.schema import json_schema
 from tests.cli.conftest import Llmopt
@@ -61,11 +61,6 @@ LINES: list[tuple[list[object], int]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _nothing_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "documents", 0)
-
-
 def test_every_command_writes_one_document(
     llmopt: Llmopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +71,6 @@ def test_every_command_writes_one_document(
     names = {str(line[0]) for line, _ in LINES if line}
     assert names > set(typer.main.get_command(app).commands)
     for line, code in LINES:
-        monkeypatch.setattr(output, "documents", 0)
         done = llmopt(*line, "--json")
         assert done.code == code, (line, done.err)
         document = json.loads(done.out)
