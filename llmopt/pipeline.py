@@ -94,6 +94,7 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
         for name in step.parents
         if name not in plan.outputs
     }
+    reporter.phase("checking disk and device")
     preflight.check(plan, options)
     ran = Ran()
     for number, step in enumerate(plan.steps, 1):

@@ -96,6 +96,7 @@ def _measure(
     def progress(done: int) -> None:
         work.progress(f"windows of {name}", done, len(windows))
 
+    progress(0)
     if base is None:
         return perplexity(engine.logits, windows, seed=seed, progress=progress)
     return compare(base.logits, engine.logits, windows, seed=seed, progress=progress)

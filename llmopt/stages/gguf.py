@@ -153,6 +153,7 @@ class _Conversion:
         operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
         if settings["exact"]:
             operation.refuse_what_is_not_exact()
+        self._work.progress("blocks", 0, naming.block_count)
         self._records = walk(
             checkpoint, tokens, [operation], Sink(self._writer, codec_of("gguf")),
             self._work.state / "walk",

@@ -31,6 +31,7 @@ def run(work: Work) -> Outcome:
     tokens, corpus = text.checked_calibration(work, checkpoint.folder)
     device = pick_device(work.options.device)
     squares = _Squares(work.state / "squares")
+    work.progress("blocks", 0, checkpoint.naming.block_count + 1)
     walk(
         checkpoint, tokens, [squares], Sink(ShardWriter(work.state / "parts")),
         work.state / "walk",

@@ -45,6 +45,7 @@ def run(work: Work) -> Outcome:
     operation = _Quantize(settings, fates)
     transforms = [Awq(operation.options_of)] if settings["transform"] == "awq" else []
     writer = ShardWriter(work.state / "parts")
+    work.progress("blocks", 0, checkpoint.naming.block_count + settings["head"])
     records = walk(
         checkpoint, tokens, [operation], Sink(writer, codec_of(spec.id)),
         work.state / "walk",

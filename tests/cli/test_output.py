@@ -56,6 +56,7 @@ def test_what_is_being_done_is_said_from_the_start(llmopt: Llmopt) -> None:
     done = llmopt("quantize", "demo", "-o", "w", "--method", "rtn", "--gate", "none")
     lines = done.err.splitlines()
     assert lines[0] == "demo: checking the request ..."
+    assert lines.index("w: publishing ...") > 0
     for phase in ("hashing the inputs ...", "step 1 of 1: w ...", "w: publishing ..."):
         assert phase in lines
     quiet = llmopt("quantize", "demo", "-o", "w2", "--method", "rtn", "--gate", "none", "--quiet")
