@@ -35,10 +35,10 @@ class EngineNames:
     def patterns(self, modules: Iterable[str]) -> list[str]:
         """Regular expressions that match these names, from the start to the end, and no others."""
         names = self.all_of(modules)
-        whole = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+        whole = set(names) & {holder for name in names for holder in _holders(name)}
         leaves: dict[str, list[str]] = {}
         for name in names:
-            if not any(name.startswith(f"{container}.") for container in whole):
+            if whole.isdisjoint(_holders(name)):
                 parent, _, leaf = name.rpartition(".")
                 leaves.setdefault(name if name in whole else parent, []).append(leaf)
         return [_pattern(parent, found, parent in whole) for parent, found in leaves.items()]
@@ -57,6 +57,12 @@ def apart(
         for name, parts in naming.fused(settings).items()
         if len({settings[part] for part in parts}) > 1
     }
+
+
+def _holders(name: str) -> list[str]:
+    """The modules that a module is in."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _pattern(parent: str, leaves: list[str], whole: bool) -> str:

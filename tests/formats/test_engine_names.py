@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import time
 from typing import Any
 
 import pytest
@@ -176,3 +177,14 @@ def test_a_multimodal_checkpoint_of_either_time_names_what_both_have(base: str, 
     for head in ("lm_head", "language_model.lm_head"):
         only = FAMILIES["gemma3"].naming([*(f"{n}.weight" for n in names)])
         assert head in EngineNames(only).all_of([only.head])
+
+
+def test_a_model_of_many_experts_takes_no_longer_than_its_names() -> None:
+    names = linears("qwen3_moe", blocks=16, experts=128)
+    plain = [name for name in names if ".experts." in name]
+    layers = {name: INT4 for name in names if name not in set(plain)}
+    naming = naming_of("qwen3_moe", names)
+    for format_id in ("gptq", "awq", "compressed-tensors"):
+        started = time.process_time()
+        config(format_id, layers, plain, naming)
+        assert time.process_time() - started < 3
