@@ -113,7 +113,7 @@ class ProgressReporter:
             self.phase(f"{step.id}: {step.verb}")
             if name not in self.tasks:
                 self.tasks[name] = self.bars.add_task(f"{step.id}: {what}", total=total)
-            self.bars.update(self.tasks[name], completed=done, visible=done < total)
+            self.bars.update(self.tasks[name], completed=done, total=total, visible=done < total)
             return
         tenth = done * 10 // max(total, 1)
         if tenth > self.percent.get(name, 0) or done == total:
