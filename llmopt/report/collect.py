@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmopt.artifact import RUN_RECORD, canonical, file_of, read_manifest, read_object
+from llmopt.artifact import RUN_RECORD, canonical, file_digest, file_of, read_manifest, read_object
 from llmopt.errors import RequestError
 from llmopt.report.results import Bench, Entry, Machine, Manifest, Results, Speed, parse
 
@@ -26,9 +26,18 @@ class _Measured:
 
 def bench_document(folder: Path) -> dict[str, Any]:
     """A bench step's results and, apart, the speeds of this run."""
-    if not (folder / BENCH).is_file():
+    path = folder / BENCH
+    if not path.is_file():
         raise RequestError(f"{folder} holds no bench results", hint="name a bench step's folder")
-    return read_object(folder / BENCH) | {"speed": run_record(folder).get("speed", {})}
+    listed = {file["path"]: file["sha256"] for file in read_manifest(folder).get("files", ())}
+    if listed.get(BENCH) != file_digest(path):
+        raise RequestError(f"{path} was changed after llmopt wrote it", hint="measure again")
+    return read_object(path) | {"speed": _members(run_record(folder).get("speed"))}
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """An object in a run record, which no digest covers; {} where something else stands there."""
+    return value if isinstance(value, dict) else {}
 
 
 def run_record(folder: Path) -> dict[str, Any]:
@@ -95,10 +104,10 @@ def _results(benches: list[tuple[Path, Bench]], made: dict[Path, Manifest]) -> R
 def _measured(folder: Path, bench: Bench) -> Iterator[_Measured]:
     record, versions = run_record(folder), read_manifest(folder).get("versions", {})
     about = {key: record.get(key) for key in ("threads", "finished")}
-    about |= {**record.get("machine", {}), "versions": sorted(versions.items())}
+    about |= {**_members(record.get("machine")), "versions": sorted(versions.items())}
     machine = parse(Machine, about, f"the run record in {folder}")
     for entry in bench.entries:
-        found = record.get("speed", {}).get(entry.name)
+        found = _members(record.get("speed")).get(entry.name)
         speed = parse(Speed, found, f"the speed of {entry.name} in {folder}") if found else None
         gates = [v.model_copy(update={"corpus": bench.corpus}) for v in entry.gates]
         yield _Measured(entry.model_copy(update={"gates": gates}), speed, machine, folder.name)

@@ -151,11 +151,16 @@ def provenance(results: Results) -> Sheet:
         manifest = results.manifests.get(entry.name)
         digest = entry.digest or (manifest.digest if manifest else None)
         rows.append(Row((entry.name, "this model", digest or numbers.MISSING)))
+        seal = manifest.manifest_digest if manifest else entry.manifest_digest
+        if seal:
+            rows.append(Row((entry.name, "its manifest", seal)))
         if manifest is None:
             continue
         for parent in manifest.parents:
             made_from = f"made from {parent.name}"
             rows.append(Row((entry.name, made_from, parent.digest or numbers.MISSING)))
+            if parent.manifest_digest:
+                rows.append(Row((entry.name, f"manifest of {parent.name}", parent.manifest_digest)))
         if manifest.corpus:
             calibrated = f"calibrated on {manifest.corpus.name}"
             rows.append(Row((entry.name, calibrated, manifest.corpus.sha256)))

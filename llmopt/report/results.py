@@ -113,6 +113,7 @@ class Parent(Document):
 
     name: str
     digest: str | None = None
+    manifest_digest: str | None = None
 
 
 class KnownEntry(LedgerEntry):
@@ -137,6 +138,7 @@ class Manifest(Document):
     seed: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     digest: str | None = None
+    manifest_digest: str | None = None
     ledger: list[KnownEntry] = Field(default_factory=list)
     gates: list[Verdict] = Field(default_factory=list)
     gate: _Gate | None = None
@@ -157,6 +159,7 @@ class Entry(Document):
     runtime: str | None = None
     bits_per_weight: float | None = None
     digest: str | None = None
+    manifest_digest: str | None = None
     is_base: bool = False
     perplexity: Interval | None = None
     perplexity_ratio: Interval | None = None

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from llmopt.artifact.manifest import SCHEMA, sealed
+from llmopt.artifact import describe_files, sealed
 from llmopt.errors import RequestError
 from llmopt.report import html, markdown
 from llmopt.report.collect import collect, manifests_of
+from tests.artifacts import manifest_of
 
 Make = Callable[..., Any]
 CORPUS = {"name": "held_out.txt", "sha256": "e" * 64, "windows": 8, "length": 512}
@@ -21,15 +22,11 @@ SPEED = {"decode_tokens_per_s": 50.0, "peak_bytes": 1_000_000}
 
 def write(folder: Path, manifest: dict[str, Any], **files: Any) -> Path:
     folder.mkdir()
-    whole = {
-        "schema": SCHEMA, "name": folder.name, "key": "k", "format": "gptq", "settings": {},
-        "parents": [{"name": "model", "digest": "sha256:" + "a" * 64}], "corpus": None, "seed": 0,
-        "versions": {}, "files": [], "digest": "sha256:" + "0" * 64, "ledger": [], "evidence": {},
-        "gates": [],
-    }  # fmt: skip
-    files["llmopt"] = sealed(whole | manifest)
     for name, document in files.items():
         (folder / f"{name.replace('_', '.')}.json").write_text(json.dumps(document))
+    members = {"name": folder.name, "versions": {}, **manifest}
+    whole = manifest_of(describe_files(folder), **members)
+    (folder / "llmopt.json").write_text(json.dumps(sealed(whole)))
     return folder
 
 
@@ -155,3 +152,18 @@ def test_an_unreadable_manifest_is_named_before_any_work(tmp_path: Path) -> None
         manifests_of([folder])
     with pytest.raises(RequestError, match="holds bench results"):
         collect([])
+
+
+def test_results_that_were_edited_are_not_shown(bench: Make, model: Make) -> None:
+    folder = bench("score", model("w4", "4"))
+    path = folder / "bench.json"
+    path.write_text(path.read_text().replace("0.95", "0.99"))
+    with pytest.raises(RequestError, match=r"bench\.json was changed"):
+        collect([folder])
+
+
+def test_a_run_record_that_is_none_costs_its_numbers_alone(bench: Make, model: Make) -> None:
+    folder = bench("score", model("w4", "4"))
+    (folder / "llmopt.run.json").write_text('{"speed": [1], "machine": 3}')
+    (found,) = collect([folder])
+    assert found.speed == {}
