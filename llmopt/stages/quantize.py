@@ -147,7 +147,8 @@ def _write_config(
         module = fate.name.removesuffix(".weight")
         if fate.quantize is not None:
             layers[module] = replace(fate.quantize.layout, desc_act=records[module]["desc_act"])
-        elif module in checkpoint.layers:
+        elif module in checkpoint.layers and fate.name not in records:
+            # with a record scales were folded into it, and it is written as plain weights
             layers[module] = checkpoint.layers[module]
     if not layers:
         raise RequestError("nothing was quantized: every linear is skipped by an override")

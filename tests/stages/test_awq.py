@@ -17,7 +17,7 @@ from llmopt.grids.base import GridOptions
 from llmopt.runtimes.torch import load
 from llmopt.stages.transform import Awq
 from tests import models
-from tests.stages.conftest import HELD_OUT, TEXT, quantized
+from tests.stages.conftest import HELD_OUT, TEXT, difference, quantized
 
 TOKENS = torch.arange(4 * 48).view(4, 48) % 60
 
@@ -58,3 +58,24 @@ def test_codes_are_not_held_to_weights_that_scales_have_changed(tmp_path: Path) 
         made = quantized(tmp_path, tmp_path / "model", method=method, gate=["kl.mean < 100"])
         made = open_artifact("q", made.path)  # the gate has written its verdict since
         assert ("weights" in made.manifest["gate"]["evidence"]) is expected
+
+
+def test_what_scales_are_folded_into_is_described_as_it_is_written(
+    make: Any, tmp_path: Path
+) -> None:
+    """A linear that came quantized, is skipped, and takes the scales of the one after it."""
+    model = make("qwen3", num_key_value_heads=4)
+    source = quantized(tmp_path, model, method="rtn", grid="int8").path.rename(tmp_path / "int8")
+    done = quantized(
+        tmp_path, source, method="rtn", transform="awq",
+        overrides=[{"match": "*.v_proj", "skip": True}],
+    )  # fmt: skip
+    stored = Checkpoint.open(done.path)
+    folded = {e["name"] for e in done.manifest["ledger"] if e["action"] == "folded"}
+    name = "model.layers.0.self_attn.v_proj"
+    assert f"{name}.weight" in folded
+    assert name not in stored.layers
+    assert f"{name}.weight" in stored.stored
+    assert stored.quantization is not None
+    assert stored.quantization.layer(name) is None
+    assert difference(model, done.path) < 1.5
