@@ -29,6 +29,17 @@ _NOT_THE_MODEL = frozenset(
     }
 )
 
+#: files of which each alone makes a tokenizer
+_TOKENIZERS = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json", "*.tiktoken", "tiktoken.model"),
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder has files that a tokenizer can be made of, by their names."""
+    return any(path.is_file() for name in _TOKENIZERS for path in folder.glob(name))
+
 
 def model_config(settings: Mapping[str, Any]) -> Any:
     """transformers' config of a model, from the part of config.json that describes it."""

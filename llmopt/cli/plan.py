@@ -79,6 +79,13 @@ def _steps_table(made: Plan, states: dict[str, str]) -> Table:
 
 
 def _does(step: PlannedStep) -> str:
+    """What a step does, in a few words; with the length of text that the context cuts."""
+    text = step.settings.get("calibration") or step.settings.get("evaluation") or {}
+    cut = f" on {text['length']} tokens a sequence (the context)" if "cut_from" in text else ""
+    return _work(step) + cut
+
+
+def _work(step: PlannedStep) -> str:
     if step.verb == "quantize":
         s = step.settings
         return f"{s['method']} {_grid(s)} -> {s['format']}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +130,7 @@ def summary_line(result: StepResult) -> str:
         if moved["rounded"]:
             largest = numbers.percent(moved["largest_error"])
             parts[-1] += f", {moved['rounded']} rounded (by up to {largest})"
-    if differences := evidence.get("tokenizer"):
-        parts.append(f"tokenizer: {'; '.join(differences)}")
-    loading = evidence.get("loading", {})
-    if loading.get("apart"):
-        parts.append(f"vLLM and SGLang cannot load it: {card.apart(loading)}")
-    if left_out := evidence.get("left_out"):
-        parts.append(f"left out: {_some(left_out)}")
+    parts += _remarks(manifest)
     if cold := {entry["name"].rsplit(".", 2)[0] for entry in ledger if entry.get("cold")}:
         experts = counted(len(cold), "cold expert")
         parts.append(f"{experts} (few tokens) on the statistics of their block's")
@@ -158,6 +152,22 @@ def _quality(manifest: dict[str, Any]) -> list[str]:
         predicted = numbers.short(allocation["predicted_kl"])
         said.append(f"KL {predicted} predicted at {bits} bits per quantized weight")
     return said
+
+
+def _remarks(manifest: dict[str, Any]) -> Iterator[str]:
+    """What came out otherwise than one might think."""
+    evidence, corpus = manifest["evidence"], manifest.get("corpus") or {}
+    if differences := evidence.get("tokenizer"):
+        yield f"tokenizer: {'; '.join(differences)}"
+    loading = evidence.get("loading", {})
+    if loading.get("apart"):
+        yield f"vLLM and SGLang cannot load it: {card.apart(loading)}"
+    if evidence.get("no_tokenizer"):
+        yield "no tokenizer came with the model: it cannot generate without one"
+    if "cut_from" in corpus:
+        yield f"calibrated on {corpus['length']} tokens a sequence, the model's context"
+    if left_out := evidence.get("left_out"):
+        yield f"left out: {_some(left_out)}"
 
 
 def _some(left_out: dict[str, str], most: int = 3) -> str:

@@ -13,6 +13,7 @@ from llmopt.planner.graph import named_parents, ordered, outside
 from llmopt.planner.located import located
 from llmopt.planner.states import State, states
 from llmopt.planner.steps import MODEL, Plan, PlannedStep
+from llmopt.pretrained import has_tokenizer
 from llmopt.recipe import Recipe, Source
 from llmopt.recipe.matrix import Expanded, expand
 from llmopt.report import origin
@@ -46,6 +47,7 @@ def plan(
     desugar = Desugar(recipe, source, ids, contents, others, model.name)
     steps = _desugared(in_order, ids, desugar)
     _check_ids(steps, source)
+    _check_tokenizers(steps, model.folder, folders, source)
     single = source.file == "<command line>" and len(expanded) == 1
     if single:
         artifact.check_name(out)
@@ -91,6 +93,24 @@ def _check_ids(steps: list[PlannedStep], source: Source) -> None:
         if names.count(step.id) > 1 and step.gates_of is None and step.verb != "allocate":
             message = f"{step.id!r} is what the planner calls a step of its own"
             raise source.error(message, (*step.key[:2], "id"), "choose another id")
+
+
+def _check_tokenizers(
+    steps: list[PlannedStep], model: Path, outside: dict[str, Path], source: Source
+) -> None:
+    """RecipeError where a step has text to read, and its model no tokenizer to read it with."""
+    for step in steps:
+        first = step.settings.get("against") or step.parents[0]
+        folder = outside.get(first, model)
+        if {"calibration", "evaluation"} & step.texts.keys() and not has_tokenizer(folder):
+            hint = "put the model's tokenizer.json into the folder"
+            judges = step.gates_of is not None
+            raise source.error(
+                f"{'the quality gate' if judges else step.verb} reads text, and there is no "
+                f"tokenizer in {folder}",
+                step.key,
+                f"{hint}, or take no gate (--gate none)" if judges else hint,
+            )
 
 
 def _external(path: Path) -> Path:

@@ -10,7 +10,9 @@ from llmopt import artifact
 from llmopt.corpora import source as corpora
 from llmopt.planner.located import located
 from llmopt.recipe import Recipe, Source
+from llmopt.recipe.models import CalibrationData, EvaluationData
 from llmopt.recipe.source import Key
+from llmopt.specs.families import family_of
 
 
 class Texts:
@@ -35,17 +37,14 @@ class Texts:
                     "give data.calibration.source (--calibration FILE, or demo for Python text)",
                 )
             return None
-        length = min(data.length, self._context)
         key: Key = ("data", "calibration", "source")
         digest = located(self._source, key, lambda: self._digest(source, data.field, "calibration"))
-        return data.model_dump() | {
-            "source": text_name(source), "length": length, "digest": digest
-        }  # fmt: skip
+        named = {"source": text_name(source), "digest": digest}
+        return data.model_dump() | named | self._length("calibration", data)
 
     def evaluation(self, windows: int | None = None) -> dict[str, Any]:
         """What a step is measured on: `windows` of it, where that is less than the recipe's."""
         data = self._recipe.data.evaluation
-        length = min(data.length, self._context)
         key: Key = ("data", "evaluation", "source")
         digest = located(
             self._source, key, lambda: self._digest(data.source, data.field, "evaluation")
@@ -57,9 +56,8 @@ class Texts:
                 "hold some text out, or evaluate on demo",
             )
         count = data.windows if windows is None else min(windows, data.windows)
-        return data.model_dump() | {
-            "source": text_name(data.source), "windows": count, "length": length, "digest": digest
-        }  # fmt: skip
+        named = {"source": text_name(data.source), "windows": count, "digest": digest}
+        return data.model_dump() | named | self._length("evaluation", data)
 
     def places(self) -> dict[str, dict[str, Any]]:
         """Where the recipe's texts lie, and as much of them as the model's context allows."""
@@ -68,10 +66,25 @@ class Texts:
             ("calibration", self._recipe.data.calibration),
             ("evaluation", self._recipe.data.evaluation),
         ):
-            length = min(data.length, self._context)
-            source = data.source or "demo"
-            found[name] = data.model_dump() | {"source": source, "length": length}
+            named = {"source": data.source or "demo"}
+            found[name] = data.model_dump() | named | self._length(name, data)
         return found
+
+    def _length(self, name: str, data: CalibrationData | EvaluationData) -> dict[str, int]:
+        """Tokens a sequence; a default that the context has no room for is cut, and it is said.
+
+        RecipeError for one that was asked for.
+        """
+        context = self._context
+        if context is None or data.length <= context:
+            return {"length": data.length}
+        if "length" in data.model_fields_set:
+            raise self._source.error(
+                f"{data.length:,} tokens a sequence do not fit the model's context of {context:,}",
+                ("data", name, "length"),
+                f"at most {context:,}",
+            )
+        return {"length": context, "cut_from": data.length}
 
     def _digest(self, source: str, field: str, split: corpora.Split) -> str:
         asked = (source, field, split)
@@ -80,13 +93,14 @@ class Texts:
         return self._digests[asked]
 
     @property
-    def _context(self) -> int:
-        """The longest sequence the model was made for, in tokens."""
+    def _context(self) -> int | None:
+        """The longest sequence the model was made for, in tokens, where its config says so."""
+        text = family_of(self._config).language_config(self._config)
         for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-            value = self._config.get(name)
+            value = text.get(name)
             if isinstance(value, int) and value > 0:
                 return value
-        return 1 << 30
+        return None
 
 
 def text_name(source: str) -> str:

@@ -196,6 +196,11 @@ def _usage(manifest: dict[str, Any]) -> str:
     """How each program that is known to load the artifact does."""
     facts = manifest["evidence"].get("loading")
     lines = ["## Use", "", "`PATH` is this folder, or the repository's id on the hub.", ""]
+    if manifest["evidence"].get("no_tokenizer"):
+        return (
+            "## Use\n\nNo tokenizer came with the model. Put the one that belongs to it into this "
+            "folder: until then nothing can generate text with it, or serve it."
+        )
     for spec, needed in loaders(manifest["format"], facts):
         installed = f" (`pip install {needed}`)" if needed else ""
         lines += [f"**{spec.title}**{installed}", ""]

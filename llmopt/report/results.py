@@ -70,6 +70,8 @@ class CorpusName(Document):
     sha256: str
     windows: int | None = None
     length: int | None = None
+    #: the length by default, where the model's context has no room for it
+    cut_from: int | None = None
 
     @property
     def amount(self) -> str:

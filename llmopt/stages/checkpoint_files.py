@@ -17,6 +17,7 @@ from llmopt.formats.engine_names import EngineNames, apart
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import QUANTIZE_CONFIG
 from llmopt.formats.side_files import CODE, copy_files
+from llmopt.pretrained import has_tokenizer
 from llmopt.specs import FORMATS
 from llmopt.specs.families import Naming
 
@@ -27,13 +28,15 @@ _AUTO_MAP = "auto_map"
 def copy_side_files(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
     """Tokenizer, licence and whatever else came with the model, byte for byte.
 
-    Gives what a manifest says of those that stay behind, and why; nothing where there are none.
+    Gives what a manifest says of those that stay behind, and why, and whether there is no
+    tokenizer among them; nothing where there is nothing to say.
     """
     copy_files(checkpoint.folder, checkpoint.side_files.carried, folder)
     left_out = dict(checkpoint.side_files.left_out)
     if _AUTO_MAP in checkpoint.config:
         left_out[f"{_AUTO_MAP} in config.json"] = CODE
-    return {"left_out": left_out} if left_out else {}
+    said: dict[str, Any] = {"left_out": left_out} if left_out else {}
+    return said if has_tokenizer(checkpoint.folder) else said | {"no_tokenizer": True}
 
 
 def write_config(

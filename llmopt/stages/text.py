@@ -29,7 +29,7 @@ def calibration(
     tokens, described = _read(data, source, "calibration", folder)
     windows = calibration_windows(tokens, data["sequences"], data["length"], seed)
     _check_ids(windows, "calibration", folder)
-    return windows, described | {"windows": data["sequences"], "length": data["length"]}
+    return windows, described | _shape(data, data["sequences"])
 
 
 def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -50,7 +50,7 @@ def evaluation(data: dict[str, Any], source: str, folder: Path) -> tuple[Tensor,
     tokens, described = _read(data, source, "evaluation", folder)
     windows = evaluation_windows(tokens, data["windows"], data["length"])
     _check_ids(windows, "evaluation", folder)
-    return windows, described | {"windows": data["windows"], "length": data["length"]}
+    return windows, described | _shape(data, data["windows"])
 
 
 def refuse_overlap(seen: Tensor, held_out: Tensor) -> None:
@@ -76,3 +76,9 @@ def _read(
 ) -> tuple[Tokens, dict[str, Any]]:
     corpus = load(source, split=split, field=data["field"], tokenizer_folder=folder)
     return tokenize(corpus, folder), {"name": corpus.name, "sha256": corpus.sha256}
+
+
+def _shape(data: dict[str, Any], windows: int) -> dict[str, int]:
+    """How much text is used; `cut_from` is the length that the model's context had no room for."""
+    cut = {"cut_from": data["cut_from"]} if "cut_from" in data else {}
+    return {"windows": windows, "length": data["length"], **cut}
