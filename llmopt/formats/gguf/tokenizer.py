@@ -55,6 +55,12 @@ def tokenizer_metadata(folder: Path, config: dict[str, Any]) -> Metadata:
             **({"tokenizer.ggml.scores": scores} if scores else {}),
             "tokenizer.ggml.token_type": types,
         }
+        if beyond := {token for token, number in source.pieces.items() if number >= len(tokens)}:
+            merges = [
+                " ".join(pair) for pair in source.merges if not beyond & {*pair, "".join(pair)}
+            ]
+            if "tokenizer.ggml.merges" in found:
+                found["tokenizer.ggml.merges"] = merges or NO_MERGES
         found |= special_keys(source, config, tokens).metadata
     for name, template in source.templates.items():
         suffix = "" if name == "default" else f".{name}"
@@ -95,6 +101,8 @@ def tokenizer_differences(folder: Path, config: dict[str, Any]) -> list[str]:
         tokens, _, _ = _tokens(source, _rules(source), config)
         found.extend(special_keys(source, config, tokens).remarks)
         rows = len(tokens)
+        if beyond := sum(number >= rows for number in source.pieces.values()):
+            found.append(f"{beyond} pieces from id {rows} on: left out, as the model has no rows")
         if unused := [token["content"] for token in source.added if token["id"] >= rows]:
             found.append(f"{', '.join(unused)}: left out, as the model has no row for it")
         names = {token["content"] for token in source.added}
@@ -218,14 +226,11 @@ def _tokens(
 ) -> tuple[list[str], list[int], list[float]]:
     """Tokens, types and scores (none where the rules have none), up to the rows of the model."""
     rows = _rows(source, config)
-    last = max(source.pieces, key=lambda token: source.pieces[token])
-    if source.pieces[last] >= rows:
-        raise RequestError(
-            f"token {last!r} has id {source.pieces[last]}, and the model only {rows} rows"
-        )
     tokens = [f"[PAD{i}]" for i in range(rows)]
     types = [UNUSED] * rows
     for token, number in source.pieces.items():
+        if number >= rows:
+            continue
         tokens[number] = token
         types[number] = BYTE if not rules.over_bytes and is_byte_token(token) else NORMAL
     if source.sentencepiece is not None:
