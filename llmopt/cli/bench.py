@@ -50,7 +50,6 @@ def bench(
     typed = dict(locals())
     from llmopt.cli.flags import flags, recipe_of
     from llmopt.cli.output import Output
-    from llmopt.cli.steps import print_as_recipe
     from llmopt.recipe.source import Flag
     from llmopt.stages.base import RunOptions
 
@@ -67,6 +66,8 @@ def bench(
         names["model"] = Flag("ARTIFACTS")
     try:
         if print_recipe:
+            from llmopt.cli.steps import print_as_recipe
+
             print_as_recipe(data, Output(json, quiet))
         else:
             options = RunOptions(device, threads, overwrite)
@@ -80,17 +81,18 @@ def _measure(
     data: dict[str, Any], names: dict[str, Flag], folder: Path, html: Path | None,
     options: RunOptions, output: Output,
 ) -> None:  # fmt: skip
-    from llmopt import planner
-    from llmopt.cli.reporting import bench_result, show_bench, write_report
-    from llmopt.cli.steps import execute, raise_if_failed
-    from llmopt.recipe import from_data
     from llmopt.report import page
-    from llmopt.report.collect import manifests_of
 
     if html is not None:
         hint = "--overwrite replaces it, or choose another --html"
         page.check(html, overwrite=options.overwrite, hint=hint, apart=[folder])
     output.note(f"{data['model']}: checking the request ...")
+    from llmopt import planner  # what takes long to import comes after the first line
+    from llmopt.cli.reporting import bench_result, show_bench, write_report
+    from llmopt.cli.steps import execute, raise_if_failed
+    from llmopt.recipe import from_data
+    from llmopt.report.collect import manifests_of
+
     plan = planner.plan(*from_data(data, names), folder)
     models = [plan.folder_of(name) for name in plan.steps[-1].parents]
     manifests_of(models)  # what the report could not read is said before the work

@@ -22,19 +22,20 @@ def run(
     verbose: o.Verbose = False,
 ) -> None:
     """Run a recipe: what is there already is reused, what was begun is resumed."""
-    from llmopt import planner
     from llmopt.cli.output import Output
-    from llmopt.cli.reporting import show_bench, write_report
-    from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line
     from llmopt.recipe import load
-    from llmopt.report import page
-    from llmopt.specs.base import counted
-    from llmopt.stages.base import RunOptions
 
     output = Output(json, quiet)
     loaded, source = load(recipe, set_ or ())
     folder = out or default_folder(loaded.name)
     output.note(f"{loaded.name}: checking the recipe ...")
+    from llmopt import planner  # what takes long to import comes after the first line
+    from llmopt.cli.reporting import show_bench, write_report
+    from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line
+    from llmopt.report import page
+    from llmopt.specs.base import counted
+    from llmopt.stages.base import RunOptions
+
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
     if any(step.verb == "bench" and step.gates_of is None for step in plan.steps):
         page.check(folder / "report.html", hint="move it away, or choose another -o")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from llmopt import ledger as ledgers
-from llmopt import pipeline, planner
+from llmopt.artifact import file_of
 from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed, Mistakes, RecipeError
-from llmopt.pipeline import Ran, StepResult
 from llmopt.recipe import from_data
 from llmopt.recipe.source import Flag
 from llmopt.report import card, numbers
@@ -21,7 +18,11 @@ from llmopt.report.quality import class_of
 from llmopt.report.results import CorpusName, Entry
 from llmopt.specs import GRIDS
 from llmopt.specs.base import counted
-from llmopt.stages.base import RunOptions
+
+if TYPE_CHECKING:
+    from llmopt.pipeline import Ran, StepResult
+    from llmopt.planner import Plan
+    from llmopt.stages.base import RunOptions
 
 
 def grid_named(grid: str | None, bits: int | None) -> str | None:
@@ -56,6 +57,8 @@ def run_single(
         print_as_recipe(data, output)
         return
     output.note(f"{recipe.model}: checking the request ...")
+    from llmopt import planner  # what takes long to import comes after the first line
+
     plan = planner.plan(recipe, source, out, allow_pickle=allow_pickle)
     ran = execute(plan, options, output)
     for result in ran.results:
@@ -67,12 +70,16 @@ def run_single(
 
 def print_as_recipe(data: dict[str, Any], output: Output) -> None:
     """The recipe that does what a command line asks for."""
+    import yaml
+
     output.text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     output.result(data)
 
 
-def execute(plan: planner.Plan, options: RunOptions, output: Output) -> Ran:
+def execute(plan: Plan, options: RunOptions, output: Output) -> Ran:
     """Run a plan, showing its progress."""
+    from llmopt import pipeline
+
     with reporting(output) as reporter:
         return pipeline.run(plan, options, reporter)
 
@@ -121,7 +128,8 @@ def summary_line(result: StepResult) -> str:
     manifest = result.artifact.manifest
     ledger, evidence = manifest["ledger"], manifest["evidence"]
     size = numbers.megabytes(numbers.weight_bytes(manifest["files"]))
-    parts = [f"{result.artifact.path}: {manifest['format']}, {size} MB of weights"]
+    path = file_of(result.artifact.path) or result.artifact.path
+    parts = [f"{path}: {manifest['format']}, {size} MB of weights"]
     if ledger:
         counts = ledgers.in_words(ledgers.count(entry["action"] for entry in ledger))
         parts[0] += f"; tensors: {counts}"
@@ -145,8 +153,10 @@ def _quality(manifest: dict[str, Any]) -> list[str]:
         entry = Entry.model_validate(evidence)
         if entry.kl is not None:
             corpus = CorpusName.model_validate(gate["corpus"])
-            kl = numbers.interval(entry.kl.mean)
-            said.append(f"KL {kl} to the original on {corpus.amount} ({class_of(entry)})")
+            words = f"{class_of(entry)}: mean KL {numbers.interval(entry.kl.mean)} to the original"
+            if entry.agreement is not None:
+                words += f", {numbers.percent(entry.agreement.value)} same top token"
+            said.append(f"{words}, on {corpus.amount}")
     if allocation := manifest["evidence"].get("allocation"):
         bits = numbers.short(allocation["bits_per_weight"])
         predicted = numbers.short(allocation["predicted_kl"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.formats.headers import OF_TRAINING, PICKLES, shard_names
 from llmopt.formats.safetensors import DTYPE_NAMES, ShardWriter
-from llmopt.formats.side_files import copy_files, side_files
+from llmopt.formats.side_files import copy_files, note_left_out, side_files
 
 _INDEX = "pytorch_model.bin.index.json"
 #: files that say what the weights are, or whose
@@ -30,7 +30,9 @@ def unpickled(folder: Path, cache: Path) -> Path:
     if any(folder.glob("*.safetensors")):
         return folder
     files = _pickles(folder)
-    copy = cache / _fingerprint(files)
+    others = side_files(folder, frozenset({*(path.name for path in files), _INDEX}))
+    carried = [*(name for name in _OWN if (folder / name).is_file()), *others.carried]
+    copy = cache / _fingerprint([*files, *(folder / n for n in carried)], others.left_out)
     if copy.is_dir():
         return copy
     making = copy.with_name(f"{copy.name}.{os.getpid()}")
@@ -49,8 +51,8 @@ def unpickled(folder: Path, cache: Path) -> Path:
             raise RequestError(f"{folder} has a config.json but no weights")
         writer.finalize(making)
         shutil.rmtree(making / "parts")
-        own = [name for name in _OWN if (folder / name).is_file()]
-        copy_files(folder, [*own, *side_files(folder).carried], making)
+        copy_files(folder, carried, making)
+        note_left_out(making, others.left_out)
         making.rename(copy)
     finally:
         shutil.rmtree(making, ignore_errors=True)
@@ -66,10 +68,10 @@ def _pickles(folder: Path) -> list[Path]:
     return whole or [path for path in files if not path.name.startswith(OF_TRAINING)]
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """What changes when a file does: its place, size and time."""
+def _fingerprint(files: list[Path], left_out: dict[str, str]) -> str:
+    """What changes when a file does (its place, size and time), or what stays behind."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((stats, left_out)).encode()).hexdigest()[:24]
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ hold them, code, hidden files, and links that lead out of the model.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -44,6 +45,9 @@ NOT_FETCHED = (
     *("*.mlpackage/*", ".*", "*/.*"),
 )
 
+#: in a copy of a model among the caches: what stayed behind when it was made
+_LEFT_OUT = ".llmopt-left-out.json"
+
 CODE, OTHER_WEIGHTS = "code", "other weights"
 LINK, NO_FILE, NO_TEXT = "a link out of the model", "not a file", "a name that is not UTF-8"
 
@@ -66,7 +70,7 @@ def side_files(folder: Path, weights: frozenset[str] = frozenset()) -> SideFiles
     Links are followed inside the folder, and to where its config or weights really lie, as in the
     hub's cache; no further.
     """
-    found = SideFiles()
+    found = SideFiles(left_out=_noted(folder))
     homes = _homes(folder)
     for path in sorted(_walk(folder, folder, found)):
         name = path.relative_to(folder).as_posix()
@@ -79,6 +83,22 @@ def side_files(folder: Path, weights: frozenset[str] = frozenset()) -> SideFiles
             found.left_out[os.fsencode(name).decode("utf-8", "replace")] = reason
     found.left_out = dict(sorted(found.left_out.items()))
     return found
+
+
+def note_left_out(copy: Path, left_out: dict[str, str]) -> None:
+    """Keep in a copy of a model what its `side_files` are to say of the model it was made from."""
+    (copy / _LEFT_OUT).write_text(json.dumps(left_out, ensure_ascii=False), "utf-8")
+
+
+def _noted(copy: Path) -> dict[str, str]:
+    """What `note_left_out` kept; nothing where there is no such file, or it is not ours."""
+    note = copy / _LEFT_OUT
+    try:
+        noted = json.loads(note.read_text("utf-8")) if note.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    ours = isinstance(noted, dict) and all(isinstance(why, str) for why in noted.values())
+    return noted if ours else {}
 
 
 def copy_files(source: Path, names: Iterable[str], target: Path) -> None:

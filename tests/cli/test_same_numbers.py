@@ -31,7 +31,9 @@ def test_sizes_counts_and_windows(llmopt: Llmopt, tmp_path: Path, verb: str) -> 
     weights = [*(tmp_path / "out").glob("*.safetensors"), *(tmp_path / "out").glob("*.gguf")]
     size = sum(path.stat().st_size for path in weights)
     assert f"{megabytes(size)} MB of weights" in made.out
-    assert " to the original on 16 windows of " in made.out
+    assert " to the original, " in made.out
+    assert " same top token, on 16 windows of " in made.out
+    assert made.out.startswith("out: ")
     counts = made.out.partition("tensors: ")[2].partition(";")[0]
     assert "quantized" in counts
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.pickles import unpickled
+from llmopt.formats.side_files import side_files
 from tests import models
 
 
@@ -44,6 +45,28 @@ def test_a_copy_is_made_once(tmp_path: Path, tensors: dict[str, torch.Tensor]) -
     (model / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
     (model / "stray.bin").write_bytes(b"no pickle")
     assert set(Checkpoint.open(unpickled(model, cache)).names) == set(names)
+
+
+def test_a_copy_follows_the_files_beside_the_weights_and_says_what_stayed_behind(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    torch.save(tensors, model / "pytorch_model.bin")
+    torch.save({"lr": 1.0}, model / "training_args.bin")
+    (model / "modeling_x.py").write_text("")
+    others = Checkpoint.open(unpickled(model, cache)).side_files
+    assert others.left_out == {"modeling_x.py": "code", "training_args.bin": "other weights"}
+    assert all(not name.startswith(".") for name in others.carried)
+    (model / "NOTICE").write_text("new")
+    assert "NOTICE" in Checkpoint.open(unpickled(model, cache)).side_files.carried
+    (model / "modeling_x.py").unlink()
+    assert "modeling_x.py" not in Checkpoint.open(unpickled(model, cache)).side_files.left_out
+
+
+def test_what_a_model_says_of_itself_is_no_note_of_ours(tmp_path: Path) -> None:
+    for text in ("[1]", '{"a": 1}', "{", "[" * 100_000):
+        (tmp_path / ".llmopt-left-out.json").write_text(text)
+        assert side_files(tmp_path).left_out == {}
 
 
 class _Harm:
