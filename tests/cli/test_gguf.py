@@ -46,7 +46,9 @@ def test_both_runtimes_generate_the_same_text(llmopt: Llmopt) -> None:
 def test_a_name_and_further_metadata(llmopt: Llmopt, tmp_path: Path) -> None:
     command = ["convert", "demo", "-o", "m.gguf", "--to", "gguf:F16"]
     said = ["--metadata", "general.author=A=B", "--metadata", "my.count=7"]
-    assert llmopt(*command, "--name", "Mine", *said).code == 0
+    made = llmopt(*command, "--name", "Mine", *said)
+    assert made.code == 0
+    assert made.out.startswith("m.gguf: gguf, ")
     found = read_gguf(tmp_path / "m.gguf").metadata
     assert found["general.name"] == "Mine"
     assert (found["general.author"], found["my.count"]) == ("A=B", 7)
