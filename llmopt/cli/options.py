@@ -80,7 +80,7 @@ Calibration = Annotated[
 Evaluation = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Held-out text to measure on. [default: demo]")
 ]
-Field = Annotated[str | None, typer.Option(help="JSONL or dataset column of the text.")]
+Field = Annotated[str | None, typer.Option(help="The column of the text. [default: text]")]
 Windows = Annotated[int | None, typer.Option(help="Evaluation windows.")]
 Length = Annotated[int | None, typer.Option(help="Tokens a window.")]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results.")]

@@ -15,9 +15,18 @@ from typing import Any
 from llmopt.corpora import rendering
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.pretrained import tokenizer_of
+from llmopt.specs.base import shortened
 
 Render = Callable[[str, list[object]], str]
 """(place, messages) -> text; the place is for the error message."""
+
+_ROLES = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
+}
+"""Whom ShareGPT's messages are `from` -> the role that templates know."""
 
 _SECONDS = 20
 """For one conversation; templates take milliseconds."""
@@ -77,8 +86,7 @@ class _Renderer:
 
     def render(self, place: str, messages: list[object]) -> str:
         """RequestError where the messages are none, or the template refuses or abuses them."""
-        _check(place, messages)
-        answer = self._ask(_plain(messages), _SECONDS)
+        answer = self._ask(plain(place, messages), _SECONDS)
         if answer is None:
             raise RequestError(
                 f"{place}: the model's chat template does not come to an end with these messages"
@@ -126,18 +134,33 @@ def _template(tokenizer: Any) -> str:
         ) from error
 
 
-def _check(place: str, messages: list[object]) -> None:
-    for number, message in enumerate(messages, start=1):
-        if not (isinstance(message, dict) and "role" in message and "content" in message):
-            raise RequestError(
-                f"{place}: message {number} is not an object with a role and a content"
-            )
+def plain(place: str, messages: list[object]) -> list[dict[str, Any]]:
+    """The messages as templates expect them, without members that are null, as transformers has it.
+
+    RequestError where they are not objects with a role and a content, or with from and value.
+    """
+    return [_message(f"{place}: message {n}", each) for n, each in enumerate(messages, start=1)]
 
 
-def _plain(messages: list[object]) -> list[object]:
-    """Without members that are null, as transformers gives messages to templates."""
-    return [
-        {key: value for key, value in message.items() if value is not None}
-        for message in messages
-        if isinstance(message, dict)
-    ]
+def _message(place: str, message: object) -> dict[str, Any]:
+    if isinstance(message, dict):
+        given = {key: value for key, value in message.items() if value is not None}
+        if "role" in given and "content" in message:
+            return given
+        if "from" in given and "value" in given:
+            return _of_sharegpt(place, given["from"], given["value"])
+    raise RequestError(
+        f"{place} is not an object with a role and a content, nor one with from and value"
+    )
+
+
+def _of_sharegpt(place: str, speaker: object, text: object) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise RequestError(f"{place}: its value is no text")
+    role = _ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        raise RequestError(
+            f"{place} is from {shortened(str(speaker))!r}, whose role is not known",
+            hint=f"known are {', '.join(_ROLES)}; or give messages a role and a content",
+        )
+    return {"role": role, "content": text}

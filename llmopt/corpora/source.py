@@ -1,4 +1,4 @@
-"""Where text comes from: `demo`, a text file, JSON lines, Parquet, or a saved dataset.
+"""Where text comes from: `demo`, a text file, JSON, CSV, Parquet, or a saved dataset.
 
 No torch here: the planner checks sources with `check`, which reads first lines and headers only.
 """
@@ -12,19 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmopt.corpora import chat, files, stdlib, tables
+from llmopt.corpora import chat, delimited, files, json_files, stdlib, tables
 from llmopt.corpora.files import Record
+from llmopt.corpora.packed import PACKINGS, suffixes
 from llmopt.errors import RequestError
 
 Split = Literal["train", "calibration", "evaluation"]
-Kind = Literal["demo", "text", "jsonl", "table"]
+Kind = Literal["demo", "text", "jsonl", "json", "csv", "tsv", "table"]
 
 READ_LIMIT = 64_000_000
 """Bytes of UTF-8 text: over ten million tokens, far more than any calibration reads."""
 
 _CHECKED_BYTES = 65_536
 _TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst", ".raw", ".py", ".tokens", ""})
-_KINDS = "demo, a text file (.txt, .md), .jsonl, .parquet, or a folder that datasets saved"
+_SUFFIXES: dict[str, Kind] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    **dict.fromkeys(_TEXT_SUFFIXES, "text"),
+}  # fmt: skip
+_KINDS = (
+    "demo, a text file (.txt, .md), .jsonl, .json, .csv or .tsv, each also with "
+    f"{', '.join(PACKINGS)}, or .parquet, or a folder that datasets saved"
+)
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,14 @@ def load(
     """Read up to `limit` bytes of the source's text; empty documents are left out.
 
     `split` chooses among what the source has to choose from: the demo corpus and datasets with
-    splits of their own. `field` names the member of a JSON line or the column of a table; a list
+    splits of their own. `field` names the member of a JSON object or the column of a table; a list
     of messages there is rendered with the chat template found in `tokenizer_folder`.
     """
-    kind = kind_of(source)
-    name, records = _records(source, kind, split, field, limit)
+    name, records, whole = _records(source, kind_of(source), split, field, limit)
     documents, complete, rendered = _gather(records, tokenizer_folder, limit)
-    if kind == "text":
-        complete = Path(source).stat().st_size <= limit
     if not documents:
         raise _empty(source)
-    return Corpus(name, _digest(documents), tuple(documents), rendered, complete)
+    return Corpus(name, _digest(documents), tuple(documents), rendered, complete and whole)
 
 
 def check(source: str, *, split: Split, field: str = "text") -> None:
@@ -75,12 +80,13 @@ def check(source: str, *, split: Split, field: str = "text") -> None:
     if kind == "table":
         tables.check_column(tables.shards(Path(source), split)[1][0], field)
         return
-    _, records = _records(source, kind, split, field, _CHECKED_BYTES)
+    _, records, whole = _records(source, kind, split, field, _CHECKED_BYTES)
     first = next(records, None)
     if first is None:
         raise _empty(source)
-    _is_chat(*first)
-    if kind == "text" and not first[1].strip() and Path(source).stat().st_size <= _CHECKED_BYTES:
+    if _is_chat(*first):
+        chat.plain(*first)
+    elif kind == "text" and not first[1].strip() and whole:
         raise _empty(source)
 
 
@@ -95,30 +101,38 @@ def kind_of(source: str) -> Kind:
         return "table"
     if not path.is_file():
         raise RequestError(f"{source}: no such file or folder", hint=f"data is {_KINDS}")
-    suffix = path.suffix.lower()
-    if suffix in {".jsonl", ".ndjson"}:
-        return "jsonl"
-    if suffix in {".parquet", ".arrow"}:
+    suffix, packing = suffixes(path)
+    if suffix in {".parquet", ".arrow"} and not packing:
         return "table"
-    if suffix in _TEXT_SUFFIXES:
-        return "text"
-    raise RequestError(f"{source}: cannot tell what a {suffix} file is", hint=f"data is {_KINDS}")
+    if suffix in _SUFFIXES:
+        return _SUFFIXES[suffix]
+    raise RequestError(
+        f"{source}: cannot tell what a {suffix}{packing} file is", hint=f"data is {_KINDS}"
+    )
 
 
 def _records(
     source: str, kind: Kind, split: Split, field: str, limit: int
-) -> tuple[str, Iterator[Record]]:
-    """The corpus' name and its records, read as they are asked for."""
+) -> tuple[str, Iterator[Record], bool]:
+    """The corpus' name, its records, read as they are asked for, and whether none was cut."""
     if kind == "demo":
-        return f"demo/{split}", iter(stdlib.documents(split))
+        return f"demo/{split}", iter(stdlib.documents(split)), True
     path = Path(source)
     name = path.resolve().name
     if kind == "text":
-        return name, files.text(path, limit)
+        text, whole = files.text(path, limit)
+        return name, iter([(source, text)]), whole
     if kind == "jsonl":
-        return name, files.json_lines(path, field)
-    own_split, shards = tables.shards(path, split)
-    return f"{name}/{own_split}" if own_split else name, tables.rows(shards, field)
+        found = files.json_lines(path, field)
+    elif kind == "json":
+        found = json_files.records(path, field)
+    elif kind != "table":
+        found = delimited.rows(path, field, "," if kind == "csv" else "\t")
+    else:
+        own_split, shards = tables.shards(path, split)
+        name = f"{name}/{own_split}" if own_split else name
+        found = tables.rows(shards, field)
+    return name, (record for record in found if record[1] != []), True
 
 
 def _gather(

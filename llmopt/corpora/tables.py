@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llmopt.corpora.files import Record, missing_field
+from llmopt.corpora.files import Record, chosen_field
 from llmopt.errors import RequestError, require
 
 _SPLIT_NAMES = {
@@ -46,17 +46,17 @@ def shards(path: Path, split: str) -> tuple[str, list[Path]]:
 def check_column(file: Path, field: str) -> None:
     """Raise where the file's schema has no column `field`; reads the header only."""
     with _reader(file) as reader:
-        _require_column(file, reader, field)
+        _column(file, reader, field)
 
 
 def rows(files: list[Path], field: str) -> Iterator[Record]:
     """The value under `field` of every row, files in order."""
     for file in files:
         with _reader(file) as reader:
-            _require_column(file, reader, field)
+            column = _column(file, reader, field)
             number = 0
-            for batch in _batches(reader, field):
-                for value in batch.column(field).to_pylist():
+            for batch in _batches(reader, column):
+                for value in batch.column(column).to_pylist():
                     number += 1
                     yield f"{file}: row {number}", value
 
@@ -80,10 +80,9 @@ def _batches(reader: Any, field: str) -> Iterator[Any]:
         yield from reader
 
 
-def _require_column(file: Path, reader: Any, field: str) -> None:
+def _column(file: Path, reader: Any, field: str) -> str:
     schema = getattr(reader, "schema_arrow", None) or reader.schema
-    if field not in schema.names:
-        raise missing_field(str(file), field, list(schema.names))
+    return chosen_field(str(file), field, list(schema.names))
 
 
 def _saved_files(folder: Path) -> list[Path]:

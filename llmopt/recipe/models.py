@@ -79,13 +79,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
+_TEXTS = "demo, a text, .jsonl, .json, .csv or .tsv file (also .gz, .bz2, .xz, .zst), or a data set"
+_FIELD = "column of the texts or conversations; where text is not there: that of the conversations"
+
+
 class CalibrationData(Strict):
     """Text that statistics are collected on."""
 
-    source: str = Field(
-        "", description="demo, a text file, a .jsonl file, or a dataset directory; empty: none"
-    )
-    field: str = Field("text", description="JSONL or dataset column; messages for chats")
+    source: str = Field("", description=f"{_TEXTS}; empty: none")
+    field: str = Field("text", description=_FIELD)
     sequences: int = Field(128, ge=1, description="how many sequences")
     length: int = Field(512, ge=8, description="tokens a sequence; at most the model's context")
 
@@ -93,8 +95,8 @@ class CalibrationData(Strict):
 class EvaluationData(Strict):
     """Held-out text that quality is measured on."""
 
-    source: str = Field("demo", description="demo, a text file, a .jsonl file, or a dataset folder")
-    field: str = Field("text", description="JSONL or dataset column; messages for chats")
+    source: str = Field("demo", description=_TEXTS)
+    field: str = Field("text", description=_FIELD)
     windows: int = Field(64, ge=2, description="how many windows; intervals resample windows")
     length: int = Field(512, ge=8, description="tokens a window; at most the model's context")
 

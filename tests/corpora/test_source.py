@@ -82,6 +82,8 @@ def test_hash_sees_where_documents_end(tmp_path: Path) -> None:
         (b'{"text": "a"}\n{"text": 5}\n', r":2: expected a text .* found int"),
         (b'{"text": "a"}\n{"text": null}\n', r":2: expected a text .* found null"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', r":2: not UTF-8"),
+        (b'{"text": "a"}\n{"text": "\0"}\n', r":2: holds a zero byte"),
+        (b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}", r":2: .* too many digits"),
         (b'{"text": "\\ud800"}\n', r":1: half of a surrogate pair"),
         (b'{"text": "a"}\n' + b"[" * 100_000 + b"\n", r":2: the JSON is nested too deeply"),
         (b'{"text": "a"}\n{"text": [{"role": "user", "content": ""}]}\n', r":2: chat .* mixed"),
@@ -104,6 +106,8 @@ def test_bad_json_lines_name_the_line(tmp_path: Path, content: bytes, message: s
         ("a.jsonl", b'{"text": 1}', "found int"),
         ("a.txt", b"", "holds no text"),
         ("a.txt", b"fine\nnot \xff\n", r"a\.txt:2: not UTF-8"),
+        ("a.txt", "é\na".encode("utf-16-le"), r"a\.txt:1: not UTF-8"),
+        ("a.txt", "a\nb".encode("utf-16-be"), r"a\.txt:1: holds a zero byte"),
         ("a.pdf", b"%PDF", r"cannot tell what a \.pdf file is"),
     ],
 )
@@ -199,6 +203,58 @@ def test_a_template_without_an_end_is_ended(
     folder = tokenizer_folder(chat_template=template)
     with pytest.raises(RequestError, match=r":1: .*does not come to an end"):
         source.load(path, split="calibration", field="messages", tokenizer_folder=folder)
+
+
+def test_conversations_as_sharegpt_has_them(
+    tmp_path: Path, tokenizer_folder: Callable[..., Path]
+) -> None:
+    """Under a name of their own, which need not be given; empty ones are left out."""
+    says = [("System", "be"), ("human", "hi"), ("gpt", "yo"), ("observation", "1"), ("bard", "k")]
+    messages = [{"from": who, "value": what, "weight": None} for who, what in says]
+    path = write(
+        tmp_path / "chat.jsonl",
+        {"id": 1, "conversations": []},
+        {"id": 2, "conversations": messages},
+        {"id": 3, "conversations": MESSAGES},
+    )
+    source.check(path, split="calibration")
+    folder = tokenizer_folder(chat_template=TEMPLATE)
+    corpus = source.load(path, split="calibration", tokenizer_folder=folder)
+    assert corpus.documents == (
+        "<s>[system]be</s>[user]hi</s>[assistant]yo</s>[tool]1</s>[assistant]k</s>",
+        "<s>[user]hi</s>[assistant]yo</s>",
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (
+            {"from": "narrator", "value": "a"},
+            r":1: message 2 is from 'narrator', whose role",
+        ),
+        ({"from": ["human"], "value": "a"}, r":1: message 2 is from .* not known"),
+        ({"from": "human", "value": 5}, r":1: message 2: its value is no text"),
+        ({"from": "human"}, r":1: message 2 is not an object with a role and a content"),
+        ({"value": "a"}, r":1: message 2 is not an object with a role and a content"),
+        ("a", r":1: message 2 is not an object with a role and a content"),
+    ],
+)
+def test_messages_that_are_none_are_refused_before_work(
+    tmp_path: Path, message: object, problem: str
+) -> None:
+    path = write(tmp_path / "chat.jsonl", {"messages": [MESSAGES[0], message]})
+    with pytest.raises(RequestError, match=problem):
+        source.check(path, split="calibration")
+
+
+def test_two_fields_that_may_be_meant_are_not_chosen_from(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"messages": MESSAGES, "conversations": MESSAGES})
+    with pytest.raises(RequestError, match=r"no field 'text' .*: messages, conversations\)"):
+        source.check(path, split="calibration")
+    path = write(tmp_path / "b.jsonl", {"messages": MESSAGES})
+    with pytest.raises(RequestError, match=r"no field 'body' .*: messages\)"):
+        source.check(path, split="calibration", field="body")
 
 
 def test_chat_needs_a_model(tmp_path: Path) -> None:

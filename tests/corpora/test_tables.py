@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def test_missing_column_names_those_there(tmp_path: Path) -> None:
     for act in (source.check, source.load):
         with pytest.raises(RequestError, match=r"no field 'text' .*: body, id\)"):
             act(str(folder), split="calibration")
+
+
+def test_conversations_are_found_where_there_is_no_text(
+    tmp_path: Path, tokenizer_folder: Callable[..., Path]
+) -> None:
+    folder = saved(tmp_path / "chats", [[{"from": "human", "value": "hi"}]], field="conversations")
+    source.check(str(folder), split="calibration")
+    model = tokenizer_folder(chat_template="{{ messages[0].role }}: {{ messages[0].content }}")
+    corpus = source.load(str(folder), split="calibration", tokenizer_folder=model)
+    assert corpus.documents == ("user: hi",)
 
 
 def test_a_null_names_its_row(tmp_path: Path) -> None:
