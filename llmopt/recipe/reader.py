@@ -89,7 +89,7 @@ def parse(text: str, file: str) -> Source:
     or, its aliases written out, too long.
     """
     source = Source(file)
-    node = _compose(text, file)
+    node = compose(text, file)
     if node is None:
         raise RecipeError("the recipe is empty", file=file, line=1)
     source.data = _Builder(source).build(node, (), ())
@@ -102,11 +102,15 @@ def parse_value(text: str, file: str) -> Any:
     """One YAML value, held to the same limits as a recipe."""
     if len(text) > MAX_BYTES:
         raise RecipeError(f"more than {MAX_BYTES:,} characters", file=file)
-    node = _compose(text, file)
+    node = compose(text, file)
     return None if node is None else _Builder(Source(file)).build(node, (), ())
 
 
-def _compose(text: str, file: str) -> yaml.Node | None:
+def compose(text: str, file: str) -> yaml.Node | None:
+    """The nodes of one YAML document; RecipeError for bad syntax and for what is too deep.
+
+    What aliases stand for is not written out: a node that has several is there once.
+    """
     if (odd := Reader.NON_PRINTABLE.search(text)) is not None:
         line, column = (
             text.count("\n", 0, odd.start()) + 1,

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import BaseConstructor
 
 from llmopt.artifact import CARD, Artifact
-from llmopt.errors import RequestError
+from llmopt.errors import RecipeError, RequestError
+from llmopt.recipe.reader import compose
 
 #: members of the front matter that stay true of a model made from another
 CARRIED = (
@@ -26,8 +28,10 @@ CARRIED = (
     "tags",
 )
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_BEGINS = re.compile(r"\A\ufeff?---[ \t]*\r?\n")
+_MEND = "mend it: the licence that it states is carried over to what is made here"
 #: characters of a card that are read: front matter has hundreds
-_LONGEST = 1 << 17
+_LONGEST = 100_000
 _LICENCE_NAMES = ("license", "licence", "copying")
 #: how the text of a licence begins -> what the hub calls it
 _LICENCES = (
@@ -102,17 +106,27 @@ def _front_matter(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", errors="replace") as file:
-        match = _FRONT_MATTER.match(file.read(_LONGEST))
-    if match is None:
-        return {}
-    try:
-        # every scalar a text: the language `no` must not become false
-        found = yaml.load(match[1], Loader=yaml.BaseLoader)  # noqa: S506 - makes texts only
-    except (yaml.YAMLError, RecursionError) as error:
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        card, more = file.read(_LONGEST), file.read(1)
+    match = _FRONT_MATTER.match(card)
+    if match is not None:
+        return _parsed(match[1], path)
+    if more and _BEGINS.match(card):
         raise RequestError(
-            f"the front matter of {path} is not valid YAML: {problem}",
-            hint="mend it: the licence that it states is carried over to what is made here",
+            f"the front matter of {path} does not end within {_LONGEST:,} characters", hint=_MEND
+        )
+    return {}
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        node = compose(text, path.name)
+        # every scalar a text: the language `no` must not become false
+        found = None if node is None else BaseConstructor().construct_document(node)
+    except (RecipeError, yaml.YAMLError) as error:
+        plain = error.plain if isinstance(error, RecipeError) else getattr(error, "problem", "")
+        problem = plain.removeprefix("not valid YAML: ") or "it cannot be parsed"
+        raise RequestError(
+            f"the front matter of {path} is not valid YAML: {problem}", hint=_MEND
         ) from None
     return found if isinstance(found, dict) else {}
 
@@ -120,7 +134,8 @@ def _front_matter(path: Path) -> dict[str, Any]:
 def _licence_of_file(folder: Path) -> dict[str, str]:
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name.lower().startswith(_LICENCE_NAMES):
-            start = " ".join(path.read_text(encoding="utf-8", errors="replace").split()).lower()
+            with path.open(encoding="utf-8", errors="replace") as file:
+                start = " ".join(file.read(_LONGEST).split()).lower()
             for pattern, name in _LICENCES:
                 if pattern.match(start):
                     return {"license": name, "license_link": path.name}

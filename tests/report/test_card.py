@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,33 @@ def test_a_card_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
     with pytest.raises(RequestError, match=r"front matter of .*README\.md is not valid YAML"):
         origin.declared(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("front", "problem"),
+    [
+        ("a: " + "[" * 50_000, "nested more than 32 deep"),
+        ("".join(" " * n + "a:\n" for n in range(100)), "nested more than 32 deep"),
+        ("a: &a [*a]", "recursive"),
+        ("[a]: b", "unhashable"),
+        ("license: mit\nx: " + "x" * 100_000, "does not end within 100,000 characters"),
+    ],
+)
+def test_front_matter_is_bounded(front: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    started = time.monotonic()
+    with pytest.raises(RequestError, match=f"front matter of .*README.md .*{problem}"):
+        origin.declared(tmp_path)
+    assert time.monotonic() - started < 1
+
+
+def test_aliases_in_front_matter_are_not_written_out(tmp_path: Path) -> None:
+    """Tools that write cards use them for lists that stand there twice."""
+    bomb = "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
+    front = f"tags: &tags [a, b]\nlanguage: *tags\na0: &a0 [x]\n{bomb}license: mit\n"
+    (tmp_path / "README.md").write_text(f"---\n{front}---\n")
+    found = origin.declared(tmp_path)
+    assert found == {"license": "mit", "tags": ["a", "b"], "language": ["a", "b"]}
 
 
 def test_members_of_other_types_are_left_out(tmp_path: Path) -> None:
