@@ -200,6 +200,9 @@ def _run_step(
     artifact.clean(destination)
     artifact.expose(destination)
     notes = _mended(plan, step, destination)
+    if "new_tokens_cut_from" in step.settings:
+        count = step.settings["new_tokens"]
+        notes += (f"speed is that of {count} new tokens, for want of room in the model's context",)
     done = artifact.open_artifact(step.id, destination)
     verdicts = done.manifest["gates"] if step.verb == "bench" else []
     return StepResult(step, done, reused, time.monotonic() - started, verdicts, notes)

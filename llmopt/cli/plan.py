@@ -82,6 +82,8 @@ def _does(step: PlannedStep) -> str:
     """What a step does, in a few words; with the length of text that the context cuts."""
     text = step.settings.get("calibration") or step.settings.get("evaluation") or {}
     cut = f" on {text['length']} tokens a sequence (the context)" if "cut_from" in text else ""
+    if "new_tokens_cut_from" in step.settings:
+        cut += f", speed on {step.settings['new_tokens']} new ones"
     return _work(step) + cut
 
 

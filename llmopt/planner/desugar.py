@@ -278,6 +278,8 @@ class Desugar:
             "evaluation": self._texts.evaluation(),
             "seed": self._recipe.seed,
         }
+        if settings.speed:
+            effective |= self._texts.new_tokens(settings, (*place, "new_tokens"))
         footprint = bench_footprint(
             self._model, len(parents), effective["evaluation"], speed=settings.speed
         )

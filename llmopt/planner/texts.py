@@ -9,10 +9,13 @@ from typing import Any
 from llmopt import artifact
 from llmopt.corpora import source as corpora
 from llmopt.planner.located import located
-from llmopt.recipe import Recipe, Source
+from llmopt.recipe import BenchStep, Recipe, Source
 from llmopt.recipe.models import CalibrationData, EvaluationData
 from llmopt.recipe.source import Key
 from llmopt.specs.families import family_of
+
+_SHORTEST = 4
+"""Tokens of context that a prompt and what is timed after it need."""
 
 
 class Texts:
@@ -85,6 +88,20 @@ class Texts:
                 f"at most {context:,}",
             )
         return {"length": context, "cut_from": data.length}
+
+    def new_tokens(self, settings: BenchStep, key: Key) -> dict[str, int]:
+        """Tokens decoded for speed after a prompt, within the context; see `_length`."""
+        context = self._context
+        if context is None or settings.new_tokens < context:
+            return {"new_tokens": settings.new_tokens}
+        if "new_tokens" in settings.model_fields_set or context < _SHORTEST:
+            raise self._source.error(
+                f"{settings.new_tokens:,} tokens after a prompt do not fit the model's context "
+                f"of {context:,}",
+                key,
+                f"at most {context - 1:,}" if context >= _SHORTEST else "measure without speed",
+            )
+        return {"new_tokens": context // 2, "new_tokens_cut_from": settings.new_tokens}
 
     def _digest(self, source: str, field: str, split: corpora.Split) -> str:
         asked = (source, field, split)

@@ -59,6 +59,26 @@ def test_a_length_by_default_is_cut_to_the_context_and_said(llmopt: Llmopt, text
     assert (planned["length"], planned["cut_from"]) == (64, 512)
 
 
+def test_speed_is_measured_within_the_context_and_it_is_said(llmopt: Llmopt, text: Path) -> None:
+    models.save_with_tokenizer(text / "model")
+    step = {"id": "s", "bench": {"from": ["model"], "against": None}}
+    data = {"evaluation": {"source": "held.txt", "windows": 2}}
+    recipe = {"version": 1, "name": "r", "model": "model", "data": data, "steps": [step]}
+    (text / "r.yaml").write_text(json.dumps(recipe))
+    assert "speed on 32 new ones" in llmopt("plan", "r.yaml").out
+    done = llmopt("run", "r.yaml", "-o", "out", *CPU)
+    assert done.code == 0, done.err
+    assert "speed is that of 32 new tokens" in done.err
+    step["bench"] = {"new_tokens": 64}
+    (text / "r.yaml").write_text(json.dumps(recipe))
+    done = llmopt("plan", "r.yaml")
+    assert done.code == 2
+    assert "64 tokens after a prompt do not fit the model's context of 64" in done.err
+    step["bench"] = {"new_tokens": 64, "speed": False}
+    (text / "r.yaml").write_text(json.dumps(recipe))
+    assert llmopt("plan", "r.yaml").code == 0
+
+
 @pytest.mark.parametrize(
     "config",
     [
