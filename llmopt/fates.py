@@ -16,56 +16,11 @@ from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.ledger import Action
 from llmopt.recipe import QuantizeStep, Source
 from llmopt.recipe.source import Key
-from llmopt.shapes import Shaped, mistakes_of
+from llmopt.settings import LinearSettings
+from llmopt.shapes import Shaped, misfit, mistakes_of
 from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
-from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
 from llmopt.specs.ggml import GGML_TYPES
-
-
-@dataclass(frozen=True)
-class LinearSettings:
-    """How one linear is quantized. Its grid may come from an override."""
-
-    grid: str
-    bits: int
-    group_size: int
-    symmetric: bool
-    activations: str | None = None
-    blocks: bool = False
-
-    @property
-    def label(self) -> str:
-        return self.layout.label
-
-    @property
-    def packs(self) -> bool:
-        """Whether codes share a word; what is computed with as it is stored has a byte for each."""
-        return not (self.grid == "fp8" or self.activations)
-
-    @property
-    def layout(self) -> LayerLayout:
-        return LayerLayout(
-            grid=self.grid,
-            group_size=self.group_size,
-            symmetric=self.symmetric,
-            activations=self.activations,
-            blocks=self.blocks,
-        )
-
-    def bytes(self, shape: tuple[int, int], spec: FormatSpec) -> int:
-        """What a linear [outputs, inputs] takes on disk in a format."""
-        rows, cols = shape
-        if (ggml := GGML_TYPES.get(self.grid)) is not None:
-            return rows * cols // ggml.block * ggml.nbytes
-        sharing = -(-rows // self.group_size) if self.blocks else rows
-        groups = sharing * (1 if self.group_size == -1 else -(-cols // self.group_size))
-        size = rows * cols * self.bits // 8 + groups * GRIDS[self.grid].scale_bytes
-        if spec.stores_zeros or not self.symmetric:
-            size += groups * self.bits // 8
-        if self.activations is None and self.grid != "fp8":
-            size += spec.shape_bytes
-        return size + 4 * cols * spec.stores_index
 
 
 @dataclass(frozen=True)
@@ -76,7 +31,7 @@ class TensorFate:
     [outputs, inputs] for a linear whatever way the checkpoint stores it. It takes `stored_bytes`
     on disk now, and `bytes` then. `options` are what a budget may choose among; as long as it has
     not, `quantize` stands for them and `bytes` is a share of the target. `decoded`: it is quantized
-    now, and will be plain.
+    now, and will be plain. `held`: the layout of what came quantized, and stays so.
     """
 
     name: str
@@ -87,6 +42,13 @@ class TensorFate:
     why: str
     options: tuple[LinearSettings, ...] = ()
     decoded: bool = False
+    held: LayerLayout | None = None
+
+    @property
+    def to(self) -> str | None:
+        """What it is stored as where that is no plain numbers."""
+        layout = self.quantize or self.held
+        return layout.label if layout else None
 
     @property
     def action(self) -> Action:
@@ -99,8 +61,10 @@ class TensorFate:
 
     def as_dict(self) -> dict[str, Any]:
         label = self.quantize.label if self.quantize else None
+        held = self.held.label if self.held else None
         labels = [option.label for option in self.options]
         found = asdict(self) | {"quantize": label, "options": labels, "action": self.action}
+        found["held"] = held
         del found["decoded"]
         return found
 
@@ -116,6 +80,7 @@ def quantize_fates(
     """
     mistakes = Mistakes()
     fates = list(_fates(contents, settings, source, place, mistakes))
+    mistakes.add(_of_held(fates, contents, settings, source, place))
     mistakes.raise_any()
     check_config(fates, contents.naming, settings.format, source, (*place, "format"))
     yield from fates
@@ -130,24 +95,44 @@ def _fates(
     mistakes.add(_of_patterns(settings, linears, source, place))
     mistakes.add(_of_format(settings, source, place))
     for name, tensor in contents.tensors.items():
-        linear, size = name.removesuffix(".weight"), tensor.nbytes
+        linear = name.removesuffix(".weight")
         if not name.endswith(".weight") or linear not in linears:
-            yield TensorFate(name, tensor.shape, size, size, None, kept_because(naming, name))
+            yield kept(tensor, kept_because(naming, name), settings.format, contents.format)
             continue
         shape = linear_shape(contents, tensor)
         chosen, why, keys = _chosen(settings, linear)
         if chosen is None:
-            yield TensorFate(name, shape, size, size, None, why)
+            fate = kept(tensor, why, settings.format, contents.format)
+            yield replace(fate, shape=shape)
             continue
         mistakes.add(_of_zeros(chosen, source, place, keys))
         # without a reason it is a budget's candidate whose group has to fit
         grouped, key = bool(why) or not settings.has_budget, (*place, *keys["group_size"])
         shaped.append(Shaped(linear, *shape, chosen.group_size, chosen.packs, key, grouped))
         after = chosen.bytes(shape, FORMATS[settings.format])
-        yield TensorFate(name, shape, size, after, chosen, why)
+        yield TensorFate(name, shape, tensor.nbytes, after, chosen, why)
     if settings.head and f"{naming.head}.weight" not in contents.tensors:
         yield _untied_head(contents, settings, source, place, mistakes, shaped)
     mistakes.add(mistakes_of(shaped, FORMATS[settings.format], source, place))
+
+
+def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | None) -> TensorFate:
+    """The fate of a tensor that a step to a format leaves alone; `source` is the model's own.
+
+    What is quantized stays so. Blocks of a GGUF type outside linears become plain numbers.
+    """
+    size, layout = tensor.nbytes, tensor.layout
+    if layout is not None and format_id is not None and format_id != source:
+        (rows, cols), spec = tensor.shape, FORMATS[format_id]
+        scale = FORMATS[source].scale_bytes if source and spec.any_scale else None
+        size = LinearSettings.of(layout).bytes((rows, cols), spec, scale)
+        size += 4 * cols * (layout.desc_act and not spec.stores_index)
+    ggml = GGML_TYPES.get(tensor.dtype)
+    blocks = layout is None and ggml is not None and ggml.block > 1
+    size = 4 * math.prod(tensor.shape) if blocks else size
+    return TensorFate(
+        tensor.name, tensor.shape, tensor.nbytes, size, None, why, decoded=blocks, held=layout
+    )
 
 
 def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: str) -> Contents:
@@ -156,7 +141,8 @@ def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: s
     for fate in fates:
         present = contents.tensors.get(fate.name)
         if fate.quantize is None and present is not None:
-            tensors[fate.name] = present
+            dtype = "F32" if fate.decoded else present.dtype
+            tensors[fate.name] = replace(present, nbytes=fate.bytes, dtype=dtype)
         elif fate.quantize is not None:
             layout = fate.quantize.layout
             tensors[fate.name] = LogicalTensor(fate.name, fate.shape, fate.bytes, layout)
@@ -184,7 +170,7 @@ def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
     found = []
     for fate in fates:
         module = fate.name.removesuffix(".weight")
-        if fate.quantize is not None or module == fate.name or module == naming.head:
+        if fate.to is not None or module == fate.name or module == naming.head:
             continue
         own = module.startswith(f"{naming.base}.") and not naming.looks_ahead(fate.name)
         if module in inside if own else len(fate.shape) == 2:
@@ -310,7 +296,9 @@ def check_config(
     """RecipeError at `key` where a format's config cannot express these settings together."""
     fates = list(fates)
     layers = {
-        fate.name.removesuffix(".weight"): fate.quantize.layout for fate in fates if fate.quantize
+        fate.name.removesuffix(".weight"): layout
+        for fate in fates
+        if (layout := fate.quantize.layout if fate.quantize else fate.held)
     }
     if not layers:
         return
@@ -328,6 +316,38 @@ def check_config(
         name, is_setting, value = (error.hint or "").partition(": ")
         hint = source.says((*key[:-1], name), value) if is_setting else error.hint
         raise source.error(error.message, key, hint) from None
+
+
+def _of_held(
+    fates: Iterable[TensorFate], contents: Contents, settings: QuantizeStep, source: Source,
+    place: Key,
+) -> Iterator[RecipeError]:  # fmt: skip
+    """What came quantized and is left alone has to fit into the format as it is."""
+    held = [fate for fate in fates if fate.held]
+    head = f"{contents.naming.head}.weight"
+
+    def refused(format_id: str) -> Iterator[str]:
+        spec = FORMATS[format_id]
+        for fate in held if contents.format != format_id else ():
+            assert fate.held is not None
+            rows, cols = fate.shape
+            if why := misfit(fate.held, (rows, cols), spec, head=fate.name == head):
+                yield f"{fate.name} is left as it came, {fate.to}, and {why}"
+
+    first = next(refused(settings.format), None)
+    if first is None:
+        return
+    grids = {settings.grid, *(o.grid for o in settings.overrides if o.grid)}
+    others = [
+        spec.id
+        for spec in FORMATS.values()
+        if grids <= spec.grids
+        and spec.quantizes_head >= settings.head
+        and not any(refused(spec.id))
+    ]
+    plain = "make plain weights of it first: llmopt convert --to hf"
+    advice = [source.says((*place, "format"), others[0]) + " can"] if others else []
+    yield source.error(first, (*place, "format"), ", or ".join([*advice, plain]))
 
 
 def _of_zeros(

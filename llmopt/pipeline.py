@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmopt import artifact, machine, preflight, soundness
+from llmopt import artifact, machine, preflight, soundness, written
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
@@ -194,6 +194,8 @@ def _run_step(
             work = _work(step, parents, built, folder / "state", options, reporter)
             outcome = _run_stage(step, work, reporter)
             reporter.phase(f"{step.id}: publishing")
+            if _is_model(step, outcome):
+                outcome.ledger = written.checked(built, outcome.ledger, step.fates, outcome.format)
             manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
             artifact.publish(built, destination, manifest, record, text)
@@ -314,9 +316,11 @@ def _manifest(
         "evidence": outcome.evidence,
         "gates": outcome.gates,
     }
-    if step.verb in ("bench", "allocate") or outcome.format == IMATRIX:  # no models
-        return manifest
-    return manifest | _card(manifest, parents)
+    return manifest | _card(manifest, parents) if _is_model(step, outcome) else manifest
+
+
+def _is_model(step: PlannedStep, outcome: Outcome) -> bool:
+    return step.verb not in ("bench", "allocate") and outcome.format != IMATRIX
 
 
 def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, Any]:

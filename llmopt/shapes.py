@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmopt.errors import RecipeError
+from llmopt.formats.layout import LayerLayout
 from llmopt.recipe import Source
 from llmopt.recipe.source import Key
 from llmopt.specs.base import FormatSpec
@@ -80,6 +81,27 @@ def packing_fault(linear: str, shape: tuple[int, int], spec: FormatSpec, packs: 
         if packs and width % multiple:
             return f"format {spec.id} packs in {multiple}s, and {linear} has {width} {side}"
     return ""
+
+
+def misfit(layout: LayerLayout, shape: tuple[int, int], spec: FormatSpec, *, head: bool) -> str:
+    """Why a quantized linear [outputs, inputs] cannot move to a format as it is; empty where so.
+
+    Whether its scales and zero points can is seen when they are read.
+    """
+    size = layout.group_size
+    packs = not (layout.grid == "fp8" or layout.activations)
+    for refused, why in (
+        (layout.grid not in spec.grids, f"cannot hold {layout.grid}"),
+        (layout.activations not in (None, *spec.activations),
+         f"cannot say that activations are {layout.activations}"),
+        (spec.group_sizes is not None and size not in spec.group_sizes, f"has no groups of {size}"),
+        (layout.desc_act and not spec.group_index, "cannot say which group an input is in"),
+        (not layout.symmetric and not spec.asymmetric, "has no zero points"),
+        (head and not spec.quantizes_head, "cannot hold a quantized head"),
+    ):  # fmt: skip
+        if refused:
+            return f"format {spec.id} {why}"
+    return packing_fault("it", shape, spec, packs)
 
 
 def _remedy(

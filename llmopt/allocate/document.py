@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import TensorFate
+from llmopt.settings import LinearSettings
 from llmopt.specs.base import FormatSpec
 
 if TYPE_CHECKING:

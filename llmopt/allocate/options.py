@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import TensorFate
 from llmopt.recipe import QuantizeStep
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS, GRIDS, lookup
 from llmopt.specs.base import shortened
 

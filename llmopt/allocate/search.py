@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from llmopt.allocate import budget
 from llmopt.allocate.budget import Option
 from llmopt.allocate.sensitivity import Group
-from llmopt.fates import LinearSettings
+from llmopt.settings import LinearSettings
 
 #: a choice, None for a group that stays as it is -> mean KL divergence in nats a position
 Measure = Callable[[Sequence[LinearSettings | None]], float]

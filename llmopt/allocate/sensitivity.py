@@ -26,10 +26,11 @@ from llmopt.allocate.budget import Option, lower_hull
 from llmopt.blockwalk.gradient import Sensed
 from llmopt.blockwalk.inlet import Weights
 from llmopt.errors import about
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import TensorFate
 from llmopt.formats.headers import TensorHeader, read_file_headers, read_metadata
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.methods.quantize.base import InletStatistics
+from llmopt.settings import LinearSettings
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.inlet import Weights
+from llmopt.blockwalk.inlet import Weights, narrowed
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.methods.quantize.base import InletStatistics
 from llmopt.specs.folds import Pair, pairs
@@ -57,7 +57,7 @@ class Block:
 
     def set_stored(self, name: str, value: Tensor) -> Tensor:
         """Give another tensor a value, rounded to the checkpoint's dtype; returns it as float32."""
-        rounded = value.to(self._checkpoint.stored_dtype(name)).to(torch.float32)
+        rounded = narrowed(name, value, self._checkpoint.stored_dtype(name)).to(torch.float32)
         self._set(name, rounded)
         return rounded
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk.sink import Results
-from llmopt.errors import LlmoptError
+from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.grids.base import Quantized, QuantizedTensor
@@ -110,7 +110,7 @@ class Weights:
     def settle(self) -> Iterator[tuple[str, Tensor]]:
         """Round what is still finer than the checkpoint's dtype; yields what that changed."""
         for name, value in list(self.results.dense.items()):
-            rounded = value.to("cpu", self._checkpoint.stored_dtype(name)).contiguous()
+            rounded = narrowed(name, value, self._checkpoint.stored_dtype(name)).cpu().contiguous()
             if rounded.dtype != value.dtype:
                 self.results.dense[name] = rounded
                 yield name, rounded
@@ -127,7 +127,7 @@ class Weights:
             self.results.quantized[module] = value
             return self.oriented(module, decode(value))
         self.results.quantized.pop(module, None)
-        weight = self.oriented(module, value).to(self._checkpoint.dense_dtype)
+        weight = narrowed(name, self.oriented(module, value), self._checkpoint.dense_dtype)
         self.results.dense[name] = weight.cpu().contiguous()
         return self.results.dense[name]
 
@@ -135,3 +135,16 @@ class Weights:
         """Between [out, in] and the checkpoint's orientation: Conv1D linears are transposed."""
         transposed = self._checkpoint.family.conv1d and module != self._checkpoint.naming.head
         return weight.T if transposed else weight
+
+
+def narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor's value in the dtype that it is stored in; RequestError where that is infinite."""
+    rounded = value.to(dtype)
+    if not bool(rounded.isfinite().all()):
+        stored = str(dtype).removeprefix("torch.")
+        raise RequestError(
+            f"{name} gets values outside {stored}, which it is stored in",
+            hint="a source in bfloat16 or float32 holds larger ones, "
+            "and without a transform it stays as it is",
+        )
+    return rounded

@@ -116,6 +116,7 @@ def _fates_table(step: PlannedStep) -> Table:
     table = Table("tensor", "shape", "becomes", "why", title=step.id)
     for fate in step.fates:
         label = fate.quantize.label if fate.quantize else fate.action
+        label = f"{label}: {fate.held.label}" if fate.held else label
         label = f"one of {len(fate.options)} settings" if len(fate.options) > 1 else label
         table.add_row(fate.name, "×".join(map(str, fate.shape)), label, fate.why)
     return table

@@ -10,13 +10,14 @@ from typing import Any
 
 from llmopt.conversion.layouts import Conversion
 from llmopt.errors import RequestError
-from llmopt.fates import LinearSettings, TensorFate, kept_because
+from llmopt.fates import TensorFate, kept_because
 from llmopt.formats.gguf.export import placements
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.gguf.names import Placement
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import ConvertStep
+from llmopt.settings import LinearSettings
 from llmopt.specs import nearest
 from llmopt.specs.families import Naming
 from llmopt.specs.ggml import GGML_TYPES

@@ -6,16 +6,11 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from llmopt.fates import (
-    LinearSettings,
-    TensorFate,
-    kept_because,
-    linear_names,
-    linear_shape,
-)
+from llmopt.fates import TensorFate, kept, kept_because, linear_names, linear_shape
 from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import Contents, LogicalTensor
 from llmopt.recipe import ConvertStep
+from llmopt.settings import LinearSettings
 from llmopt.shapes import packing_fault
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
@@ -61,13 +56,13 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
             yield _plain(contents, tensor, shape, settings, chosen)
             continue
         indexed = tensor.layout is not None and tensor.layout.desc_act
-        kept = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
-        size = chosen.bytes(shape, spec) + 4 * shape[1] * (kept and not spec.stores_index)
+        keeps = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
+        size = chosen.bytes(shape, spec) + 4 * shape[1] * (keeps and not spec.stores_index)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
         fate = TensorFate(name, shape, tensor.nbytes, size, chosen, came)
         # a minimum need not be a multiple of its scale
         doubtful = tensor.layout is not None and tensor.layout.grid in ("Q4_1", "Q5_1")
-        doubtful |= indexed and not kept
+        doubtful |= indexed and not keeps
         yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful)
 
 
@@ -84,7 +79,8 @@ def contents_after(
         layout = fate.quantize.layout if fate.quantize else None
         present, shape = contents.tensors[fate.name], fate.shape
         if layout is None and present.layout is None:
-            tensors[fate.name] = replace(present, nbytes=fate.bytes)
+            dtype = "F32" if fate.decoded else present.dtype
+            tensors[fate.name] = replace(present, nbytes=fate.bytes, dtype=dtype)
             continue
         if layout is None and contents.family.conv1d and fate.name != head:
             shape = shape[::-1]
@@ -94,11 +90,10 @@ def contents_after(
 
 
 def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
-    size = tensor.nbytes
     why = kept_because(contents.naming, tensor.name)
     if tensor.name.removesuffix(".weight") in linear_names(contents.naming, head=True):
         why = "plain in the source"
-    return TensorFate(tensor.name, tensor.shape, size, size, None, why)
+    return kept(tensor, why, None, None)
 
 
 def _plain(

@@ -12,12 +12,13 @@ from llmopt import artifact
 from llmopt.allocate.options import parse_size
 from llmopt.conversion import Conversion, gguf
 from llmopt.errors import Mistakes, RequestError
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import TensorFate
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.quantization import Contents
 from llmopt.planner.located import located
 from llmopt.recipe import ConvertStep, Source
 from llmopt.recipe.source import Key
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import find_preset

@@ -20,7 +20,7 @@ from llmopt.sources import ModelSource
 PlannedVerb = Verb | Literal["allocate"]
 MODEL = "model"
 #: raised when a change to a stage makes its old results no longer what it would write
-VERB_VERSIONS: dict[PlannedVerb, int] = {"quantize": 5, "convert": 6, "bench": 2, "allocate": 2}
+VERB_VERSIONS: dict[PlannedVerb, int] = {"quantize": 6, "convert": 6, "bench": 2, "allocate": 2}
 
 
 @dataclass(frozen=True)

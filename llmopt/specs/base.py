@@ -57,8 +57,13 @@ class FormatSpec:
     stores_zeros: bool = False
     #: whether it can say which group each input is in, where they are not in order
     group_index: bool = True
-    #: bytes that say the shape of a linear whose codes are packed
+    #: bytes that say the shape of a linear whose codes are packed; its digits come on top of them
+    #: where it stands there as text
     shape_bytes: int = 0
+    shape_in_text: bool = False
+    #: bytes of a scale where it is not the grid's own matter; whether it takes scales in any dtype
+    scale_bytes: int | None = None
+    any_scale: bool = False
     #: whether quantize_config.json repeats what config.json says
     repeats_config: bool = False
     quantizes_head: bool = True
@@ -70,6 +75,8 @@ class FormatSpec:
     out_multiple: int = 1
     #: whether it can hold zero points
     asymmetric: bool = True
+    #: whether it says that zero points are in the middle, where they are
+    says_symmetric: bool = True
     #: smallest zero point that an asymmetric tensor may have
     min_zero: int = 0
     #: whether linears that share an input are one to its engines, and so have the same settings

@@ -46,6 +46,7 @@ FORMATS: dict[str, FormatSpec] = {
         config_module="llmopt.formats.awq_config",
         stores_zeros=True,
         group_index=False,
+        says_symmetric=False,
         quantizes_head=False,
         summary="AutoAWQ checkpoint, version gemm: 4 bits, one group size for the whole model",
         grids=frozenset({"int4"}),
@@ -57,6 +58,7 @@ FORMATS: dict[str, FormatSpec] = {
         module="llmopt.formats.compressed_tensors",
         config_module="llmopt.formats.compressed_tensors_config",
         shape_bytes=16,
+        any_scale=True,
         summary="llm-compressor / vLLM checkpoint: packed integers, W8A8, FP8, or a mix",
         grids=_INTS | {"fp8"},
         activations=frozenset({"int8", "fp8"}),
@@ -73,7 +75,9 @@ FORMATS: dict[str, FormatSpec] = {
         group_sizes=frozenset({64}),
         group_index=False,
         asymmetric=False,
-        shape_bytes=64 + 84,  # the table of levels, and JSON
+        shape_bytes=64 + 72,  # the table of levels, and JSON
+        shape_in_text=True,
+        scale_bytes=4,
     ),
     "bitsandbytes-int8": FormatSpec(
         id="bitsandbytes-int8",
@@ -83,6 +87,8 @@ FORMATS: dict[str, FormatSpec] = {
         summary="bitsandbytes checkpoint for LLM.int8(): one scale a row",
         grids=frozenset({"int8"}),
         group_sizes=frozenset({-1}),
+        shape_bytes=1,  # the order of its values
+        scale_bytes=4,
         group_index=False,
         asymmetric=False,
     ),

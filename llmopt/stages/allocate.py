@@ -17,7 +17,6 @@ from llmopt.blockwalk.gradient import walk_backward
 from llmopt.blockwalk.held_out import HeldOut
 from llmopt.errors import LlmoptError
 from llmopt.evaluate.comparison import kl_divergence
-from llmopt.fates import LinearSettings
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.gguf.export import metadata, placements
@@ -27,6 +26,7 @@ from llmopt.formats.quantization import read_contents
 from llmopt.grids.base import QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics, check_scales
 from llmopt.runtimes.device import pick_device
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work

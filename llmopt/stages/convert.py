@@ -14,7 +14,7 @@ from torch import Tensor
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.conversion import conversions
 from llmopt.errors import RequestError, about
-from llmopt.fates import LinearSettings, TensorFate, unquantized
+from llmopt.fates import TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.layout import layout_of
@@ -27,6 +27,7 @@ from llmopt.grids.recode import recode
 from llmopt.ledger import LedgerEntry
 from llmopt.methods.quantize.base import check_scales
 from llmopt.recipe import ConvertStep
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.stages.base import Outcome, Work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from torch import Tensor
 from llmopt.allocate import document
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError, about
-from llmopt.fates import LinearSettings, TensorFate, unquantized
+from llmopt.fates import TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.codec import codec_of, decode
+from llmopt.formats.codec import Codec, codec_of, decode
+from llmopt.formats.layout import LayerLayout
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
 from llmopt.ledger import LedgerEntry
 from llmopt.methods.quantize.base import check_scales
 from llmopt.runtimes.device import pick_device
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.stages import text
 from llmopt.stages.base import Outcome, Work
@@ -41,15 +44,17 @@ def run(work: Work) -> Outcome:
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings["format"]]
     work, allocation = _settled(work)
+    codec, held = codec_of(spec.id), _held(work.fates)
+    _check_held(checkpoint, held, codec)
     fates = {fate.name.removesuffix(".weight"): fate for fate in work.fates}
     operation = _Quantize(settings, fates)
-    transforms = [Awq(operation.options_of)] if settings["transform"] == "awq" else []
+    awq = Awq(operation.options_of, frozenset(held))
     writer = ShardWriter(work.state / "parts")
     work.progress("blocks", 0, checkpoint.naming.block_count + settings["head"])
     records = walk(
-        checkpoint, tokens, [operation], Sink(writer, codec_of(spec.id)),
+        checkpoint, tokens, [operation], Sink(writer, codec),
         work.state / "walk",
-        transforms=transforms,
+        transforms=[awq] if settings["transform"] == "awq" else [],
         head=settings["head"],
         batch_size=settings["batch_size"],
         true_sequential=settings.get("true_sequential", False),
@@ -77,6 +82,21 @@ def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
     found = document.read(list(work.parents.values())[1].path)
     fates = document.settled(work.fates, found.pop("linears"), FORMATS[work.settings["format"]])
     return replace(work, fates=tuple(fates)), found
+
+
+def _held(fates: tuple[TensorFate, ...]) -> dict[str, LayerLayout]:
+    """The linears that came quantized and stay so, by module name."""
+    return {f.name.removesuffix(".weight"): f.held for f in fates if f.held is not None}
+
+
+def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec) -> None:
+    """RequestError where values of what stays quantized do not fit the format, before any work."""
+    for module in held:
+        if reason := codec.accepts(checkpoint.read_layer(module)):
+            raise RequestError(
+                f"{module} is left as it came, and cannot be written so: {reason}",
+                hint="make plain weights of the model first: llmopt convert --to hf",
+            )
 
 
 def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dict[str, Any] | None]:
@@ -142,22 +162,19 @@ def _write_config(
     checkpoint: Checkpoint, settings: dict[str, Any], fates: tuple[TensorFate, ...],
     records: dict[str, Any], folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    layers = {}
+    layers = _held(fates)
     for fate in fates:
         module = fate.name.removesuffix(".weight")
         if fate.quantize is not None:
             layers[module] = replace(fate.quantize.layout, desc_act=records[module]["desc_act"])
-        elif module in checkpoint.layers and fate.name not in records:
-            # with a record scales were folded into it, and it is written as plain weights
-            layers[module] = checkpoint.layers[module]
-    if not layers:
+    if not any(fate.quantize for fate in fates):
         raise RequestError("nothing was quantized: every linear is skipped by an override")
     return write_config(
         checkpoint,
         folder,
         format_id=settings["format"],
         layers=layers,
-        unquantized=[name for name in unquantized(fates, checkpoint.naming) if name not in layers],
+        unquantized=unquantized(fates, checkpoint.naming),
         damping=settings.get("damping"),
         true_sequential=settings.get("true_sequential", False),
     )
@@ -172,17 +189,21 @@ def _ledger(
         entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
         if fate.quantize is None:
             change = records.get(fate.name, {})
-            entry |= {"action": "folded" if change else fate.action, "to": None} | change
+            entry |= {"action": "folded" if change else fate.action, "to": fate.to} | change
+            entry |= _bits(fate) if fate.held else {}
             ledger.append(LedgerEntry(**entry))
             continue
         record = records.get(fate.name.removesuffix(".weight"))
         if record is None:
             raise LlmoptError(f"{fate.name} was to be quantized and was not reached")
-        bits = fate.bytes * 8 / math.prod(fate.shape)
-        to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": round(bits, 4)}
-        ledger.append(LedgerEntry(**entry | record | to))
+        to = {"action": fate.action, "to": fate.to}
+        ledger.append(LedgerEntry(**entry | record | to | _bits(fate)))
     head = f"{checkpoint.naming.head}.weight"
     if all(entry.name != head for entry in ledger):
         shares = f"shares {checkpoint.naming.embedding}.weight"
         ledger.append(LedgerEntry(name=head, shape=None, action="tied", to=None, why=shares))
     return ledger
+
+
+def _bits(fate: TensorFate) -> dict[str, float]:
+    return {"bits_per_weight": round(fate.bytes * 8 / math.prod(fate.shape), 4)}

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from llmopt.fates import LinearSettings
 from llmopt.grids import ggml
 from llmopt.grids.base import GridOptions, Quantized
 from llmopt.grids.ggml import BlockTensor
 from llmopt.methods.quantize import blockwise
 from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings, check_weight
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS, METHODS
 from llmopt.specs.ggml import GGML_TYPES
 

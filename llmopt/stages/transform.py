@@ -19,12 +19,15 @@ OptionsOf = Callable[[str], GridOptions | None]
 class Awq:
     """Scales of inputs, folded into the op before them and into all that reads its output."""
 
-    def __init__(self, options_of: OptionsOf) -> None:
-        self._options_of = options_of
+    def __init__(self, options_of: OptionsOf, fixed: frozenset[str] = frozenset()) -> None:
+        """`fixed` are linears that no scale may move into or out of: they stay as they came."""
+        self._options_of, self._fixed = options_of, fixed
 
     def apply(self, block: Block) -> None:
         """Fold every pair of the block whose shapes match, where a scale lowers the error."""
         for pair in block.pairs():
+            if not self._fixed.isdisjoint((pair.source, *pair.readers)):
+                continue
             readers = self._readers(block, pair)
             if not readers or not _matches(block, pair):
                 continue

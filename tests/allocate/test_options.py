@@ -6,8 +6,9 @@ import pytest
 
 from llmopt.allocate.options import byte_budget, candidates, with_options
 from llmopt.errors import RequestError
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import TensorFate
 from llmopt.recipe import QuantizeStep
+from llmopt.settings import LinearSettings
 
 INT4 = LinearSettings("int4", 4, 128, True)
 

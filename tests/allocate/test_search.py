@@ -10,7 +10,7 @@ import pytest
 from llmopt.allocate.budget import Option, lower_hull
 from llmopt.allocate.search import search
 from llmopt.allocate.sensitivity import Group
-from llmopt.fates import LinearSettings
+from llmopt.settings import LinearSettings
 
 SETTINGS = [LinearSettings(f"int{bits}", bits, 32, True) for bits in (2, 3, 4, 8)]
 LIMIT = 6 * 36

@@ -13,9 +13,10 @@ from llmopt.blockwalk.gradient import Sensed, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
 from llmopt.blockwalk.inlet import Weights
 from llmopt.evaluate.comparison import kl_divergence
-from llmopt.fates import LinearSettings, TensorFate
+from llmopt.fates import TensorFate
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.methods.quantize.base import InletStatistics
+from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from tests import models
 

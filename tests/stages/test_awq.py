@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llmopt.artifact import open_artifact
 from llmopt.blockwalk import Sink, walk
 from llmopt.blockwalk.block import Block
+from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.headers import WEIGHTS
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import GridOptions
 from llmopt.runtimes.torch import load
@@ -61,22 +64,40 @@ def test_codes_are_not_held_to_weights_that_scales_have_changed(tmp_path: Path) 
         assert ("weights" in made.manifest["gate"]["evidence"]) is expected
 
 
-def test_what_scales_are_folded_into_is_described_as_it_is_written(
-    make: Any, tmp_path: Path
-) -> None:
-    """A linear that came quantized, is skipped, and takes the scales of the one after it."""
+def test_what_is_skipped_takes_no_scales_where_it_came_quantized(make: Any, tmp_path: Path) -> None:
+    """It stays what it is, to the bit, though scales of the linear after it could go into it."""
     model = make("qwen3", num_key_value_heads=4)
     source = quantized(tmp_path, model, method="rtn", grid="int8").path.rename(tmp_path / "int8")
     done = quantized(
         tmp_path, source, method="rtn", transform="awq",
         overrides=[{"match": "*.v_proj", "skip": True}],
     )  # fmt: skip
-    stored = Checkpoint.open(done.path)
-    folded = {e["name"] for e in done.manifest["ledger"] if e["action"] == "folded"}
+    before, stored = Checkpoint.open(source), Checkpoint.open(done.path)
+    ledger = {entry["name"]: entry for entry in done.manifest["ledger"]}
+    folded = {name for name, entry in ledger.items() if entry["action"] == "folded"}
+    assert "model.layers.0.post_attention_layernorm.weight" in folded
     name = "model.layers.0.self_attn.v_proj"
-    assert f"{name}.weight" in folded
-    assert name not in stored.layers
-    assert f"{name}.weight" in stored.stored
-    assert stored.quantization is not None
-    assert stored.quantization.layer(name) is None
+    assert stored.layers[name] == before.layers[name]
+    assert torch.equal(stored.read_layer(name).codes, before.read_layer(name).codes)
+    assert torch.equal(stored.weight(name), before.weight(name))
+    entry = ledger[f"{name}.weight"]
+    assert (entry["action"], entry["to"]) == ("kept", "int8 g32 sym")
+    assert entry["bits_per_weight"] > 8
     assert difference(model, done.path) < 1.5
+
+
+def test_scales_that_overflow_what_they_are_folded_into_are_refused(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make("qwen3", num_hidden_layers=1, dtype="float16")
+    tensors = {name: value.half() for name, value in load_file(model / WEIGHTS).items()}
+    tensors["model.layers.0.input_layernorm.weight"][:] = 30000
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    monkeypatch.setattr(
+        "llmopt.stages.transform.search_scale",
+        lambda readers: torch.full((readers[0].weight.shape[1],), 0.25),
+    )
+    message = "model.layers.0.input_layernorm.weight gets values outside float16"
+    with pytest.raises(RequestError, match=message):
+        quantized(tmp_path, model, method="rtn", transform="awq")
+    assert not (tmp_path / "out" / "q").exists()
