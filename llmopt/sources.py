@@ -11,6 +11,7 @@ from llmopt.artifact import ONE_FILE, cache_folder, folder_of
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.view import model_folder
 from llmopt.formats.side_files import NOT_FETCHED
+from llmopt.specs.base import shortened
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -32,6 +33,11 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
     config, a tokenizer and a link to it.
     Raises RequestError for a model that is nowhere, LlmoptError where the hub cannot be reached.
     """
+    if revision is not None and (model == "demo" or os.path.lexists(Path(model).expanduser())):
+        raise RequestError(
+            f"{model} is no model on the hub, and has no revision {shortened(revision)!r}",
+            hint="leave the revision out",
+        )
     if model == "demo":
         return ModelSource("demo", DEMO_MODEL)
     folder = Path(model).expanduser()

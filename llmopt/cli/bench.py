@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from llmopt.cli import options as o
 
 if TYPE_CHECKING:
     from llmopt.cli.output import Output
-    from llmopt.recipe.source import Flag
+    from llmopt.recipe import Recipe, Source
     from llmopt.stages.base import RunOptions
 
 
@@ -50,6 +50,7 @@ def bench(
     typed = dict(locals())
     from llmopt.cli.flags import flags, recipe_of
     from llmopt.cli.output import Output
+    from llmopt.recipe import from_data
     from llmopt.recipe.source import Flag
     from llmopt.stages.base import RunOptions
 
@@ -58,42 +59,42 @@ def bench(
         Output(json, quiet).note("no --against: only perplexity, size and speed are measured")
     root = base or artifacts[0]
     folder = out or Path(tempfile.mkdtemp(prefix="llmopt-bench-")) / "bench"
-    named = ["model" if name == root else name for name in artifacts]
+    named = ["model" if name == root else _as_path(name) for name in artifacts]
     data = recipe_of("bench", typed | {"against": root, "artifacts": named}, folder)
     data["steps"][0]["bench"]["against"] = "model" if base else None
     names = flags("bench", typed)
     if against is None:
         names["model"] = Flag("ARTIFACTS")
     try:
+        recipe, source = from_data(data, names)
         if print_recipe:
             from llmopt.cli.steps import print_as_recipe
 
             print_as_recipe(data, Output(json, quiet))
         else:
             options = RunOptions(device, threads, overwrite)
-            _measure(data, names, folder, html, options, Output(json, quiet))
+            _measure(recipe, source, folder, html, options, Output(json, quiet))
     finally:
         if out is None:
             shutil.rmtree(folder.parent)
 
 
 def _measure(
-    data: dict[str, Any], names: dict[str, Flag], folder: Path, html: Path | None,
-    options: RunOptions, output: Output,
+    recipe: Recipe, source: Source, folder: Path, html: Path | None, options: RunOptions,
+    output: Output,
 ) -> None:  # fmt: skip
     from llmopt.report import page
 
     if html is not None:
         hint = "--overwrite replaces it, or choose another --html"
         page.check(html, overwrite=options.overwrite, hint=hint, apart=[folder])
-    output.note(f"{data['model']}: checking the request ...")
+    output.note(f"{recipe.model}: checking the request ...")
     from llmopt import planner  # what takes long to import comes after the first line
     from llmopt.cli.reporting import bench_result, show_bench, write_report
     from llmopt.cli.steps import execute, raise_if_failed
-    from llmopt.recipe import from_data
     from llmopt.report.collect import manifests_of
 
-    plan = planner.plan(*from_data(data, names), folder)
+    plan = planner.plan(recipe, source, folder)
     models = [plan.folder_of(name) for name in plan.steps[-1].parents]
     manifests_of(models)  # what the report could not read is said before the work
     ran = execute(plan, options, output)
@@ -103,6 +104,12 @@ def _measure(
         output.text(f"report: {html}")
     output.result(bench_result(folder, models))
     raise_if_failed(ran)
+
+
+def _as_path(name: str) -> str:
+    """A folder or file here as no step is called, whatever its name."""
+    here = name != "demo" and not Path(name).is_absolute() and Path(name).exists()
+    return f"./{name}" if here else name
 
 
 def _source_of(name: str) -> str | None:

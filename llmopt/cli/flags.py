@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmopt.recipe.models import RESERVED_IDS
 from llmopt.recipe.source import Flag
 
 _RECIPE = {"model": "model", "revision": "revision", "seed": "seed"}
@@ -115,4 +116,5 @@ def recipe_of(
         for part in rest[:-1]:
             target = target.setdefault(part, {})
         target[rest[-1] if rest else first] = value
-    return recipe | {"steps": [{"id": name, verb: settings}]}
+    step = f"{command}-{name}" if name in {*RESERVED_IDS, "demo"} else name
+    return recipe | {"steps": [{"id": step, verb: settings}]}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -28,7 +30,7 @@ from llmopt.cli import (
 )
 from llmopt.errors import LlmoptError
 
-_INTERRUPTED, _TERMINATED = 130, 143
+_INTERRUPTED, _TERMINATED, _BROKEN_PIPE = 130, 143, 141
 _MOST_ERRORS = 20
 _RESUMES = "{}; the same command resumes"
 
@@ -82,6 +84,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 def run() -> NoReturn:
     """Run the command line and exit with its code."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     threads.settle()
     as_json = "--json" in sys.argv
@@ -101,9 +104,31 @@ def run() -> NoReturn:
         _print_error(_RESUMES.format("terminated"), None, code, as_json)
     except typer.Exit as stop:
         code = stop.exit_code
+    except SystemExit:  # how Typer and rich leave when nobody reads on
+        code = _BROKEN_PIPE
     except Exception as error:
         code = _usage_or_bug(error, as_json)
-    sys.exit(code)
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: int) -> int:
+    """The exit code once what is left for stdout is written; another where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again as it exits
+        if isinstance(error, BrokenPipeError):
+            return _BROKEN_PIPE
+        _write_error(f"standard output: {error.strerror}", None)
+        return code or 1
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Give stdout and stderr that the shell closed (>&-) a place, before a file takes theirs."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _usage_or_bug(error: Exception, as_json: bool) -> int:

@@ -64,7 +64,9 @@ Runtime = Annotated[
     typer.Option(help=f"{' or '.join(RUNTIMES)}. auto: llama.cpp for GGUF, where it is installed."),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Processor threads. [default: those it may use]")
+    int | None,
+    # torch crashes on numbers that no machine has
+    typer.Option(min=1, max=1024, help="Processor threads. [default: those it may use]"),
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin weights (as plain tensors only).")

@@ -16,6 +16,7 @@ from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.metrics import needs_base
 
+CANDIDATES_ALONE = "only a budget chooses among candidates"
 METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
 
 
@@ -60,7 +61,10 @@ def of_idle_settings(settings: QuantizeStep, source: Source, place: Key) -> Iter
 def of_budget(
     settings: QuantizeStep, sequences: int, source: Source, place: Key
 ) -> Iterator[RecipeError]:
-    """Settings that do not go with a budget."""
+    """Settings that do not go with a budget, or with none."""
+    if settings.candidates and not settings.has_budget:
+        budget = source.says((*place, "target_bpw"), 4.5)
+        yield source.error(CANDIDATES_ALONE, (*place, "candidates"), budget)
     for refused, key, message, hint in (
         (settings.target_bpw and settings.target_size, "target_size",
          "a step has one budget: target_bpw or target_size", None),

@@ -15,6 +15,7 @@ from llmopt.errors import Mistakes, RequestError
 from llmopt.fates import TensorFate
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.quantization import Contents
+from llmopt.planner.checks import CANDIDATES_ALONE
 from llmopt.planner.located import located
 from llmopt.recipe import ConvertStep, Source
 from llmopt.recipe.source import Key
@@ -47,11 +48,11 @@ class GgufRequest:
     def _refused(self) -> Iterator[tuple[str, str, str | None]]:
         settings, given = self._settings, self._settings.model_fields_set
         feedback, guided = settings.method == "gptq", settings.imatrix is not None
-        preset = self._source.says((*self._place, "preset"), "Q4_K_M")
-        settled = ("a GGUF file's preset settles this", preset)
+        preset = self._source.says((*self._place, "to"), "gguf:Q4_K_M")
         gptq = self._source.says((*self._place, "method"), "gptq")
         own = ("only method gptq has this setting", gptq)
         typed = settings.preset is not None or settings.has_budget
+        settled = ("a GGUF file's preset settles this", "leave it out" if typed else preset)
         idle = ("without a preset the tensors are kept, and none is rounded", preset)
         for refused, name, (message, hint) in (
             *((name in given, name, settled) for name in ("grid", "group_size", "symmetric")),
@@ -66,7 +67,7 @@ class GgufRequest:
             (settings.has_budget and guided, "imatrix",
              ("a budget takes calibration text to measure on", None)),
             (settings.candidates and not settings.has_budget, "candidates",
-             ("only a budget chooses among candidates",
+             (CANDIDATES_ALONE,
               self._source.says((*self._place, "target_bpw"), 4.5))),
             (feedback and not self.rounds, "method", idle),
             (guided and not self.rounds, "imatrix", idle),

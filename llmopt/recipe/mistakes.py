@@ -31,7 +31,7 @@ def all_of(source: Source, errors: Iterable[Any]) -> Iterator[RecipeError]:
     typos = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     for error in errors:
         if not _follows(error, typos):
-            yield explain(source, error, _existing(source, error["loc"]))
+            yield explain(source, error, _existing(source, source.given_at(error["loc"])))
 
 
 def _follows(error: Any, typos: list[Key]) -> bool:

@@ -52,7 +52,7 @@ class Source:
 
     def error(self, message: str, key: Key, hint: str | None = None) -> RecipeError:
         """A mistake in what stands at `key`, as the file, --set or a flag says it."""
-        key = self.moved.get(key, key)
+        key = self.given_at(key)
         nearest = self._nearest(key)
         if nearest in self.typed:
             where = f"--set {shortened(self.typed[nearest])}"
@@ -82,6 +82,12 @@ class Source:
         if flag.means is None:
             return f"{flag.name} {value}"
         return flag.name if flag.means == value else f"without {flag.name}"
+
+    def given_at(self, key: Key) -> Key:
+        """Where the value of a setting really stands: `to: gguf:Q4_K_M` gives a preset, too."""
+        if key[-1:] == ("preset",) and not {*self.places, *self.typed, *self.moved} & {key}:
+            key = (*key[:-1], "to")
+        return self.moved.get(key, key)
 
     def _nearest(self, key: Key) -> Key:
         while key and key not in self.places and key not in self.typed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +97,17 @@ def test_threads_are_those_that_stages_compute_with(
     monkeypatch.setattr(quantize, "run", watched)
     llmopt("quantize", "demo", "-o", "w", "--method", "rtn", "--gate", "none", "--threads", 3)
     assert seen == [3]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("recipes schema | :", 141), ("--version | :", 141), ("--version > /dev/full", 1),
+     ("--version >&-", 0), ("plan demo >&- 2>&-", 0)],
+)  # fmt: skip
+def test_output_that_nobody_takes_is_no_bug(line: str, code: int) -> None:
+    script = f"set -o pipefail; {shlex.quote(sys.executable)} -m llmopt {line}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert "bug" not in done.stderr
