@@ -14,7 +14,7 @@ from llmopt.report.verdict import choose
 def show_bench(folders: list[Path], output: Output) -> None:
     """The table of a bench step; artifacts' folders add what their own gates found."""
     for results in collect(folders):
-        output.show(terminal.table(results))
+        output.show(terminal.table(results, output.out.width))
 
 
 def bench_result(bench: Path, folders: list[Path]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The results as a table for a terminal of 100 columns."""
+"""The results as a table for a terminal: whole in 100 columns, the figures that decide in 80."""
 
 from __future__ import annotations
 
@@ -18,24 +18,43 @@ _STYLES: dict[Mark, str] = {
 }  # fmt: skip
 _SIGNS: dict[Mark, str] = {"": "  ", "ship": "→ ", "best": "→ ", "failed": "× ", "base": "  "}
 _COLUMNS = ("MB", "mean KL (95%)", "top-1", "ppl", "tok/s", "gates", "quality")
+#: what a narrow terminal does without, the first first
+_LEFT_OUT = ("tok/s", "ppl", "gates")
+_NAME, _LONGEST_NAME, _GAP = 16, 24, 2
 
 
-def table(results: Results) -> Table:
+def table(results: Results, width: int = 100) -> Table:
     """One row a model: an arrow marks the recommended one, a cross one that failed a gate."""
     verdict = choose(results)
-    made = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=caption(verdict)
-    )
+    rows = [_cells(entry, results) for entry in results.entries]
+    columns, name = _fitting(rows, max(len(e.name) + 2 for e in results.entries), width)
+    below = caption(verdict)
+    if missing := [column for column in _COLUMNS if column not in columns]:
+        below.append(f"\nA wider terminal shows {', '.join(missing)}, too.")
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=below)
     made.caption_justify = "left"
-    made.add_column("  model", min_width=16, max_width=24, overflow="fold")
-    for heading in _COLUMNS:
-        made.add_column(heading, justify="right", no_wrap=True)
-    for entry in results.entries:
+    # a width of its own: what is too wide would be taken from the names first
+    made.add_column("  model", width=name, overflow="fold")
+    for column in columns:
+        made.add_column(column, justify="right", no_wrap=True)
+    for entry, row in zip(results.entries, rows, strict=True):
         mark = mark_of(entry, verdict)
-        name = "\n  ".join(filter(None, (entry.name, entry.engine)))
-        title = Text(_SIGNS[mark] + name)  # Text: a name is never read as rich's markup
-        made.add_row(title, *_cells(entry, results), style=_STYLES[mark])
+        called = "\n  ".join(filter(None, (entry.name, entry.engine)))
+        title = Text(_SIGNS[mark] + called)  # Text: a name is never read as rich's markup
+        made.add_row(title, *(row[column] for column in columns), style=_STYLES[mark])
     return made
+
+
+def _fitting(rows: list[dict[str, str]], longest: int, width: int) -> tuple[list[str], int]:
+    """The columns that there is room for, and the width of the models' names."""
+    name, columns = max(_NAME, min(longest, _LONGEST_NAME)), list(_COLUMNS)
+    for least in (None, *_LEFT_OUT):
+        if least is not None:
+            columns.remove(least)
+        taken = sum(_GAP + max(len(c), *(len(row[c]) for row in rows)) for c in columns)
+        if taken + name + _GAP <= width:
+            break
+    return columns, max(_NAME, min(name, width - taken - _GAP))
 
 
 def caption(verdict: Verdict) -> Text:
@@ -44,9 +63,9 @@ def caption(verdict: Verdict) -> Text:
     return Text("\n".join((subject + verdict.why, *verdict.notes)), style="")
 
 
-def _cells(entry: Entry, results: Results) -> list[str]:
+def _cells(entry: Entry, results: Results) -> dict[str, str]:
     speed = results.speed.get(entry.name)
-    return [
+    cells = (
         numbers.megabytes(entry.bytes),
         numbers.interval(entry.kl.mean if entry.kl else None),
         numbers.percent(entry.agreement.value if entry.agreement else None),
@@ -54,4 +73,5 @@ def _cells(entry: Entry, results: Results) -> list[str]:
         numbers.short(speed.decode_tokens_per_s if speed else None),
         gates_passed(entry).replace(" of ", "/"),
         class_of(entry) or numbers.MISSING,
-    ]
+    )
+    return dict(zip(_COLUMNS, cells, strict=True))

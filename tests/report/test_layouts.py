@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from llmopt.report import html, markdown, terminal
+from llmopt.report.quality import class_of
 from llmopt.report.results import Results
 
 Make = Callable[..., Any]
@@ -73,10 +74,24 @@ def bare(results: Make) -> Results:
     return made
 
 
-def printed(made: Results) -> str:
+def printed(made: Results, width: int = 100) -> str:
     stream = StringIO()
-    Console(width=100, file=stream).print(terminal.table(made))
+    Console(width=width, file=stream).print(terminal.table(made, width))
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", ["w", "a-name-that-is-far-too-long-for-any-terminal"])
+def test_a_narrow_terminal_has_names_and_classes_whole(
+    name: str, results: Make, entry: Make, base: Any
+) -> None:
+    made = results(base, entry(name, 50, 0.001), speed={name: SPEED})
+    wide, narrow = printed(made, 110), printed(made, 80)
+    assert ("tok/s" in wide, "A wider terminal" in wide) == (True, False)
+    assert "A wider terminal shows " in narrow
+    assert "tok/s" not in narrow.splitlines()[1]
+    assert name[:14] in narrow
+    assert "…" not in narrow
+    assert class_of(made.entries[1]) in narrow
 
 
 def test_page_says_first_what_to_ship(full: Results) -> None:
