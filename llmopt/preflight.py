@@ -113,18 +113,25 @@ def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]
 
 def _check_texts(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """RequestError where text that a later step measures on is too short, or is not the model's."""
-    asked = [
-        (step.settings["evaluation"], step.texts["evaluation"]["source"])
-        for step in todo[1:]  # the first step looks at its own
-        if step.verb == "bench"
-    ]
+    asked = [step for step in todo[1:] if step.verb == "bench"]  # the first looks at its own
     seen: list[Any] = []
-    for each in asked:
+    for step in asked:
+        each = (step.settings["evaluation"], step.texts["evaluation"]["source"])
         if each not in seen:
-            from llmopt.stages import text
-
-            text.evaluation(*each, plan.model.folder)
+            _check_text(step, *each, plan.model.folder)
             seen.append(each)
+
+
+def _check_text(step: PlannedStep, data: dict[str, Any], source: str, folder: Path) -> None:
+    from llmopt.stages import text
+
+    try:
+        text.evaluation(data, source, folder)
+    except RequestError as error:
+        if step.gates_of is None:
+            raise
+        ways = [*([error.hint] if error.hint else []), "take no gate (--gate none)"]
+        raise RequestError(error.message, hint=", or ".join(ways)) from None
 
 
 def _size(folder: Path) -> int:

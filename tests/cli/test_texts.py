@@ -145,3 +145,18 @@ def test_ids_beyond_the_rows_are_refused_with_both_numbers(llmopt: Llmopt, text:
         assert "64" in done.err
         assert done.err.count("error: ") == 1
     assert not (text / "out").exists()
+
+
+def test_a_model_whose_gate_finds_such_ids_is_written_without_one(
+    llmopt: Llmopt, text: Path
+) -> None:
+    models.save_with_bytes(text / "model", vocab_size=100)
+    asked = ("convert", "model", "-o", "out.gguf", "--to", "gguf:Q4_0", *CPU)
+    refused = llmopt(*asked)
+    assert refused.code == 2
+    assert re.search(r"token id \d+ is outside the model's vocabulary of 100", refused.err)
+    assert "or take no gate (--gate none)" in refused.err
+    assert not (text / "out.gguf").exists()
+    done = llmopt(*asked, "--gate", "none")
+    assert done.code == 0, done.err
+    assert re.search(r"\d+ pieces from id 100 on: left out", done.out)

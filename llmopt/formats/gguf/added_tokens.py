@@ -66,7 +66,7 @@ def moved(tokens: Iterable[Mapping[str, Any]], ids: Mapping[str, int]) -> list[s
     """Sentences on tokens that get another id than their file gives them."""
     said = {str(token["content"]): token["id"] for token in tokens if "id" in token}
     return [
-        f"{text} has the id {ids[text]}, as in transformers, and not {number} as its file says"
+        f"{text} has the id {ids[text]}, and not {number} as its file says"
         for text, number in said.items()
         if number != ids[text]
     ]
