@@ -55,6 +55,7 @@ def generate(
 ) -> None:
     """Continue a text, streaming tokens as they come."""
     from contextlib import ExitStack
+    from itertools import chain
 
     from llmopt.cli.output import Output, reporting
     from llmopt.generation import Request, generation
@@ -71,8 +72,10 @@ def generate(
         with reporting(output) as reporter:
             reporter.phase(f"{model}: loading")
             made = stack.enter_context(generation(request))
+            stream = made.pieces()
+            first = next(stream, "")  # a model that fails does so before anything is printed
         output.text_chunk(text)
-        for piece in made.pieces():
+        for piece in chain([first], stream):
             pieces.append(piece)
             output.text_chunk(piece)
     output.text_chunk("\n")

@@ -23,6 +23,13 @@ def check_tokens(tokens: Tensor, context: int | None, vocabulary: int) -> None:
         )
 
 
+def refuse_nan(_seen: Tensor, scores: Tensor) -> Tensor:
+    """Scores as they are; LlmoptError for NaN. A logits processor of transformers, too."""
+    if bool(scores.isnan().any()):
+        raise LlmoptError("the model computes NaN, of which no token can be chosen")
+    return scores
+
+
 class Chooser:
     """Chooses the tokens after a prompt, one after another, by transformers' own rules."""
 
@@ -34,8 +41,7 @@ class Chooser:
 
     def __call__(self, scores: Tensor) -> int:
         """The next token for logits [vocabulary]."""
-        if bool(scores.isnan().any()):
-            raise LlmoptError("the model computes NaN, of which no token can be chosen")
+        refuse_nan(self._seen, scores)
         if not self._processors:
             return int(scores.argmax())
         rows = scores.float().cpu()[None]

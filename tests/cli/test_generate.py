@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from llmopt.pretrained import tokenizer_of
 from tests import models
@@ -140,3 +142,30 @@ def test_a_prompt_on_standard_input(
     done = llmopt("generate", "model", "-p", "-", "-n", 3, *CPU)
     assert done.code == code
     assert done.out.startswith("jump") == (code == 0)
+
+
+def test_a_prompt_that_the_tokenizer_fails_on(llmopt: Llmopt, tmp_path: Path) -> None:
+    models.save_with_tokenizer(tmp_path / "model")
+    path = str(tmp_path / "model" / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|a)*$"), "isolated")
+    tokenizer.save(path)
+    done = llmopt("generate", "model", "-p", "a" * 40 + "b", *CPU)
+    assert (done.code, done.out) == (2, "")
+    assert "model: the tokenizer fails on the prompt (" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("sampling", [(), ("--temperature", 1), ("--beams", 2)])
+def test_a_model_that_computes_nan(
+    llmopt: Llmopt, tmp_path: Path, sampling: tuple[object, ...]
+) -> None:
+    """Its weights are finite, and their products are not."""
+    model = models.save_with_tokenizer(tmp_path / "model")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(3e38)
+    model.save_pretrained(tmp_path / "model")
+    done = llmopt("generate", "model", "-p", "jump", *sampling, *CPU)
+    assert (done.code, done.out) == (1, "")
+    assert "the model computes NaN, of which no token can be chosen" in done.err

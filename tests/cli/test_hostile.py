@@ -280,6 +280,19 @@ def test_a_tokenizer_that_is_code(
     assert ran.code == 2, ran.out
 
 
+def test_a_copy_of_a_model_whose_tokenizer_is_code(
+    llmopt: Llmopt, tmp_path: Path, marks: Marks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code stays behind, and what names it is refused as in the original."""
+    hostile(tmp_path / "model", marks, **TEMPLATE, **TOKENIZERS["fast"][0])
+    assert walk(llmopt, marks, monkeypatch, *WORKS["quantize"]).code == 0
+    assert not (tmp_path / "w4" / "evil.py").exists()
+    for name in ("generate", "generate, quantized"):
+        ran = walk(llmopt, marks, monkeypatch, *WORKS[name])
+        assert (ran.code, ran.out) == (2, ""), name
+        assert "is code of its own (evil.Evil in tokenizer_config.json)" in ran.err
+
+
 def test_a_template_that_does_not_end(
     llmopt: Llmopt, tmp_path: Path, marks: Marks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
 from llmopt.corpora.source import Corpus
@@ -76,6 +76,16 @@ def test_vocabulary_and_merges_alone_are_read_by_transformers(tmp_path: Path) ->
     (tmp_path / "vocab.json").write_text(str({w: i for i, w in enumerate(words)}).replace("'", '"'))
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
     assert tokenize(corpus("ab", "ba"), tmp_path).ids.tolist() == [2, 3, 1, 0, 3]
+
+
+def test_a_regex_that_backtracks_without_end(tokenizer_folder: Make) -> None:
+    """It panics in Rust, with what is no Exception in Python."""
+    folder = tokenizer_folder()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|a)*$"), "isolated")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(RequestError, match=r"tokenizer\.json: the tokenizer fails on the text"):
+        tokenize(corpus("b", "a" * 40 + "b"), folder)
 
 
 def test_unreadable_tokenizers(tmp_path: Path, tokenizer_folder: Make) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llmopt.errors import RequestError
 from llmopt.runtimes.base import GREEDY, Sampling
-from llmopt.runtimes.tokens import Chooser, check_tokens
+from llmopt.runtimes.tokens import Chooser, check_tokens, refuse_nan
 from llmopt.runtimes.torch.int8 import Int8Linear
 from llmopt.runtimes.torch.linear import KernelSwitch, QuantizedLinear
 
@@ -110,7 +110,10 @@ class TorchEngine:
         prompt = tokens.to(self._device)
         with self._fast_products(), torch.inference_mode():
             found = self._model.generate(  # type: ignore[operator]
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                logits_processor=[refuse_nan],
             )
         for token in found[0, tokens.shape[1] :].tolist():
             if token in end_tokens:
