@@ -5,6 +5,7 @@ from __future__ import annotations
 import graphlib
 from pathlib import Path
 
+from llmopt.errors import Mistakes
 from llmopt.planner.steps import MODEL
 from llmopt.recipe import BenchStep, Source
 from llmopt.recipe.matrix import Expanded
@@ -43,10 +44,14 @@ def ordered(
 ) -> list[Expanded]:
     """Steps sorted so that parents come first, otherwise as written."""
     by_id = {item.step.id: item for item in expanded}
-    graph = {}
+    graph, mistakes = {}, Mistakes()
     for item in expanded:
-        parents = [p for name in named_parents(item) for p in members(name, ids, item, source)]
+        parents: list[str] = []
+        for name in named_parents(item):
+            with mistakes.gathered():
+                parents += members(name, ids, item, source)
         graph[item.step.id] = [p for p in parents if p != MODEL and p not in outside]
+    mistakes.raise_any()
     try:
         order = list(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:

@@ -186,3 +186,11 @@ def test_no_step_is_called_what_the_planner_calls_its_own(tmp_path: Path) -> Non
     with pytest.raises(RecipeError, match=r"'q\.gate' is what the planner calls") as refused:
         planned(tmp_path, STEP, {"id": "q.gate", "quantize": {"method": "rtn", "gate": []}})
     assert refused.value.key == "steps[1].id"
+
+
+def test_all_steps_that_name_what_is_not_there_are_told_at_once(tmp_path: Path) -> None:
+    first = {"id": "a", "convert": {"from": "x", "to": "awq"}}
+    second = {"id": "b", "bench": {"from": "q", "against": "y"}}
+    with pytest.raises(RecipeError) as refused:
+        planned(tmp_path, STEP, first, second)
+    assert [each.message.split()[-1] for each in refused.value.all] == ["x", "y"]
