@@ -25,6 +25,16 @@ _OPTIONS = {
 }
 
 
+#: what pydantic says in terms of Python
+_SAID = {
+    "model_type": "input should be a mapping of keys to values",
+    "dict_type": "input should be a mapping of keys to values",
+    "list_type": "input should be a list",
+    "string_type": "input should be text",
+    "too_short": "the list is empty",
+}
+
+
 def all_of(source: Source, errors: Iterable[Any]) -> Iterator[RecipeError]:
     """A sentence for each of pydantic's error records, in the order of their places."""
     errors = sorted(errors, key=lambda error: source.place(error["loc"])[0] or 0)
@@ -56,7 +66,7 @@ def explain(source: Source, mistake: Any, key: Key) -> RecipeError:
     if kind == "literal_error":
         return _not_a_choice(source, mistake, key)
     given, hint = mistake.get("input"), None
-    message = mistake["msg"][0].lower() + mistake["msg"][1:]
+    message = _SAID.get(kind) or mistake["msg"][0].lower() + mistake["msg"][1:]
     if isinstance(given, (str, int, float, bool)):
         message += f", not {shortened(repr(given))}"
         if isinstance(given, str) and kind in ("int_type", "float_type") and _is_number(given):

@@ -120,6 +120,10 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         ("grid: int4", "skip: x", "unknown key", 'overrides: [{match: "*.down_proj", skip: true}]'),
         ("grid: int4", "calibration: demo", "unknown key", "data.calibration.source"),
         ("grid: int4", "group_size: '64'", "valid integer, not '64'", "write it without quotes"),
+        ("grid: int4", "overrides: [7]", "should be a mapping of keys to values, not 7", None),
+        ("grid: int4", "overrides: 7", "should be a list, not 7", None),
+        ("grid: int4", "format: 7", "should be text, not 7", None),
+        ("version: 1", "version: 1\ndata: 3", "should be a mapping of keys to values, not 3", None),
     ],
 )
 def test_mistakes_that_people_make_get_hints(
