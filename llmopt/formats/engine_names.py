@@ -9,7 +9,7 @@ config that leaves a module as it is, or gives it settings of its own, says so u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from llmopt.formats.layout import LayerLayout
@@ -28,7 +28,8 @@ class EngineNames:
         if self.naming is None:
             return found
         alone = set(found)
-        fused = [name for name, parts in self.naming.fused(found).items() if alone >= set(parts)]
+        together = self.naming.fused({*found, *self._linears()})
+        fused = [name for name, parts in together.items() if alone >= set(parts)]
         aliases = (self.naming.aliases(name) for name in [*found, *fused])
         return list(dict.fromkeys([*found, *fused, *(n for names in aliases for n in names)]))
 
@@ -42,6 +43,13 @@ class EngineNames:
                 parent, _, leaf = name.rpartition(".")
                 leaves.setdefault(name if name in whole else parent, []).append(leaf)
         return [_pattern(parent, found, parent in whole) for parent, found in leaves.items()]
+
+    def _linears(self) -> Iterator[str]:
+        """Those in the model's blocks; layers that look ahead are known by what is asked alone."""
+        assert self.naming is not None
+        for block in range(self.naming.block_count):
+            for names in self.naming.linears(block):
+                yield from names
 
 
 OWN_NAMES = EngineNames()

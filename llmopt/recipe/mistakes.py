@@ -41,7 +41,7 @@ def all_of(source: Source, errors: Iterable[Any]) -> Iterator[RecipeError]:
     typos = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     for error in errors:
         if not _follows(error, typos):
-            yield explain(source, error, _existing(source, source.given_at(error["loc"])))
+            yield explain(source, error, source.existing(source.given_at(error["loc"])))
 
 
 def _follows(error: Any, typos: list[Key]) -> bool:
@@ -109,19 +109,6 @@ def _value_at(value: Any, key: Key) -> Any:
     for part in key:
         value = value[part]
     return value
-
-
-def _existing(source: Source, loc: Key) -> Key:
-    """The longest part of a pydantic location that is a key path of the recipe."""
-    value: Any = source.data
-    key: Key = ()
-    for part in loc:
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            break
-        key = (*key, part)
-    return key
 
 
 def _model_at(loc: Key) -> type[BaseModel]:

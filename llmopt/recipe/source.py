@@ -85,9 +85,19 @@ class Source:
 
     def given_at(self, key: Key) -> Key:
         """Where the value of a setting really stands: `to: gguf:Q4_K_M` gives a preset, too."""
-        if key[-1:] == ("preset",) and not {*self.places, *self.typed, *self.moved} & {key}:
-            key = (*key[:-1], "to")
-        return self.moved.get(key, key)
+        key = self.moved.get(key, key)
+        there = self.existing(key) == key or key in self.places
+        return key if there or key[-1:] != ("preset",) else (*key[:-1], "to")
+
+    def existing(self, key: Key) -> Key:
+        """The longest part of a key that is a key of the recipe."""
+        value: Any = self.data
+        for count, part in enumerate(key):
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return key[:count]
+        return key
 
     def _nearest(self, key: Key) -> Key:
         while key and key not in self.places and key not in self.typed:

@@ -138,6 +138,17 @@ def test_one_expert_that_differs_sets_all_of_them_apart() -> None:
     assert len(found["model.layers.1.mlp.experts"]) == 9
 
 
+@pytest.mark.parametrize("format_id", FORMATS)
+def test_one_expert_that_is_left_plain_leaves_the_others_quantized(format_id: str) -> None:
+    names = linears("qwen3_moe", experts=3)
+    plain = [name for name in names if ".0.mlp.experts.1." in name]
+    layout = {"bitsandbytes-nf4": NF4, "bitsandbytes-int8": ROWS8}.get(format_id, INT4)
+    layers = {name: layout for name in names if name not in plain}
+    stored = config(format_id, layers, plain, naming_of("qwen3_moe", names))
+    assert [name for name in names if left_plain(stored, name)] == plain
+    assert not left_plain(stored, "model.layers.0.mlp.experts")
+
+
 def test_names_that_begin_alike_are_told_apart() -> None:
     names = linears("llama", blocks=12)
     plain = [name for name in names if ".layers.1." in name]
