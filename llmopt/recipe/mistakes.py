@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from llmopt.errors import RecipeError
 from llmopt.recipe.models import VERBS, Recipe
 from llmopt.recipe.source import Key, Source, dotted
-from llmopt.specs import nearest, suggestion
+from llmopt.specs import GRIDS, nearest, suggestion
 from llmopt.specs.base import shortened
 
 #: options of the command line that recipes say otherwise
 _OPTIONS = {
-    "bits": "grid: int{0} (bits is short for it on the command line alone)",
+    "bits": "grid: {0} (bits is short for it on the command line alone)",
     "asymmetric": "symmetric: false",
     "skip": 'overrides: [{{match: "*.down_proj", skip: true}}]',
     "calibration": "data.calibration.source, beside steps",
@@ -92,9 +92,14 @@ def _meant(source: Source, loc: Key) -> str:
     """What somebody who wrote an unknown key may have meant."""
     name = str(loc[-1])
     if loc[:1] == ("steps",) and len(loc) == 4 and name in _OPTIONS:
-        value = _value_at(source.data, loc)
-        return _OPTIONS[name].format(value if isinstance(value, int) else 4)
+        return _OPTIONS[name].format(_grid_of(_value_at(source.data, loc)))
     return suggestion(name, _field_names(_model_at(loc[:-1])))
+
+
+def _grid_of(bits: Any) -> str:
+    """The integer grid of so many bits; all of them where there is none."""
+    grid = f"int{bits}"
+    return grid if grid in GRIDS else ", ".join(name for name in GRIDS if name.startswith("int"))
 
 
 def _is_number(text: str) -> bool:
