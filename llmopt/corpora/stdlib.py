@@ -15,8 +15,6 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-SPLITS = ("train", "calibration", "evaluation")
-
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 _SKIPPED_FOLDERS = frozenset(
     {

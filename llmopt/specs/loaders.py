@@ -131,6 +131,11 @@ _AWQ = Takes(grids=frozenset({"int4"}), group_sizes=frozenset({32, 64, 128}), sy
 _VLLM = '"vllm>=0.12"'
 _TRANSFORMERS_5 = '"transformers>=5.23"'
 
+#: int8 weights, a scale a row, by int8 inputs
+_W8A8 = Takes(
+    grids=frozenset({"int8"}), group_sizes=frozenset({-1}), activations=frozenset({"int8"})
+)
+
 _GPTQ = {
     "transformers": Loads(
         needs=f'{_TRANSFORMERS_5} "optimum>=2.3" "gptqmodel>=7.3.6"',
@@ -188,11 +193,7 @@ LOADS: dict[str, dict[str, Loads]] = {
             families=_DENSE | _EXPERTS | {"gemma3", "gpt_neox"},
             takes=(
                 Takes(grids=_PACKED),
-                Takes(
-                    grids=frozenset({"int8"}),
-                    group_sizes=frozenset({-1}),
-                    activations=frozenset({"int8"}),
-                ),
+                _W8A8,
                 Takes(
                     grids=frozenset({"fp8"}),
                     group_sizes=frozenset({-1}),
@@ -215,11 +216,7 @@ LOADS: dict[str, dict[str, Loads]] = {
                     symmetric=False,
                     experts=False,
                 ),
-                Takes(
-                    grids=frozenset({"int8"}),
-                    group_sizes=frozenset({-1}),
-                    activations=frozenset({"int8"}),
-                ),
+                _W8A8,
                 Takes(
                     grids=frozenset({"fp8"}),
                     group_sizes=frozenset({-1}),
