@@ -19,16 +19,16 @@ from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
 from llmopt.report import card, origin
 from llmopt.specs.formats import IMATRIX, PLAIN
-from llmopt.stages.base import Outcome, RunOptions, Stage, Work
+from llmopt.step import Outcome, RunOptions, Stage, Work
 
 STAGES = {
-    "quantize": "llmopt.stages.quantize",
-    "convert": "llmopt.stages.convert",
-    "bench": "llmopt.stages.bench",
-    "allocate": "llmopt.stages.allocate",
+    "quantize": "llmopt.verbs.quantize.run",
+    "convert": "llmopt.verbs.convert.checkpoint",
+    "bench": "llmopt.verbs.bench.run",
+    "allocate": "llmopt.verbs.allocate.run",
 }
 #: conversions whose target is no checkpoint of ours
-CONVERSIONS = {"gguf": "llmopt.stages.gguf", IMATRIX: "llmopt.stages.imatrix"}
+CONVERSIONS = {"gguf": "llmopt.verbs.convert.gguf", IMATRIX: "llmopt.verbs.convert.imatrix"}
 #: bytes of weights that take long enough to be looked at for somebody to wonder
 _LONG_TO_READ = 10**9
 #: what a disk says that takes no more: full, over quota, too large for it, mounted read-only

@@ -13,7 +13,7 @@ from llmopt import artifact
 from llmopt.errors import RequestError
 from llmopt.planner import Plan, PlannedStep, State, states
 from llmopt.report.recorded import flatten
-from llmopt.stages.base import RunOptions
+from llmopt.step import RunOptions
 
 #: settings that a refusal names
 _TOLD = 4
@@ -123,7 +123,7 @@ def _check_texts(plan: Plan, todo: Sequence[PlannedStep]) -> None:
 
 
 def _check_text(step: PlannedStep, data: dict[str, Any], source: str, folder: Path) -> None:
-    from llmopt.stages import text
+    from llmopt.verbs.shared import texts as text
 
     try:
         text.evaluation(data, source, folder)

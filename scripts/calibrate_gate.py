@@ -33,7 +33,7 @@ from llmopt.formats.gptq_config import SUFFIXES
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
-from llmopt.stages import text
+from llmopt.verbs.shared import texts as text
 
 Stored = dict[str, Tensor]
 #: changes the stored tensors of an artifact, and says what it changed

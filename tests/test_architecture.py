@@ -22,11 +22,12 @@ LAYERS: list[set[str]] = [
     {"sources", "soundness"},
     {"shapes", "settings"},
     {"fates"},
-    {"conversion"},
     {"predict", "report", "written"},
-    {"blockwalk", "runtimes", "evaluate"},
+    {"step"},
+    {"blockwalk", "runtimes"},
+    {"evaluate"},
     {"allocate"},
-    {"stages"},
+    {"verbs"},
     {"planner", "generation", "verification"},
     {"preflight"},
     {"pipeline"},
@@ -45,7 +46,7 @@ NO_TORCH = {
     "specs",
     "recipe",
     "report",
-    "conversion",
+    "step",
     "fates",
     "settings",
     "shapes",
@@ -184,7 +185,7 @@ _RUNNERS: dict[str, tuple[str, ...]] = {
     "run_module": (), "spec_from_file_location": (), "Unpickler": (),
     "Environment": ("llmopt.report.html",),
     "render_jinja_template": ("llmopt.corpora.rendering",),
-    "Popen": ("llmopt.corpora.chat", "llmopt.stages.alone"),
+    "Popen": ("llmopt.corpora.chat", "llmopt.evaluate.alone"),
 }  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmopt import pipeline, planner, processor
 from llmopt.generation import Request, generation
 from llmopt.recipe import from_data
-from llmopt.stages.base import RunOptions
+from llmopt.step import RunOptions
 from tests import models
-from tests.stages.conftest import HELD_OUT, TEXT
 from tests.test_pipeline import Log
+from tests.verbs.conftest import HELD_OUT, TEXT
 
 #: operators that multiply matrices; the packed kernels are not among them
 PRODUCTS = {

@@ -19,7 +19,7 @@ from llmopt.pipeline import Ran, StepResult
 from llmopt.planner import Plan, PlannedStep
 from llmopt.recipe import from_data
 from llmopt.report import card
-from llmopt.stages.base import Outcome, RunOptions, Work
+from llmopt.step import Outcome, RunOptions, Work
 from llmopt.verification import verify
 
 

@@ -12,7 +12,7 @@ from llmopt import artifact, planner, preflight
 from llmopt.errors import RequestError
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
-from llmopt.stages.base import RunOptions
+from llmopt.step import RunOptions
 
 STEPS = [
     {"id": "q", "quantize": {"method": "rtn", "gate": []}},

@@ -16,10 +16,10 @@ from llmopt.formats.quantization import read_contents
 from llmopt.ledger import LedgerEntry
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
-from llmopt.stages.base import RunOptions
+from llmopt.step import RunOptions
 from tests import models
-from tests.stages.conftest import HELD_OUT, TEXT
 from tests.test_pipeline import Log
+from tests.verbs.conftest import HELD_OUT, TEXT
 
 CT = {"format": "compressed-tensors"}
 ROWS = {"group_size": -1}
@@ -181,7 +181,7 @@ def test_what_is_written_otherwise_than_said_is_not_published(
     name: str, change: dict[str, Any], message: str, scratch: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    stage = pipeline.importlib.import_module("llmopt.stages.quantize")
+    stage = pipeline.importlib.import_module("llmopt.verbs.quantize.run")
     honest = stage._ledger
 
     def lying(*arguments: Any) -> list[LedgerEntry]:

@@ -18,6 +18,7 @@ from llmopt.specs.base import shortened
 #: group sizes that kernels know, the row among them
 _GROUP_SIZES = (32, 64, 128, -1)
 _COARSE = 128
+CANDIDATES_ALONE = "only a budget chooses among candidates"
 _CANDIDATE = re.compile(r"(?P<grid>\S+)(?: (?P<group>row|g\d+))?(?: (?P<zero>sym|asym))?")
 _SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,18})?) ?(?P<unit>[kmgt]i?)?b?", re.IGNORECASE)
 _UNITS = {"": 1, **{u: 10 ** (3 * (i + 1)) for i, u in enumerate("kmgt")},

@@ -14,7 +14,7 @@ from llmopt.cli import options as o
 if TYPE_CHECKING:
     from llmopt.cli.output import Output
     from llmopt.recipe import Recipe, Source
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
 
 def bench(
@@ -52,7 +52,7 @@ def bench(
     from llmopt.cli.output import Output
     from llmopt.recipe import from_data
     from llmopt.recipe.source import Flag
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
     base = against or _source_of(artifacts[0])
     if base is None:

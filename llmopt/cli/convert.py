@@ -100,7 +100,7 @@ def convert(
     from llmopt.cli.flags import flags, recipe_of
     from llmopt.cli.steps import gates_typed, grid_named, run_single
     from llmopt.errors import Mistakes
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
     mistakes = Mistakes()
     values = typed | {

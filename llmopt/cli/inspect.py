@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmopt.cli.output import Output
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
 
 def inspect(
@@ -43,7 +43,7 @@ def inspect(
     from llmopt.cli.output import Output
     from llmopt.inspection import describe
     from llmopt.sources import resolve
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
     output = Output(json, quiet)
     found = describe(resolve(model, fetch=False))

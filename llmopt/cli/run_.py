@@ -34,7 +34,7 @@ def run(
     from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line
     from llmopt.report import page
     from llmopt.specs.base import counted
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
     if any(step.verb == "bench" and step.gates_of is None for step in plan.steps):

@@ -22,7 +22,7 @@ from llmopt.specs.base import counted
 if TYPE_CHECKING:
     from llmopt.pipeline import Ran, StepResult
     from llmopt.planner import Plan
-    from llmopt.stages.base import RunOptions
+    from llmopt.step import RunOptions
 
 
 def grid_named(grid: str | None, bits: int | None) -> str | None:

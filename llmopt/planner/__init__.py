@@ -10,11 +10,11 @@ from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.formats.quantization import read_contents
 from llmopt.planner.desugar import Desugar
 from llmopt.planner.graph import named_parents, ordered, outside
-from llmopt.planner.located import located
 from llmopt.planner.states import State, states
 from llmopt.planner.steps import MODEL, Plan, PlannedStep
 from llmopt.pretrained import has_tokenizer
 from llmopt.recipe import Recipe, Source
+from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded, expand
 from llmopt.report import origin
 from llmopt.sources import ModelSource, resolve

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from llmopt.allocate.options import CANDIDATES_ALONE
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.evaluate.gates import parse
 from llmopt.formats.quantization import Contents
-from llmopt.planner.located import located
 from llmopt.planner.texts import Texts
 from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Source
+from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.metrics import needs_base
 
-CANDIDATES_ALONE = "only a budget chooses among candidates"
 METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
 
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmopt import conversion
 from llmopt.allocate.options import byte_budget, parse_size, with_options
-from llmopt.conversion import gguf
 from llmopt.errors import Mistakes
 from llmopt.fates import (
     TensorFate,
@@ -20,9 +18,7 @@ from llmopt.fates import (
 )
 from llmopt.formats.quantization import Contents
 from llmopt.planner import checks
-from llmopt.planner.gguf import GgufRequest, with_types
 from llmopt.planner.graph import members
-from llmopt.planner.located import located
 from llmopt.planner.steps import MODEL, PlannedStep
 from llmopt.planner.texts import Texts
 from llmopt.predict import (
@@ -32,12 +28,16 @@ from llmopt.predict import (
     quantize_footprint,
 )
 from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Recipe, Source
+from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, METHODS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.specs.runtimes import AUTO, runtime_for
+from llmopt.verbs.convert import gguf_types as gguf
+from llmopt.verbs.convert import layouts
+from llmopt.verbs.convert.gguf_plan import GgufRequest, with_types
 
 GATE_WINDOWS = 16
 
@@ -141,7 +141,7 @@ class Desugar:
         parent, contents = self._parent(item, settings.from_)
         (mistakes := Mistakes()).add(checks.of_target(settings, contents, self._source, place))
         mistakes.raise_any()
-        found = list(conversion.conversions(contents, settings))
+        found = list(layouts.conversions(contents, settings))
         fates = tuple(each.fate for each in found)
         lost = next((each for each in found if each.loss), None)
         if lost and settings.exact:
@@ -154,7 +154,7 @@ class Desugar:
         check_config(fates, contents.naming, settings.to, self._source, (*place, "to"))
         mine = ConvertStep.model_fields.keys() - GgufSettings.model_fields.keys()
         effective = settings.model_dump(by_alias=True, include=mine - {"from_", "gate"})
-        self._written[item.step.id] = conversion.contents_after(contents, fates, settings)
+        self._written[item.step.id] = layouts.contents_after(contents, fates, settings)
         footprint = convert_footprint(contents, fates)
         step = PlannedStep(
             item.step.id, "convert", effective, (parent,), place, None, {}, fates, footprint

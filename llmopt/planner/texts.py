@@ -8,8 +8,8 @@ from typing import Any
 
 from llmopt import artifact
 from llmopt.corpora import source as corpora
-from llmopt.planner.located import located
 from llmopt.recipe import BenchStep, Recipe, Source
+from llmopt.recipe.located import located
 from llmopt.recipe.models import CalibrationData, EvaluationData
 from llmopt.recipe.source import Key
 from llmopt.specs.families import family_of

@@ -86,7 +86,7 @@ def test_every_command_that_computes_takes_threads(command: str) -> None:
 def test_threads_are_those_that_stages_compute_with(
     llmopt: Llmopt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmopt.stages import quantize
+    from llmopt.verbs.quantize import run as quantize
 
     seen, run = [], quantize.run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.sources import resolve
-from llmopt.stages import text
+from llmopt.verbs.shared import texts as text
 from scripts.calibrate_gate import DAMAGE, Judge, damaged, quantized, variants
 
 pytestmark = pytest.mark.slow(part="gate")

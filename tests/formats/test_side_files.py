@@ -20,7 +20,7 @@ from llmopt.formats.side_files import (
     side_files,
 )
 from tests import models
-from tests.stages.conftest import quantized
+from tests.verbs.conftest import quantized
 
 CARRIED = [
     "LICENSE",

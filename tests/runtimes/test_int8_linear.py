@@ -18,8 +18,8 @@ from llmopt.runtimes.torch.activations import round_tokens, token_levels
 from llmopt.runtimes.torch.int8 import Int8Linear, fits_int8
 from llmopt.runtimes.torch.linear import KernelSwitch, QuantizedLinear
 from tests import models
-from tests.stages.conftest import make as make_model
-from tests.stages.conftest import quantized
+from tests.verbs.conftest import make as make_model
+from tests.verbs.conftest import quantized
 
 __all__ = ["make_model"]
 

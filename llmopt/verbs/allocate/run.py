@@ -1,0 +1,147 @@
+"""The allocate step: choose the settings of each linear so that all together meet a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llmopt.allocate import document
+from llmopt.allocate.options import byte_budget
+from llmopt.allocate.search import search
+from llmopt.allocate.sensitivity import Group, Sensitivity
+from llmopt.artifact import write_json
+from llmopt.blockwalk.gradient import walk_backward
+from llmopt.blockwalk.held_out import HeldOut
+from llmopt.errors import LlmoptError
+from llmopt.evaluate.comparison import kl_divergence
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import decode
+from llmopt.formats.gguf.export import metadata, placements
+from llmopt.formats.gguf.writer import Entry, header_bytes
+from llmopt.formats.headers import read_json
+from llmopt.formats.quantization import read_contents
+from llmopt.grids.base import QuantizedTensor
+from llmopt.methods.quantize.base import InletStatistics, check_scales
+from llmopt.runtimes.device import pick_device
+from llmopt.settings import LinearSettings
+from llmopt.specs import FORMATS
+from llmopt.step import Outcome, Work
+from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.gguf_about import description
+from llmopt.verbs.shared.solving import Solver
+
+#: calibration windows that sensitivities are read from, and that choices are measured on
+_MOST_SEEN, _MOST_HELD_OUT = 64, 16
+#: exchanges tried on real divergence
+_TRIES = 24
+
+
+def run(work: Work) -> Outcome:
+    """Write allocation.json into `work.folder`."""
+    checkpoint, sensitivity, held_out, corpus = _sensitivity(work)
+    groups = sensitivity.groups()
+    budget = byte_budget(work.fates, work.settings) - _header(work, checkpoint)
+    windows = HeldOut(
+        checkpoint, held_out, kl_divergence,
+        batch_size=work.settings["batch_size"], device=pick_device(work.options.device),
+    )  # fmt: skip
+    measurements = _Measurements(groups, sensitivity, windows, work.state / "measured.json")
+    total = len({group.kind for group in groups}) + 2 + _TRIES
+    measurements.on_measured = lambda count: work.progress("measurements", count, total)
+    found = search(groups, budget, measurements, tries=_TRIES)
+    written = document.document(groups, found, budget)
+    write_json(work.folder / document.FILE, written)
+    keys = ("bits_per_weight", "predicted_kl", "modelled_kl")
+    return Outcome(
+        format="allocation",
+        corpus=corpus,
+        evidence={key: written[key] for key in keys},
+        run={"measurements": len(measurements.known)},
+    )
+
+
+def table(work: Work) -> list[dict[str, Any]]:
+    """What each setting of each group of linears would cost; nothing is chosen or written."""
+    groups = _sensitivity(work)[1].groups()
+    return document.table(groups, [None] * len(groups))
+
+
+def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str, Any] | None]:
+    """Walk backward over the parent model, on all calibration windows but those held out."""
+    parent = next(iter(work.parents.values()))
+    checkpoint = Checkpoint.open(parent.path)
+    windows, corpus = text.checked_calibration(work, checkpoint.folder)
+    seen, held_out = split(windows)
+    solver = Solver(work.settings)
+
+    def solve(weight: Tensor, statistics: InletStatistics, chosen: LinearSettings) -> Tensor:
+        solved = solver.solve(weight, statistics, chosen)
+        if isinstance(solved, QuantizedTensor):
+            check_scales(weight, solved)
+        return decode(solved)
+
+    spec = FORMATS[work.settings["format"]]
+    folder = work.state / "sensitivity"
+    sensitivity = Sensitivity(checkpoint.naming, work.fates, spec, solve, folder)
+    walk_backward(
+        checkpoint, seen, sensitivity, work.state / "walk",
+        seed=work.settings["seed"],
+        batch_size=work.settings["batch_size"],
+        device=pick_device(work.options.device),
+        on_block=lambda done, total: work.progress("blocks", done, total),
+    )  # fmt: skip
+    return checkpoint, sensitivity, held_out, corpus
+
+
+def _header(work: Work, checkpoint: Checkpoint) -> int:
+    """Bytes of a file's header where a target counts them and headers alone do not tell."""
+    if work.settings["format"] != "gguf" or work.settings["target_size"] is None:
+        return 0
+    contents = read_contents(checkpoint.folder)
+    places = placements(contents, tied=checkpoint.tied)
+    entries = [Entry(place.name, "F32", place.shape, []) for place in places]
+    said = metadata(contents, checkpoint.folder, description(work, contents), 0)
+    return header_bytes(said, entries, work.state / "header")
+
+
+def split(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows to read sensitivities from, and at most a quarter of all to measure choices on."""
+    held_out = max(1, min(_MOST_HELD_OUT, len(windows) // 4))
+    return windows[:-held_out][:_MOST_SEEN], windows[-held_out:]
+
+
+class _Measurements:
+    """Divergences of choices, kept in a file so that a killed search does not measure twice."""
+
+    def __init__(
+        self, groups: Sequence[Group], sensitivity: Sensitivity, windows: HeldOut, path: Path
+    ) -> None:
+        self._groups, self._sensitivity = groups, sensitivity
+        self._windows, self._path = windows, path
+        self.known: dict[str, float] = read_json(path) if path.is_file() else {}
+        self.on_measured: Callable[[int], None] = lambda _: None
+
+    def __call__(self, settings: Sequence[LinearSettings | None]) -> float:
+        """The mean divergence on all windows; None leaves a group as it is."""
+        key = "; ".join("kept" if setting is None else setting.label for setting in settings)
+        if key not in self.known:
+            chosen = {
+                name: setting
+                for group, setting in zip(self._groups, settings, strict=True)
+                for name in group.names
+                if setting is not None
+            }
+
+            def change(name: str) -> Tensor | None:
+                return self._sensitivity.value(name, chosen[name]) if name in chosen else None
+
+            found = self._windows.measure(change)
+            self.known[key] = sum(found) / len(found)
+            write_json(self._path, self.known)
+        self.on_measured(len(self.known))
+        if not self.known[key] >= 0:
+            raise LlmoptError("the quantized model's output is not finite on calibration text")
+        return self.known[key]

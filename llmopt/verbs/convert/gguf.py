@@ -1,0 +1,374 @@
+"""The convert step to GGUF: one file, whose linears a walk encodes and whose rest is streamed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmopt.allocate import document
+from llmopt.artifact import ONE_FILE
+from llmopt.blockwalk import Inlet, Sink, walk
+from llmopt.errors import LlmoptError, RequestError, about
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import codec_of, decode
+from llmopt.formats.gguf.export import metadata
+from llmopt.formats.gguf.names import Placement
+from llmopt.formats.gguf.tokenizer import tokenizer_differences
+from llmopt.formats.gguf.weights import (
+    Watch,
+    arranged,
+    as_bytes,
+    keeps_values,
+    nearest,
+    unchanged,
+)
+from llmopt.formats.gguf.writer import Entry, write_gguf
+from llmopt.formats.headers import TensorHeader
+from llmopt.formats.imatrix import read_imatrix
+from llmopt.formats.quantization import Contents, read_contents
+from llmopt.formats.safetensors import ShardWriter, read_tensor
+from llmopt.grids import ggml
+from llmopt.grids.ggml import BlockTensor
+from llmopt.grids.ggml.affine import to_blocks
+from llmopt.ledger import LedgerEntry
+from llmopt.recipe import ConvertStep
+from llmopt.runtimes.device import pick_device
+from llmopt.specs.ggml import GGML_TYPES
+from llmopt.step import Outcome, Work
+from llmopt.verbs.convert import gguf_types as gguf
+from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.gguf_about import description, of_imatrix
+from llmopt.verbs.shared.records import certificate, compared, energy, ratio, too_small
+from llmopt.verbs.shared.side_files import copy_side_files, write_config
+from llmopt.verbs.shared.solving import Solver
+
+#: what the ledger says of a tensor that is as it was
+_MOVED = {"exact": True, "error": 0.0, "how": "moved"}
+
+
+def run(work: Work) -> Outcome:
+    """Convert the parent model into model.gguf in `work.folder`."""
+    parent = next(iter(work.parents.values()))
+    checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
+    conversion = _Conversion(work, checkpoint, contents)
+    conversion.check_values()
+    corpus = conversion.walk()
+    conversion.write()
+    others = copy_side_files(checkpoint, work.folder)
+    others |= write_config(checkpoint, work.folder, format_id=None, layers={})
+    ledger = list(conversion.ledger())
+    evidence: dict[str, Any] = others | {"certificate": certificate(ledger)}
+    if conversion.allocation:
+        evidence["allocation"] = conversion.allocation
+    if differences := conversion.tokenizer_differences():
+        evidence["tokenizer"] = differences
+    return Outcome(
+        format="gguf",
+        ledger=ledger,
+        corpus=corpus,
+        evidence=evidence,
+        run={"device": str(conversion.device)},
+    )
+
+
+class _Conversion:
+    def __init__(self, work: Work, checkpoint: Checkpoint, contents: Contents) -> None:
+        self._work, self._checkpoint, self._contents = work, checkpoint, contents
+        self.device = pick_device(work.options.device)
+        given = {k: v for k, v in work.settings.items() if k in ConvertStep.model_fields}
+        settings = ConvertStep(**given | {"imatrix": None, "split_size": None})
+        guided = bool(work.settings["imatrix"] or work.settings["calibration"])
+        self._settings = settings
+        self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
+        self.allocation: dict[str, Any] | None = None
+        if settings.has_budget:
+            self.allocation = document.read(list(work.parents.values())[1].path)
+            self._wanted = gguf.budgeted(self._wanted, self.allocation.pop("linears"))
+        #: whether the file's embedding is also its head, and has to be encoded as such
+        self._shared = checkpoint.tied and not self._embedding_is_ready()
+        self._writer = ShardWriter(work.state / "parts")
+        self._about = description(work, contents)
+        self._records: dict[str, Any] = {}
+        #: of each tensor that is streamed, the sums of squares of its errors and its weights
+        self._lost: dict[str, tuple[float, float]] = {}
+
+    def check_values(self) -> None:
+        """RequestError for values that would be lost unseen, before any work is done."""
+        for each in gguf.conversions(self._contents, self._wanted):
+            module, _, kind = each.fate.name.rpartition(".")
+            filler = not each.fate.bytes and kind == "bias" and module in self._checkpoint.layers
+            if filler and bool(self._checkpoint.read(each.fate.name).any()):
+                raise RequestError(
+                    f"llama.cpp has no place for {each.fate.name}, which is not zero"
+                )
+        for wanted in self._wanted if self._settings.exact else ():
+            place = wanted.placement
+            certain = not place.offset and all(
+                tensor.layout or gguf.holds(wanted.type_id, tensor)
+                for tensor in (self._contents.tensors[name] for name in place.sources)
+            )
+            if wanted.has_blocks or certain:
+                continue
+            if not keeps_values(self._checkpoint, place, wanted.type_id):
+                what = (
+                    f"{place.offset:g} + w in {wanted.type_id}" if place.offset else wanted.type_id
+                )
+                raise RequestError(
+                    f"{place.sources[0]} is not exact in the file, which holds {what}",
+                    hint="without --exact it is rounded, and the error is reported",
+                )
+
+    def tokenizer_differences(self) -> list[str]:
+        """What llama.cpp cuts otherwise; the tokenizer of a GGUF file is carried over."""
+        if self._contents.in_gguf:
+            return []
+        return tokenizer_differences(self._checkpoint.folder, self._checkpoint.config)
+
+    def walk(self) -> dict[str, Any] | None:
+        """Encode what gets blocks, part by part; returns what the text is called."""
+        settings, checkpoint = self._work.settings, self._checkpoint
+        naming = checkpoint.naming
+        types = {
+            module: each.type_id
+            for each in self._wanted
+            for module in self._modules(each.placement)
+            if each.has_blocks
+        }
+        linears = {
+            n for block in range(naming.block_count) for i in naming.linears(block) for n in i
+        }
+        if not types.keys() & {*linears, naming.head}:
+            return None
+        tokens, corpus = None, None
+        if settings["calibration"] is not None:
+            tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
+        importance = self._importance(types)
+        operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
+        if settings["exact"]:
+            operation.refuse_what_is_not_exact()
+        self._work.progress("blocks", 0, naming.block_count)
+        self._records = walk(
+            checkpoint, tokens, [operation], Sink(self._writer, codec_of("gguf")),
+            self._work.state / "walk",
+            head=naming.head in types,
+            batch_size=settings["batch_size"],
+            true_sequential=settings["method"] == "gptq",
+            device=self.device,
+            on_block=lambda done, total: self._work.progress("blocks", done, total),
+        )  # fmt: skip
+        return corpus
+
+    def _embedding_is_ready(self) -> bool:
+        """Whether the source has the embedding's very bytes, or the file has a head besides it."""
+        source = f"{self._checkpoint.naming.embedding}.weight"
+        return any(
+            w.placement.name == gguf.HEAD
+            or (
+                w.placement.sources == (source,)
+                and unchanged(self._checkpoint, w.placement, w.type_id) is not None
+            )
+            for w in self._wanted
+        )
+
+    def _modules(self, place: Placement) -> list[str]:
+        """What a tensor of the file holds, as the walk calls it.
+
+        An embedding that is the head, too, is walked as the head: that weighs its errors.
+        """
+        naming = self._checkpoint.naming
+        names = [name.removesuffix(".weight") for name in gguf.names_of(naming, place)]
+        return [naming.head] if names == [naming.embedding] and self._shared else names
+
+    def _importance(self, types: Mapping[str, str]) -> dict[str, Tensor]:
+        """Of each linear's inputs, float32 [cols], from an importance matrix; {} without one.
+
+        RequestError where a linear's type is of no use without it.
+        """
+        if self._work.settings["imatrix"] is None:
+            return {}
+        matrix = read_imatrix(Path(self._work.texts["imatrix"]["source"]))
+        self._about |= of_imatrix(matrix, self._work.settings["imatrix"]["name"])
+        found: dict[str, Tensor] = {}
+        for each in self._wanted:
+            place = each.placement
+            if not each.has_blocks or not place.sources:
+                continue
+            modules = self._modules(place)
+            shared = modules == [self._checkpoint.naming.head]
+            for name in (gguf.HEAD, place.name) if shared else (place.name,):
+                weights = matrix.importance(name, len(modules), place.shape[-1])
+                if weights is not None:
+                    found |= dict(zip(modules, weights, strict=True))
+                    break
+        if not found:
+            raise RequestError("the importance matrix knows none of the model's tensors")
+        for module, type_id in types.items():
+            there = self._contents.tensors.get(f"{module}.weight")
+            if module in found or (there and gguf.is_stored_as(there, type_id)):
+                continue
+            if GGML_TYPES[type_id].importance == "required":
+                raise RequestError(
+                    f"the importance matrix lacks {module}, and {type_id} needs it",
+                    hint="make one from more text: --to imatrix",
+                )
+        return found
+
+    def write(self) -> None:
+        """The file, from what the walk finished and from the checkpoint."""
+        parts = {
+            part: header
+            for each in self._writer.parts()
+            for part, header in self._writer.headers(each).items()
+        }
+        entries = [
+            Entry(w.placement.name, w.type_id, w.placement.shape, self._source(w, parts))
+            for w in self._wanted
+        ]
+        said = metadata(
+            self._contents, self._checkpoint.folder, self._about,
+            gguf.file_type(self._settings, self._wanted),
+        )  # fmt: skip
+        write_gguf(self._work.folder / ONE_FILE, said, entries, self._work.settings["split_size"])
+
+    def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
+        """Where the bytes of a tensor of the file come from."""
+        place = wanted.placement
+        found = [parts.get(f"{module}.ggml") for module in self._modules(place)]
+        if place.sources and all(found):
+            headers = [header for header in found if header]
+            if place.order is None:
+                return headers
+            return lambda: (as_bytes(arranged(read_tensor(each), place)) for each in headers)
+        # copies lose nothing; what is encoded notes what it loses while it is written
+        self._lost |= dict.fromkeys(gguf.names_of(self._checkpoint.naming, place), (0.0, 0.0))
+        search, watch = self._work.settings["search"], self._errors(wanted)
+        return nearest(self._checkpoint, place, wanted.type_id, search, watch)
+
+    def _errors(self, wanted: gguf.Wanted) -> Watch | None:
+        """Notes what streaming a tensor of the file loses; None where it loses nothing."""
+        place, type_id = wanted.placement, wanted.type_id
+        dtypes = {self._checkpoint.stored_dtype(source) for source in place.sources}
+        if type_id == "F32" and not place.offset and torch.float64 not in dtypes:
+            return None
+        names = dict(zip(place.sources, gguf.names_of(self._checkpoint.naming, place), strict=True))
+
+        def watch(source: str, rows: Tensor, data: Tensor) -> None:
+            values = ggml.decode(type_id, data)
+            if place.offset or rows.dtype == torch.float64:  # float32 would round this, too
+                values, rows = values.double() - place.offset, rows.double()
+            change = (values - rows).view(-1)
+            lost, whole = self._lost[names[source]]
+            self._lost[names[source]] = lost + energy(change), whole + energy(rows.reshape(-1))
+
+        return watch
+
+    def _streamed(self, name: str) -> dict[str, Any]:
+        """What the ledger says of a tensor that the walk did not encode."""
+        if name not in self._lost:
+            raise LlmoptError(f"{name} was to be written and was not reached")
+        lost, whole = self._lost[name]
+        if lost == whole != 0:
+            with about(name):
+                raise too_small()
+        return {"exact": lost == 0, "error": ratio(lost, whole)}
+
+    def ledger(self) -> Iterator[LedgerEntry]:
+        """Every tensor of the input, and what became of it."""
+        naming = self._checkpoint.naming
+        for each in gguf.conversions(self._contents, self._wanted):
+            fate = each.fate
+            entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
+            module = fate.name.removesuffix(".weight")
+            if self._shared and module == naming.embedding:
+                module = naming.head
+            if fate.action == "left out":
+                yield LedgerEntry(**entry, action=fate.action, to=None)
+                continue
+            record = self._records.get(module) or self._streamed(fate.name)
+            if fate.quantize is None:
+                yield LedgerEntry(**entry, action=fate.action, to=None, **record)
+                continue
+            bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
+            to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
+            yield LedgerEntry(**entry, **to, **record)
+
+
+class _Encode:
+    """The walk's operation: blocks of ggml for every linear that is to have them."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        solver: Solver,
+        types: Mapping[str, str],
+        importance: Mapping[str, Tensor],
+        calibrated: bool,
+    ) -> None:
+        self._checkpoint, self._solver, self._types = checkpoint, solver, types
+        self._importance, self.needs_statistics = importance, calibrated
+
+    def apply(self, inlet: Inlet) -> None:
+        """Move what the source holds exactly; encode the rest, one type at a time."""
+        together: dict[str, list[str]] = defaultdict(list)
+        for name in inlet.names:
+            type_id = self._types.get(name)
+            if type_id is None:
+                continue
+            moved = self._moved(name, type_id)
+            if isinstance(moved, str):
+                together[type_id].append(name)
+            else:
+                inlet.replace(name, moved, _MOVED)
+        for type_id, names in together.items():
+            self._solve(inlet, names, type_id)
+
+    def refuse_what_is_not_exact(self) -> None:
+        """RequestError where a quantized linear's values do not fit, whatever layouts said."""
+        for name in sorted(self._types.keys() & self._checkpoint.layers.keys()):
+            type_id = self._types[name]
+            moved = self._moved(name, type_id)
+            if isinstance(moved, str):
+                raise RequestError(
+                    f"{name} is not exact as {type_id}: {moved}",
+                    hint="without --exact it is rounded, and the error is reported",
+                )
+
+    def _moved(self, name: str, type_id: str) -> BlockTensor | str:
+        """A linear in blocks of the type, or whose integers they hold unchanged; or why not."""
+        if name not in self._checkpoint.layers:
+            return "plain weights are rounded"
+        layer = self._checkpoint.read_layer(name)
+        if not isinstance(layer, BlockTensor):
+            return to_blocks(layer, type_id)
+        return layer if layer.grid == type_id else f"{layer.grid} values are not {type_id} values"
+
+    def _solve(self, inlet: Inlet, names: list[str], type_id: str) -> None:
+        weights = [inlet.weight(name) for name in names]
+        for name, weight in zip(names, weights, strict=True):
+            with about(name):
+                ggml.check_range(type_id, weight)
+        with about(", ".join(names)):
+            solved = self._encoded(inlet, names, torch.cat(weights), type_id)
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            part = replace(solved, data=solved.data[start : start + weight.shape[0]].clone())
+            start += weight.shape[0]
+            values = decode(part)
+            with about(name):
+                record = compared(values, weight, inlet.statistics)
+            how = {"exact": torch.equal(values, weight), "how": "rounded"}
+            inlet.replace(name, part, record | how)
+
+    def _encoded(self, inlet: Inlet, names: list[str], weight: Tensor, type_id: str) -> BlockTensor:
+        if inlet.statistics is None:
+            return self._solver.encode(weight, self._importance.get(names[0]), type_id)
+        solved = self._solver.solve(weight, inlet.statistics, gguf.settings_of(type_id))
+        assert isinstance(solved, BlockTensor)
+        return solved

@@ -1,0 +1,209 @@
+"""The quantize step: calibrate, choose codes block by block, write a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmopt.allocate import document
+from llmopt.blockwalk import Inlet, Sink, walk
+from llmopt.errors import LlmoptError, RequestError, about
+from llmopt.fates import TensorFate, unquantized
+from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import Codec, codec_of, decode
+from llmopt.formats.layout import LayerLayout
+from llmopt.formats.safetensors import ShardWriter
+from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
+from llmopt.ledger import LedgerEntry
+from llmopt.methods.quantize.base import check_scales
+from llmopt.runtimes.device import pick_device
+from llmopt.settings import LinearSettings
+from llmopt.specs import FORMATS
+from llmopt.step import Outcome, Work
+from llmopt.verbs.quantize.transform import Awq
+from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.records import compared
+from llmopt.verbs.shared.side_files import copy_side_files, write_config
+from llmopt.verbs.shared.solving import Solver
+
+
+def run(work: Work) -> Outcome:
+    """Quantize the parent model into `work.folder`."""
+    settings = work.settings
+    parent = next(iter(work.parents.values()))
+    checkpoint = Checkpoint.open(parent.path)
+    others = copy_side_files(checkpoint, work.folder)
+    device = pick_device(work.options.device)
+    tokens, corpus = _calibration(work, checkpoint)
+    spec = FORMATS[settings["format"]]
+    work, allocation = _settled(work)
+    codec, held = codec_of(spec.id), _held(work.fates)
+    _check_held(checkpoint, held, codec)
+    fates = {fate.name.removesuffix(".weight"): fate for fate in work.fates}
+    operation = _Quantize(settings, fates)
+    awq = Awq(operation.options_of, frozenset(held))
+    writer = ShardWriter(work.state / "parts")
+    work.progress("blocks", 0, checkpoint.naming.block_count + settings["head"])
+    records = walk(
+        checkpoint, tokens, [operation], Sink(writer, codec),
+        work.state / "walk",
+        transforms=[awq] if settings["transform"] == "awq" else [],
+        head=settings["head"],
+        batch_size=settings["batch_size"],
+        true_sequential=settings.get("true_sequential", False),
+        device=device,
+        on_block=lambda done, total: work.progress("blocks", done, total),
+    )  # fmt: skip
+    writer.finalize(work.folder)
+    others |= _write_config(checkpoint, settings, work.fates, records, work.folder)
+    return Outcome(
+        format=settings["format"],
+        ledger=_ledger(work.fates, records, checkpoint),
+        corpus=corpus,
+        evidence=others | ({"allocation": allocation} if allocation else {}),
+        run={"device": str(device)},
+    )
+
+
+def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
+    """The work with the settings that its allocation chose, and what that says; None without one.
+
+    All of it goes into the manifest, so that the allocation's own folder is not needed any more.
+    """
+    if not any(fate.options for fate in work.fates):
+        return work, None
+    found = document.read(list(work.parents.values())[1].path)
+    fates = document.settled(work.fates, found.pop("linears"), FORMATS[work.settings["format"]])
+    return replace(work, fates=tuple(fates)), found
+
+
+def _held(fates: tuple[TensorFate, ...]) -> dict[str, LayerLayout]:
+    """The linears that came quantized and stay so, by module name."""
+    return {f.name.removesuffix(".weight"): f.held for f in fates if f.held is not None}
+
+
+def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec) -> None:
+    """RequestError where values of what stays quantized do not fit the format, before any work."""
+    for module in held:
+        if reason := codec.accepts(checkpoint.read_layer(module)):
+            raise RequestError(
+                f"{module} is left as it came, and cannot be written so: {reason}",
+                hint="make plain weights of the model first: llmopt convert --to hf",
+            )
+
+
+def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dict[str, Any] | None]:
+    """The calibration windows int64 [sequences, length], and what the manifest says of them."""
+    if work.settings["calibration"] is None:
+        return None, None
+    return text.checked_calibration(work, checkpoint.folder)
+
+
+class _Quantize:
+    """The block walk's operation: one solve for all linears that share input and settings."""
+
+    def __init__(self, settings: dict[str, Any], fates: dict[str, TensorFate]) -> None:
+        self._fates, self._solver = fates, Solver(settings)
+        self.needs_statistics = settings["calibration"] is not None
+
+    def apply(self, inlet: Inlet) -> None:
+        """Quantize what the plan says of this inlet's linears."""
+        together: dict[LinearSettings, list[str]] = defaultdict(list)
+        for name in inlet.names:
+            chosen = self._fates[name].quantize if name in self._fates else None
+            if chosen is not None:
+                together[chosen].append(name)
+        for chosen, names in together.items():
+            self._solve(inlet, names, chosen)
+
+    def options_of(self, name: str) -> GridOptions | None:
+        """The grid that a linear gets, None where it is kept."""
+        chosen = self._fates[name].quantize if name in self._fates else None
+        return None if chosen is None else self._solver.options(chosen)
+
+    def _solve(self, inlet: Inlet, names: list[str], chosen: LinearSettings) -> None:
+        weights = [inlet.weight(name) for name in names]
+        with about(", ".join(names)):
+            solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
+        assert isinstance(solved, QuantizedTensor)
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            part = rows_of(solved, start, start + weight.shape[0], chosen.activations)
+            start += weight.shape[0]
+            with about(name):
+                check_scales(weight, part)
+                record = compared(decode(part), weight, inlet.statistics)
+            desc_act = {"desc_act": part.params.group_index is not None}
+            inlet.replace(name, part, record | desc_act)
+
+
+def rows_of(
+    tensor: QuantizedTensor, start: int, stop: int, activations: str | None = None
+) -> QuantizedTensor:
+    """Output channels start to stop of a tensor that was solved together with others."""
+    p = tensor.params
+    params = AffineParams(
+        bits=p.bits, group_size=p.group_size, symmetric=p.symmetric,
+        scale=p.scale[start:stop].clone(), zero=p.zero[start:stop].clone(),
+        group_index=p.group_index, scale_dtype=p.scale_dtype,
+    )  # fmt: skip
+    codes = tensor.codes[start:stop].clone()
+    return QuantizedTensor(grid=tensor.grid, codes=codes, params=params, activations=activations)
+
+
+def _write_config(
+    checkpoint: Checkpoint, settings: dict[str, Any], fates: tuple[TensorFate, ...],
+    records: dict[str, Any], folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    layers = _held(fates)
+    for fate in fates:
+        module = fate.name.removesuffix(".weight")
+        if fate.quantize is not None:
+            layers[module] = replace(fate.quantize.layout, desc_act=records[module]["desc_act"])
+    if not any(fate.quantize for fate in fates):
+        raise RequestError("nothing was quantized: every linear is skipped by an override")
+    return write_config(
+        checkpoint,
+        folder,
+        format_id=settings["format"],
+        layers=layers,
+        unquantized=unquantized(fates, checkpoint.naming),
+        damping=settings.get("damping"),
+        true_sequential=settings.get("true_sequential", False),
+    )
+
+
+def _ledger(
+    fates: tuple[TensorFate, ...], records: dict[str, Any], checkpoint: Checkpoint
+) -> list[LedgerEntry]:
+    """Every tensor of the input and what became of it."""
+    ledger = []
+    for fate in fates:
+        entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
+        if fate.quantize is None:
+            change = records.get(fate.name, {})
+            entry |= {"action": "folded" if change else fate.action, "to": fate.to} | change
+            entry |= _bits(fate) if fate.held else {}
+            ledger.append(LedgerEntry(**entry))
+            continue
+        record = records.get(fate.name.removesuffix(".weight"))
+        if record is None:
+            raise LlmoptError(f"{fate.name} was to be quantized and was not reached")
+        to = {"action": fate.action, "to": fate.to}
+        ledger.append(LedgerEntry(**entry | record | to | _bits(fate)))
+    head = f"{checkpoint.naming.head}.weight"
+    if all(entry.name != head for entry in ledger):
+        shares = f"shares {checkpoint.naming.embedding}.weight"
+        ledger.append(LedgerEntry(name=head, shape=None, action="tied", to=None, why=shares))
+    return ledger
+
+
+def _bits(fate: TensorFate) -> dict[str, float]:
+    return {"bits_per_weight": round(fate.bytes * 8 / math.prod(fate.shape), 4)}

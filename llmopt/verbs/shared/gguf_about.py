@@ -1,0 +1,30 @@
+"""What a GGUF file says of its model: what the source does, and what the user adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmopt.formats.gguf.about import general
+from llmopt.formats.imatrix import Imatrix
+from llmopt.formats.quantization import Contents
+from llmopt.report.origin import front_matter
+from llmopt.step import Work
+
+
+def description(work: Work, contents: Contents) -> dict[str, Any]:
+    """The keys that are not the model's own; a GGUF source's are carried over without them."""
+    settings, parent = work.settings, next(iter(work.parents.values()))
+    found = {} if contents.in_gguf else general(front_matter(parent), settings["model_name"])
+    if settings["name"] is not None:
+        found["general.name"] = settings["name"]
+    return found | dict(sorted(settings["metadata"].items()))
+
+
+def of_imatrix(matrix: Imatrix, name: str) -> dict[str, Any]:
+    """What llama-quantize notes of the importance matrix that it was given."""
+    return {
+        "quantize.imatrix.file": name,
+        "quantize.imatrix.dataset": next(iter(matrix.datasets), ""),
+        "quantize.imatrix.entries_count": len(matrix.entries),
+        "quantize.imatrix.chunks_count": matrix.chunks,
+    }

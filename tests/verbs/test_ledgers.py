@@ -1,0 +1,103 @@
+"""Every ledger that a stage writes: readable by reports and cards, counted alike everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmopt import ledger, pipeline, planner
+from llmopt.recipe import from_data
+from llmopt.report import html, markdown
+from llmopt.report.results import Results
+from llmopt.step import RunOptions
+from tests import models
+from tests.test_pipeline import Log
+from tests.verbs.conftest import TEXT
+
+RTN = {"method": "rtn", "group_size": 32, "gate": []}
+CALIBRATED = {"group_size": 32, "gate": []}
+INT8 = {"grid": "int8", "format": "compressed-tensors", "group_size": -1, "activations": "int8"}
+ROWS = {"grid": "int8", "format": "bitsandbytes-int8", "group_size": -1}
+BUDGET = {"target_bpw": 7.0, "candidates": ["int4 g32", "int8 g32"]}
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "gptq": [{"quantize": CALIBRATED}],
+    "awq": [{"quantize": {**CALIBRATED, "method": "awq", "format": "gptq_v2", "symmetric": False}}],
+    "skipped": [{"quantize": {**RTN, "overrides": [{"match": "*.v_proj", "skip": True}]}}],
+    "head": [{"quantize": {**RTN, "head": True}}],
+    "int8": [{"quantize": {**RTN, **INT8}}],
+    "int8-rows": [{"quantize": {**RTN, **ROWS}}],
+    "budget": [{"quantize": {**CALIBRATED, **BUDGET}}],
+    "decoded": [{"quantize": RTN}, {"convert": {"to": "hf", "gate": []}}],
+    "moved": [
+        {"quantize": {**RTN, "format": "gptq_v2"}},
+        {"convert": {"to": "compressed-tensors", "gate": []}},
+    ],
+    "float16": [{"convert": {"to": "gguf", "dtype": "float16"}}],
+    "blocks": [{"convert": {"to": "gguf:Q4_0", "gate": []}}],
+    "codes-to-gguf": [{"quantize": RTN}, {"convert": {"to": "gguf", "gate": []}}],
+}
+
+
+def look_ahead(folder: Path) -> None:
+    """Layers that predict further tokens, and a bias that llama.cpp has no place for."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["mtp.fc.weight"] = torch.randn(64, 128)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def planned(tmp_path: Path, steps: list[dict[str, Any]], family: str) -> planner.Plan:
+    model = tmp_path / "model"
+    if not model.exists():
+        models.save_with_bytes(model, family)
+        look_ahead(model)
+        (tmp_path / "text.txt").write_text(TEXT * 40)
+    text = {"source": str(tmp_path / "text.txt"), "length": 32}
+    data = {
+        "version": 1,
+        "model": str(model),
+        "data": {"calibration": text | {"sequences": 4}, "evaluation": text | {"windows": 2}},
+        "steps": [{"id": f"s{i}", **step} for i, step in enumerate(steps)],
+    }
+    for i, step in enumerate(data["steps"][1:]):
+        verb = next(verb for verb in ("quantize", "convert") if verb in step)
+        step[verb] = {**step[verb], "from": f"s{i}"}
+    return planner.plan(*from_data(data), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_every_ledger_is_read_and_counted_alike(tmp_path: Path, kind: str) -> None:
+    family = "gemma3_text" if kind == "blocks" else "qwen3"
+    plan = planned(tmp_path, STEPS[kind], family)
+    for done in pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results:
+        manifest = json.loads(json.dumps(done.artifact.manifest))
+        if not manifest["ledger"]:
+            continue
+        name, digest = done.artifact.name, done.artifact.digest
+        bench = {"schema": 1, "entries": [{"name": name, "bytes": 1, "digest": digest}]}
+        results = Results.from_documents(bench, {}, {name: manifest})
+        assert html.render(results)
+        assert markdown.render(results)
+        counts = ledger.count(entry["action"] for entry in manifest["ledger"])
+        assert (
+            f"Tensors: {ledger.in_words(counts)}" in (done.artifact.path / "README.md").read_text()
+        )
+        step = next(step for step in plan.steps if step.id == name)
+        folded = counts.pop("folded", 0)
+        counts["kept"] = counts.get("kept", 0) + folded
+        assert ledger.count(fate.action for fate in step.fates) == counts
+        if manifest["format"] == "gguf":
+            assert counts["left out"] == 1
+
+
+def test_what_is_unknown_is_refused_when_written() -> None:
+    with pytest.raises(ValueError, match="action"):
+        ledger.LedgerEntry(name="w", action="lost")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="extra"):
+        ledger.LedgerEntry(name="w", action="kept", eror=0.1)  # type: ignore[call-arg]
+    assert ledger.LedgerEntry(name="w", action="kept").document() == {"name": "w", "action": "kept"}
