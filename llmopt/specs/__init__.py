@@ -1,4 +1,4 @@
-"""What exists, as data: grids, methods, formats, runtimes, model families."""
+"""What exists, as data: grids, methods, formats, runtimes, verbs, model families."""
 
 from llmopt.specs.base import (
     FormatSpec,
@@ -6,6 +6,8 @@ from llmopt.specs.base import (
     LoaderSpec,
     MethodSpec,
     RuntimeSpec,
+    VerbSpec,
+    load,
     lookup,
     nearest,
     suggestion,
@@ -16,6 +18,7 @@ from llmopt.specs.loaders import LOADERS
 from llmopt.specs.methods import METHODS
 from llmopt.specs.metrics import METRICS
 from llmopt.specs.runtimes import OPTIONAL_PACKAGES, RUNTIMES
+from llmopt.specs.verbs import VERBS
 
 __all__ = [
     "FORMATS",
@@ -25,11 +28,14 @@ __all__ = [
     "METRICS",
     "OPTIONAL_PACKAGES",
     "RUNTIMES",
+    "VERBS",
     "FormatSpec",
     "GridSpec",
     "LoaderSpec",
     "MethodSpec",
     "RuntimeSpec",
+    "VerbSpec",
+    "load",
     "lookup",
     "nearest",
     "suggestion",

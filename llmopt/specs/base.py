@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from types import ModuleType
+from typing import Literal, TypeVar
 
 from llmopt.errors import RequestError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerbSpec:
+    """Something that a step does.
+
+    `package` has the modules `settings` (what a recipe may say), `plan` (a written step -> planned
+    ones) and `run` (the work). `version` is raised when a change makes old results no longer what
+    it would write. Without a `command` no user names it: other verbs' plans ask for its steps.
+    """
+
+    id: str
+    package: str
+    version: int
+    yields: Literal["model", "results", "advice"]
+    summary: str
+    command: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +131,11 @@ class RuntimeSpec:
     chooses_dtype: bool = False
     #: whether it has a beam search
     beams: bool = False
+
+
+def load(module: str) -> ModuleType:
+    """The module that an entry of a table names: what implements it is imported here alone."""
+    return importlib.import_module(module)
 
 
 def shortened(text: str, most: int = 80) -> str:
