@@ -17,7 +17,7 @@ from llmopt import artifact, machine, preflight, soundness, written
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
-from llmopt.report import card, origin
+from llmopt.report import card, card_metadata
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.step import Outcome, RunOptions, Stage, Work
 
@@ -327,7 +327,9 @@ def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, A
     """What a model's manifest keeps for its card, which is not among the files."""
     files = [file for file in manifest["files"] if file["path"] != artifact.CARD]
     entry = manifest["parents"][0]
-    kept = origin.describe(parents[entry["name"]], entry, quantized=manifest["format"] != PLAIN)
+    kept = card_metadata.describe(
+        parents[entry["name"]], entry, quantized=manifest["format"] != PLAIN
+    )
     return {"files": files, "digest": artifact.digest_of(files), "card": kept}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llmopt import artifact
 from llmopt.errors import RequestError
 from llmopt.planner import Plan, PlannedStep, State, states
-from llmopt.report.recorded import flatten
+from llmopt.report.manifest_tables import flatten
 from llmopt.step import RunOptions
 
 #: settings that a refusal names

@@ -9,7 +9,6 @@ takes nothing along.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import signal
@@ -25,7 +24,7 @@ from llmopt import errors
 from llmopt.errors import LlmoptError
 from llmopt.evaluate import speed
 from llmopt.evaluate.memory import held_memory, peak_memory
-from llmopt.specs import RUNTIMES
+from llmopt.specs import RUNTIMES, load
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -97,7 +96,7 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
     """Fork for each job; the child writes one line, or dies and the helper does."""
     for line in jobs:
         job = Job(**json.loads(line))
-        importlib.import_module(RUNTIMES[job.runtime].module)
+        load(RUNTIMES[job.runtime].module)
         child = os.fork()
         if child == 0:
             _end_with_parent()

@@ -9,7 +9,6 @@ flows, which would hardly show in what the model says.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from llmopt.formats.codec import decode
 from llmopt.grids.base import Grid, Quantized
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.levels import spacing
-from llmopt.specs import GRIDS, lookup
+from llmopt.specs import GRIDS, load, lookup
 from llmopt.specs.ggml import GGML_TYPES
 
 #: neighbours that are looked at together where a grid has no groups of its own
@@ -50,7 +49,7 @@ def code_error(weight: Tensor, tensor: Quantized) -> CodeError:
     if index is None:
         index = torch.arange(cols, device=weight.device) // (cols // groups)
     index = index.to(torch.int64)
-    grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
+    grid: Grid = load(lookup(GRIDS, "grid", tensor.grid).module)
     decoded, step = grid.decode(tensor.codes, params), params.scale[:, index]
     error = (weight.float() - decoded) / step
     apart = torch.ones_like(error)

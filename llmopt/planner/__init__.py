@@ -16,7 +16,7 @@ from llmopt.pretrained import has_tokenizer
 from llmopt.recipe import Recipe, Source
 from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded, expand
-from llmopt.report import origin
+from llmopt.report import card_metadata
 from llmopt.sources import ModelSource, resolve
 from llmopt.specs.formats import IMATRIX
 
@@ -41,7 +41,7 @@ def plan(
         model = located(source, ("model",), lambda: _unpickled(model))
     contents = located(source, ("model",), lambda: read_contents(model.folder))
     if any(item.step.verb != "bench" for item in expanded):
-        located(source, ("model",), lambda: origin.declared(model.folder))
+        located(source, ("model",), lambda: card_metadata.declared(model.folder))
     folders = {name: _external(Path(typed)) for typed, name in externals.items()}
     others = {name: read_contents(folder) for name, folder in folders.items()}
     desugar = Desugar(recipe, source, ids, contents, others, model.name)

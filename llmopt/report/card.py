@@ -14,10 +14,10 @@ from llmopt import __version__
 from llmopt import ledger as ledgers
 from llmopt.artifact import finite
 from llmopt.report import numbers
+from llmopt.report.card_metadata import CARRIED, licence_files
+from llmopt.report.manifest_tables import flatten
 from llmopt.report.markdown import escape
-from llmopt.report.origin import CARRIED, licence_files
 from llmopt.report.quality import class_of
-from llmopt.report.recorded import flatten
 from llmopt.report.results import CorpusName, Divergence, Entry
 from llmopt.specs.base import counted
 from llmopt.specs.loaders import loaders

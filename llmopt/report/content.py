@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmopt.report import measured, recorded
+from llmopt.report import manifest_tables, metric_tables
 from llmopt.report.results import Results
 from llmopt.report.sheet import Sheet
 from llmopt.report.verdict import Verdict, choose
@@ -24,15 +24,15 @@ def content(results: Results) -> Content:
     """Decide and tabulate."""
     verdict = choose(results)
     sheets = (
-        measured.gates(results),
-        measured.quality(results, verdict),
-        measured.speed(results, verdict),
-        recorded.machine(results),
-        recorded.ledger(results),
-        recorded.largest_errors(results),
-        *recorded.settings(results),
-        recorded.provenance(results),
-        *recorded.versions(results),
+        metric_tables.gates(results),
+        metric_tables.quality(results, verdict),
+        metric_tables.speed(results, verdict),
+        manifest_tables.machine(results),
+        manifest_tables.ledger(results),
+        manifest_tables.largest_errors(results),
+        *manifest_tables.settings(results),
+        manifest_tables.provenance(results),
+        *manifest_tables.versions(results),
     )
     shown = tuple(sheet for sheet in sheets if sheet.rows)
-    return Content(results.title, verdict, measured.overview(results, verdict), shown)
+    return Content(results.title, verdict, metric_tables.overview(results, verdict), shown)

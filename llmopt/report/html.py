@@ -6,8 +6,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmopt import __version__
+from llmopt.report.chart import NARROW, WIDE, Chart, chart
 from llmopt.report.content import Content, content
-from llmopt.report.picture import NARROW, WIDE, Picture, picture
 from llmopt.report.results import Results
 from llmopt.report.sheet import shortened
 from llmopt.report.verdict import RULE
@@ -24,16 +24,16 @@ def render(*results: Results) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["shortened"] = _shortened
-    parts = [(what, _pictures(each, what)) for each in results for what in [content(each)]]
+    parts = [(what, _charts(each, what)) for each in results for what in [content(each)]]
     headlines = " · ".join(what.verdict.headline for what, _ in parts)
     page = environment.get_template("page.html")
     return page.render(parts=parts, title=headlines, rule=RULE, version=__version__)
 
 
-def _pictures(results: Results, what: Content) -> list[tuple[str, Picture]]:
+def _charts(results: Results, what: Content) -> list[tuple[str, Chart]]:
     """The plot at two widths, of which style sheets show one; [] with too little to plot."""
     frames = {"wide": WIDE, "narrow": NARROW}
-    drawn = {kind: picture(results, what.verdict, frame) for kind, frame in frames.items()}
+    drawn = {kind: chart(results, what.verdict, frame) for kind, frame in frames.items()}
     return [(kind, found) for kind, found in drawn.items() if found is not None]
 
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmopt.report import numbers
-from llmopt.report.measured import gates_passed, mark_of
+from llmopt.report.metric_tables import gates_passed, mark_of
 from llmopt.report.quality import class_of
 from llmopt.report.results import Entry, Results
 from llmopt.report.sheet import Mark

@@ -12,7 +12,7 @@ import yaml
 
 from llmopt.artifact import Artifact
 from llmopt.errors import RequestError
-from llmopt.report import card, origin
+from llmopt.report import card, card_metadata
 from llmopt.specs import LOADERS
 
 DIGEST = "sha256:" + "a" * 64
@@ -85,7 +85,7 @@ def source(folder: Path, **files: str) -> Artifact:
 
 
 def test_front_matter_is_carried_over(tmp_path: Path, quantized: dict[str, Any]) -> None:
-    kept = origin.describe(source(tmp_path, README__md=README), HUB, quantized=True)
+    kept = card_metadata.describe(source(tmp_path, README__md=README), HUB, quantized=True)
     assert front_matter(card.render(quantized | {"card": kept})) == {
         "license": "other",
         "license_name": "big-licence",
@@ -100,11 +100,11 @@ def test_front_matter_is_carried_over(tmp_path: Path, quantized: dict[str, Any])
 
 
 def test_a_local_model_names_the_base_that_its_card_names(tmp_path: Path) -> None:
-    kept = origin.describe(source(tmp_path, README__md=README), LOCAL, quantized=True)
+    kept = card_metadata.describe(source(tmp_path, README__md=README), LOCAL, quantized=True)
     assert kept["metadata"]["base_model"] == "org/Older"
     assert kept["origin"] == {"source": "folder", "revision": None, "digest": DIGEST}
     (tmp_path / "README.md").unlink()
-    kept = origin.describe(source(tmp_path), LOCAL, quantized=True)
+    kept = card_metadata.describe(source(tmp_path), LOCAL, quantized=True)
     assert kept["metadata"] == {}
 
 
@@ -122,13 +122,13 @@ def test_a_licence_file_speaks_where_no_card_does(
 ) -> None:
     (tmp_path / name).write_text(text)
     (tmp_path / "README.md").write_text("# no front matter\n\n---\nlicense: mit\n---\n")
-    assert origin.declared(tmp_path) == {"license": licence, "license_link": name}
+    assert card_metadata.declared(tmp_path) == {"license": licence, "license_link": name}
 
 
 def test_a_card_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
     with pytest.raises(RequestError, match=r"front matter of .*README\.md is not valid YAML"):
-        origin.declared(tmp_path)
+        card_metadata.declared(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_front_matter_is_bounded(front: str, problem: str, tmp_path: Path) -> No
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
     started = time.monotonic()
     with pytest.raises(RequestError, match=f"front matter of .*README.md .*{problem}"):
-        origin.declared(tmp_path)
+        card_metadata.declared(tmp_path)
     assert time.monotonic() - started < 1
 
 
@@ -154,24 +154,24 @@ def test_aliases_in_front_matter_are_not_written_out(tmp_path: Path) -> None:
     bomb = "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(20))
     front = f"tags: &tags [a, b]\nlanguage: *tags\na0: &a0 [x]\n{bomb}license: mit\n"
     (tmp_path / "README.md").write_text(f"---\n{front}---\n")
-    found = origin.declared(tmp_path)
+    found = card_metadata.declared(tmp_path)
     assert found == {"license": "mit", "tags": ["a", "b"], "language": ["a", "b"]}
 
 
 def test_members_of_other_types_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: {a: b}\ntags: []\nlanguage: no\n---\n")
-    assert origin.declared(tmp_path) == {"language": "no"}
+    assert card_metadata.declared(tmp_path) == {"language": "no"}
     (tmp_path / "README.md").write_text("---\n- a list\n---\n")
-    assert origin.declared(tmp_path) == {}
+    assert card_metadata.declared(tmp_path) == {}
 
 
 def test_a_chain_keeps_the_licence_and_names_base_and_parent(
     tmp_path: Path, quantized: dict[str, Any]
 ) -> None:
-    first = origin.describe(source(tmp_path, README__md=README), HUB, quantized=True)
+    first = card_metadata.describe(source(tmp_path, README__md=README), HUB, quantized=True)
     parent = Artifact("w4", tmp_path, "sha256:b", {"card": first})
     entry = {"name": "model", "digest": "sha256:b", "source": "me/w4", "revision": "d00d"}
-    second = origin.describe(parent, entry, quantized=False)
+    second = card_metadata.describe(parent, entry, quantized=False)
     assert second["origin"] == first["origin"]
     text = card.render(quantized | {"card": second, "verb": "convert", "parents": [entry]})
     metadata = front_matter(text)
@@ -181,7 +181,7 @@ def test_a_chain_keeps_the_licence_and_names_base_and_parent(
     assert "[me/w4](https://huggingface.co/me/w4) at `d00d`, which descends from" in text
     assert r"[org/Big\_Model](https://huggingface.co/org/Big_Model) at `c0ffee`" in text
     step = {"name": "q", "digest": "sha256:b"}  # of the same recipe: on no hub
-    third = origin.describe(parent, step, quantized=False)
+    third = card_metadata.describe(parent, step, quantized=False)
     assert third["metadata"]["base_model"] == "org/Big_Model"
     text = card.render(quantized | {"card": third, "parents": [step]})
     assert "from q (`sha256:b`), which descends from" in text

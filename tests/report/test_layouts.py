@@ -132,15 +132,15 @@ def test_page_has_every_section(full: Results) -> None:
 def test_page_is_accessible(full: Results) -> None:
     page = Page(html.render(full))
     assert page.count("html", lang="en") == 1
-    picture = next(found for tag, found in page.tags if tag == "svg")
+    svg = next(found for tag, found in page.tags if tag == "svg")
     ids = {found["id"] for _, found in page.tags if "id" in found}
-    assert picture["role"] == "img"
-    assert set((picture["aria-labelledby"] or "").split()) <= ids
+    assert svg["role"] == "img"
+    assert set((svg["aria-labelledby"] or "").split()) <= ids
     assert page.count("th", scope="col") > 10
     assert page.count("th", scope="row") > 10
 
 
-def test_picture_draws_each_model_but_the_original(full: Results) -> None:
+def test_chart_draws_each_model_but_the_original(full: Results) -> None:
     page = Page(html.render(full))
     assert page.count("svg", role="img") == 2  # one for wide screens, one for narrow ones
     assert page.count("path", **{"class": "whisker"}) == 2 * 3
@@ -164,7 +164,7 @@ def test_smaller_is_further_left_and_worse_is_further_up(full: Results) -> None:
 
 
 @pytest.mark.parametrize("kl", [0.0, 1e-9, 5.0])
-def test_picture_survives_extremes(results: Make, entry: Make, kl: float) -> None:
+def test_chart_survives_extremes(results: Make, entry: Make, kl: float) -> None:
     page = Page(
         html.render(results(entry("a", 30, kl), entry("b", 30, 0.01), entry("c", 30, 0.01)))
     )

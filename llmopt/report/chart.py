@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from llmopt.report import numbers
-from llmopt.report.measured import mark_of
+from llmopt.report.metric_tables import mark_of
 from llmopt.report.results import Entry, Results
 from llmopt.report.sheet import Mark
 from llmopt.report.verdict import Verdict, front, has_kl
@@ -17,7 +17,7 @@ _LINE = 16
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of a picture, and the edges of its plot."""
+    """The size of a chart, and the edges of its plot."""
 
     width: int
     height: int
@@ -58,7 +58,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Chart:
     """Everything the template draws; `front` is the path of the Pareto front."""
 
     points: tuple[Point, ...]
@@ -111,13 +111,13 @@ class _Boxes:
         return covered
 
 
-def picture(results: Results, verdict: Verdict, frame: Frame = WIDE) -> Picture | None:
+def chart(results: Results, verdict: Verdict, frame: Frame = WIDE) -> Chart | None:
     """The plot of every model with a positive mean KL; None with fewer than two of them."""
     shown = [e for e in results.entries if not e.is_base and has_kl(e) and _mean(e) > 0]
     if len(shown) < 2:
         return None
     scale = _scale(shown, frame)
-    return Picture(
+    return Chart(
         points=_points(shown, scale, verdict),
         front=_front_path(shown, scale),
         x_ticks=_size_ticks(scale),
