@@ -37,8 +37,8 @@ from llmopt.evaluate.bootstrap import bootstrap_sums, interval
 from llmopt.evaluate.comparison import kl_divergence
 from llmopt.fates import LinearSettings, linear_names, linear_shape
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.headers import read_file_headers
 from llmopt.formats.quantization import read_contents
+from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
 from llmopt.specs import FORMATS

@@ -17,7 +17,7 @@ from llmopt.formats.gguf.container import read_gguf
 from llmopt.formats.gguf.metadata import model_metadata
 from llmopt.formats.gguf.names import placements
 from llmopt.formats.gguf.weights import nearest
-from llmopt.formats.gguf.writer import Entry, write_gguf
+from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.llamacpp.native import native
 
@@ -39,7 +39,7 @@ def write_model(folder: Path, path: Path, type_id: str = "F32", **options: Any) 
     ):
         chosen = "F32" if place.float32 else type_id
         source = nearest(checkpoint, place, chosen)
-        entries.append(Entry(place.name, chosen, place.shape, source))
+        entries.append(TensorEntry(place.name, chosen, place.shape, source))
     about = model_metadata(contents.family, contents.config, "tiny", 0)
     about["tokenizer.ggml.model"] = "no_vocab"
     return write_gguf(path, about, entries, **options)
@@ -55,7 +55,7 @@ def altered(
     entries = []
     for tensor in found.tensors.values():
         shape = shapes.get(tensor.name, tensor.shape)
-        blank = Entry(tensor.name, tensor.type_id, shape, [])
+        blank = TensorEntry(tensor.name, tensor.type_id, shape, [])
         data = path.read_bytes()[tensor.start : tensor.end]
         data = bytes(blank.nbytes) if tensor.name in shapes else data
         entries.append(replace(blank, source=partial(list, [data])))

@@ -27,8 +27,9 @@ from llmopt.blockwalk.gradient import Sensed
 from llmopt.blockwalk.inlet import Weights
 from llmopt.errors import about
 from llmopt.fates import TensorFate
-from llmopt.formats.headers import TensorHeader, read_file_headers, read_metadata
 from llmopt.formats.safetensors import read_tensor, write_file
+from llmopt.formats.safetensors_header import read_file_headers, read_metadata
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.methods.quantize.base import InletStatistics
 from llmopt.settings import LinearSettings
 from llmopt.specs.base import FormatSpec

@@ -26,8 +26,8 @@ from llmopt.blockwalk.sink import Results
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.state import WalkState
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.headers import read_file_headers
 from llmopt.formats.safetensors import read_tensor, write_file
+from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.methods.quantize.base import InletStatistics
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
-from llmopt.formats.headers import read_file_headers, read_json, read_metadata
+from llmopt.formats.files import read_json
 from llmopt.formats.safetensors import read_tensor, write_file
+from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 
 _LOCK = "lock"
 _SETTINGS = "walk.json"

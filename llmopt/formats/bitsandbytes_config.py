@@ -14,14 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.formats.layout import LayerLayout
-
-if TYPE_CHECKING:
-    from llmopt.formats.headers import TensorHeader
+from llmopt.formats.tensor_header import TensorHeader
 
 FOUR_BIT = "nf4"
 EIGHT_BIT = "int8"

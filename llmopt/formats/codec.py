@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Protocol
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from llmopt.formats.layout import LayerLayout
 from llmopt.grids import ggml
 from llmopt.grids.base import Grid, Quantized
 from llmopt.grids.ggml import BlockTensor
-from llmopt.specs import FORMATS, GRIDS, lookup
+from llmopt.specs import FORMATS, GRIDS, load, lookup
 
 
 class Codec(Protocol):
@@ -31,7 +30,7 @@ class Codec(Protocol):
 def codec_of(format_id: str) -> Codec:
     """The codec of a format that holds quantized linears."""
     spec = lookup(FORMATS, "format", format_id)
-    codec: Codec = import_module(spec.module).Codec(spec.version)
+    codec: Codec = load(spec.module).Codec(spec.version)
     return codec
 
 
@@ -39,5 +38,5 @@ def decode(tensor: Quantized) -> Tensor:
     """The float32 weight [out, in] that a quantized tensor stands for."""
     if isinstance(tensor, BlockTensor):
         return ggml.decode(tensor.grid, tensor.data)
-    grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
+    grid: Grid = load(lookup(GRIDS, "grid", tensor.grid).module)
     return grid.decode(tensor.codes, tensor.params)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.grids.base import Grid
-from llmopt.specs import GRIDS
+from llmopt.specs import GRIDS, load
 
 
 def level_indices(weight: Tensor) -> Tensor:
@@ -34,6 +32,6 @@ def float8_of(codes: Tensor) -> Tensor:
 
 
 def _levels() -> Tensor:
-    grid: Grid = import_module(GRIDS["fp8"].module)
+    grid: Grid = load(GRIDS["fp8"].module)
     assert grid.levels is not None
     return grid.levels

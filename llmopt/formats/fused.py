@@ -10,13 +10,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from llmopt.errors import RequestError
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.specs.families import ExpertsSpec
-
-if TYPE_CHECKING:
-    from llmopt.formats.headers import TensorHeader
 
 
 def unfused(tensors: Mapping[str, TensorHeader], spec: ExpertsSpec) -> dict[str, TensorHeader]:

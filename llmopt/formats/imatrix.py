@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.container import MAGIC, GgufFile, GgufTensor, read_gguf
-from llmopt.formats.gguf.writer import Entry, write_gguf
+from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 
 #: tokens of a chunk; the older form does not say, and this is the tools' default
 CHUNK = 512
@@ -204,7 +204,7 @@ def _write_gguf(path: Path, imatrix: Imatrix) -> None:
     for name, entry in sorted(imatrix.entries.items()):
         for suffix, values in ((_SUMS, entry.sums), (_COUNTS, entry.counts.float()[:, None])):
             shape = tuple(values.shape) if len(values) > 1 else (values.shape[1],)
-            tensors.append(Entry(name + suffix, "F32", shape, _Bytes(values)))
+            tensors.append(TensorEntry(name + suffix, "F32", shape, _Bytes(values)))
     write_gguf(path, metadata, tensors)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmopt.errors import RequestError
-from llmopt.formats.headers import Headers, read_headers, read_json
+from llmopt.formats.files import read_json
+from llmopt.formats.headers import Headers, read_headers
 from llmopt.formats.layout import LayerLayout, Quantization
-from llmopt.specs import suggestion
+from llmopt.specs import load, suggestion
 from llmopt.specs.families import FamilySpec, Naming, family_of
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
@@ -70,7 +70,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
             f"the model is quantized with {method}, which cannot be read",
             hint=suggestion(method, _READERS),
         )
-    quantization: Quantization = import_module(_READERS[method]).parse(stored)
+    quantization: Quantization = load(_READERS[method]).parse(stored)
     return quantization
 
 

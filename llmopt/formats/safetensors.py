@@ -19,13 +19,9 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.reading import decoded, undone
-from llmopt.formats.headers import (
-    INDEX,
-    WEIGHTS,
-    TensorHeader,
-    read_file_headers,
-    read_metadata,
-)
+from llmopt.formats.headers import INDEX, WEIGHTS
+from llmopt.formats.safetensors_header import read_file_headers, read_metadata
+from llmopt.formats.tensor_header import TensorHeader
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from llmopt.errors import RequestError
 from llmopt.runtimes.base import Engine
-from llmopt.specs import RUNTIMES
+from llmopt.specs import RUNTIMES, load
 from llmopt.specs.runtimes import AUTO
 
 _DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -29,7 +28,7 @@ def open_engine(runtime: str, folder: Path, *, device: str, dtype: str = AUTO) -
         raise RequestError(
             f"{runtime} computes in the types that the file has", hint="leave out --dtype"
         )
-    engine: Engine = importlib.import_module(spec.module).load(folder, **options)
+    engine: Engine = load(spec.module).load(folder, **options)
     return engine
 
 

@@ -10,7 +10,7 @@ import torch
 
 from llmopt.errors import RequestError
 from llmopt.formats.fused import unfused
-from llmopt.formats.headers import TensorHeader
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.specs.families import FAMILIES, ExpertsSpec
 from tests import models
 

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from llmopt.errors import LlmoptError
-from llmopt.formats.headers import DTYPE_BYTES, read_file_headers
 from llmopt.formats.safetensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,
@@ -21,6 +20,8 @@ from llmopt.formats.safetensors import (
     read_tensor,
     write_file,
 )
+from llmopt.formats.safetensors_header import read_file_headers
+from llmopt.formats.tensor_header import DTYPE_BYTES
 from tests import models
 
 #: an odd number of bytes before wider elements, a scalar, nothing at all, a transposed view

@@ -13,7 +13,7 @@ from llmopt import pipeline, planner
 from llmopt.allocate.options import parse_size
 from llmopt.errors import RecipeError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.headers import read_file_headers
+from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.recipe import from_data
 from llmopt.runtimes.torch import load
 from llmopt.step import RunOptions

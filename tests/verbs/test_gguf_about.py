@@ -12,7 +12,7 @@ import yaml
 from llmopt import artifact
 from llmopt.errors import RecipeError
 from llmopt.formats.gguf.container import Typed, read_gguf
-from llmopt.formats.gguf.writer import Entry, write_gguf
+from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 from llmopt.formats.imatrix import read_imatrix
 from tests.verbs.test_gguf import converted, make_model, plan_of
 
@@ -51,7 +51,9 @@ def extended(tmp_path: Path, model: Path, **keys: Any) -> Path:
     data = (made.path / artifact.ONE_FILE).read_bytes()
     for each in source.tensors.values():
         piece = data[each.start : each.end]
-        entries.append(Entry(each.name, each.type_id, each.shape, lambda piece=piece: [piece]))  # type: ignore[misc]
+        entries.append(
+            TensorEntry(each.name, each.type_id, each.shape, lambda piece=piece: [piece])
+        )  # type: ignore[misc]
     path = tmp_path / "theirs.gguf"
     write_gguf(path, {**source.metadata, **keys}, entries)
     return path

@@ -2,7 +2,7 @@
 
     contents, checkpoint = read_contents(folder), Checkpoint.open(folder)
     wanted = placements(contents, tied=checkpoint.tied)
-    entries = [Entry(p.name, type_id, p.shape, source) for p in wanted]
+    entries = [TensorEntry(p.name, type_id, p.shape, source) for p in wanted]
     write_gguf(path, metadata(contents, folder, {"general.name": name}, file_type), entries)
 
 `type_id` is F32 where `p.float32`. `source` is `weights.nearest(checkpoint, p, type_id)`, or a

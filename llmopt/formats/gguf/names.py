@@ -20,7 +20,7 @@ _DERIVED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq
 _FLOAT32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd")
 
 
-class Shaped(Protocol):
+class HasShape(Protocol):
     """A tensor of the checkpoint, as far as names need it."""
 
     @property
@@ -52,7 +52,7 @@ class Placement:
 
 
 def placements(
-    naming: Naming, config: Mapping[str, Any], tensors: Mapping[str, Shaped], *, tied: bool
+    naming: Naming, config: Mapping[str, Any], tensors: Mapping[str, HasShape], *, tied: bool
 ) -> list[Placement]:
     """All tensors of the GGUF file of a checkpoint, in the order of the file.
 
@@ -80,7 +80,7 @@ class _Builder:
         naming: Naming,
         spec: GgufFamily,
         text: Mapping[str, Any],
-        tensors: Mapping[str, Shaped],
+        tensors: Mapping[str, HasShape],
     ) -> None:
         self._naming, self._spec, self._text, self._tensors = naming, spec, text, tensors
         family = naming.family
@@ -160,7 +160,7 @@ class _Builder:
 def _check_complete(
     naming: Naming,
     text: Mapping[str, Any],
-    tensors: Mapping[str, Shaped],
+    tensors: Mapping[str, HasShape],
     found: list[Placement],
     tied: bool,
 ) -> None:
@@ -179,7 +179,7 @@ def _check_complete(
         )
 
 
-def _is_filler(name: str, text: Mapping[str, Any], tensors: Mapping[str, Shaped]) -> bool:
+def _is_filler(name: str, text: Mapping[str, Any], tensors: Mapping[str, HasShape]) -> bool:
     """Whether a bias is the zeros that AutoGPTQ gives every linear of models that have none."""
     module, _, suffix = name.rpartition(".")
     weight = tensors.get(f"{module}.weight")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import GgufFile, GgufTensor
 from llmopt.formats.gguf.families import GgufFamily, gguf_family
 from llmopt.formats.gguf.order import Arrangement, row_order
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.specs.families import FamilySpec, Naming, family_of
 from llmopt.specs.ggml import GGML_TYPES
 
@@ -21,24 +21,11 @@ BLOCKS = "ggml"
 _DERIVED = re.compile(r"(.*\.)?rope_(freqs|factors_long|factors_short)\.weight")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A tensor of the checkpoint; fields as in formats.headers.TensorHeader."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    end: int
-    arranged: Arrangement | None = None
-
-
 @dataclass(frozen=True)
 class Restored:
     """A GGUF file as a checkpoint. types: the ggml type of each linear that is in blocks."""
 
-    parts: dict[str, Part]
+    tensors: dict[str, TensorHeader]
     types: dict[str, str]
 
 
@@ -84,15 +71,15 @@ class _Restorer:
         self._modules = self._by_stem()
 
     def restored(self) -> Restored:
-        parts: dict[str, Part] = {}
+        tensors: dict[str, TensorHeader] = {}
         types: dict[str, str] = {}
         for tensor in self._gguf.tensors.values():
             for part in self._parts(tensor):
                 module, _, suffix = part.name.rpartition(".")
                 if suffix == BLOCKS:
                     types[module] = tensor.type_id
-                parts[part.name] = part
-        return Restored(parts, types)
+                tensors[part.name] = part
+        return Restored(tensors, types)
 
     def _by_stem(self) -> dict[str, str]:
         """llama.cpp's name -> a block's module; falcon's first norm has a name for each layout."""
@@ -101,7 +88,7 @@ class _Restorer:
             found["attn_norm"] = "ln_mlp"
         return found
 
-    def _parts(self, tensor: GgufTensor) -> Iterator[Part]:
+    def _parts(self, tensor: GgufTensor) -> Iterator[TensorHeader]:
         name, suffix = tensor.name.rpartition(".")[::2]
         if _DERIVED.fullmatch(tensor.name):
             return
@@ -140,7 +127,7 @@ class _Restorer:
             f"{self._gguf.architecture} models"
         )
 
-    def _slices(self, tensor: GgufTensor, experts: str, linear: str) -> Iterator[Part]:
+    def _slices(self, tensor: GgufTensor, experts: str, linear: str) -> Iterator[TensorHeader]:
         count, rows, cols = tensor.shape
         size = (tensor.end - tensor.start) // count
         for index in range(count):
@@ -148,7 +135,7 @@ class _Restorer:
             name = self._naming.name(f"{experts}.{index}.{linear}")
             yield self._stored(tensor, name, "weight", (rows, cols), start, start + size, None)
 
-    def _part(self, tensor: GgufTensor, path: str, suffix: str, module: str = "") -> Part:
+    def _part(self, tensor: GgufTensor, path: str, suffix: str, module: str = "") -> TensorHeader:
         kind = self._spec.orders.get(module)
         shape = tensor.shape
         order = kind and row_order(kind, self._text, shape[0], key=module.endswith("k_proj"))
@@ -170,7 +157,7 @@ class _Restorer:
     def _stored(
         self, tensor: GgufTensor, module: str, suffix: str, shape: tuple[int, ...],
         start: int, end: int, arranged: Arrangement | None,
-    ) -> Part:  # fmt: skip
+    ) -> TensorHeader:  # fmt: skip
         dtype, spec = tensor.type_id, GGML_TYPES[tensor.type_id]
         if spec.block > 1 and suffix == "weight" and module in self._in_blocks:
             suffix, dtype = BLOCKS, "U8"
@@ -180,7 +167,7 @@ class _Restorer:
                 arranged = None
         elif arranged is not None and arranged.transposed:
             shape = shape[::-1]
-        return Part(
+        return TensorHeader(
             name=f"{module}.{suffix}", dtype=dtype, shape=shape, file=tensor.file,
             start=start, end=end, arranged=arranged,
         )  # fmt: skip

@@ -12,7 +12,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.gguf.writer import Source
-from llmopt.formats.headers import TensorHeader
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids.ggml import Search, decode, encode
 
 #: is shown the name of a source, some of its rows [n, cols] as the model has them, in float32 or

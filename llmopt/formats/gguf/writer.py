@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.container import SPLIT_NAME, Typed
-from llmopt.formats.headers import TensorHeader
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.specs.ggml import GGML_TYPES
 
 #: byte ranges to copy one after another, or what gives the bytes piece by piece
@@ -25,7 +25,7 @@ _COPY_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor to write. type_id: in specs.ggml. shape: rows first, in weights."""
 
     name: str
@@ -43,7 +43,7 @@ class Entry:
 def write_gguf(
     path: Path,
     metadata: Mapping[str, Any],
-    entries: Sequence[Entry],
+    entries: Sequence[TensorEntry],
     max_file_bytes: int | None = None,
 ) -> list[Path]:
     """Write a model in order; returns the files, more than one where `max_file_bytes` is less.
@@ -68,7 +68,7 @@ def write_gguf(
     return names
 
 
-def header_bytes(metadata: Mapping[str, Any], entries: Sequence[Entry], scratch: Path) -> int:
+def header_bytes(metadata: Mapping[str, Any], entries: Sequence[TensorEntry], scratch: Path) -> int:
     """What stands before the data of a file, padding included; `scratch` is a file to write to."""
     _write_header(scratch, metadata, {}, entries)
     size = scratch.stat().st_size
@@ -76,8 +76,8 @@ def header_bytes(metadata: Mapping[str, Any], entries: Sequence[Entry], scratch:
     return size + ALIGNMENT * (len(entries) + 1)
 
 
-def _deal(entries: Sequence[Entry], max_file_bytes: int | None) -> list[list[Entry]]:
-    groups: list[list[Entry]] = [[]]
+def _deal(entries: Sequence[TensorEntry], max_file_bytes: int | None) -> list[list[TensorEntry]]:
+    groups: list[list[TensorEntry]] = [[]]
     size = 0
     for entry in entries:
         if max_file_bytes and groups[-1] and size + entry.nbytes > max_file_bytes:
@@ -89,7 +89,10 @@ def _deal(entries: Sequence[Entry], max_file_bytes: int | None) -> list[list[Ent
 
 
 def _write_one(
-    path: Path, metadata: Mapping[str, Any], split: Mapping[str, int], entries: Sequence[Entry]
+    path: Path,
+    metadata: Mapping[str, Any],
+    split: Mapping[str, int],
+    entries: Sequence[TensorEntry],
 ) -> None:
     partial = path.with_name(path.name + ".partial")
     _write_header(partial, metadata, split, entries)
@@ -110,7 +113,10 @@ def _write_one(
 
 
 def _write_header(
-    path: Path, metadata: Mapping[str, Any], split: Mapping[str, int], entries: Sequence[Entry]
+    path: Path,
+    metadata: Mapping[str, Any],
+    split: Mapping[str, int],
+    entries: Sequence[TensorEntry],
 ) -> None:
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
@@ -165,7 +171,7 @@ def _kind(*values: Any, integer: str = "UINT32") -> str:
     return "FLOAT32" if isinstance(values[0], float) else "STRING"
 
 
-def _write_data(entry: Entry, file: BinaryIO) -> None:
+def _write_data(entry: TensorEntry, file: BinaryIO) -> None:
     if callable(entry.source):
         for piece in entry.source():
             file.write(piece)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import cast
 
 import torch
@@ -13,7 +12,7 @@ from llmopt.errors import RequestError
 from llmopt.grids.ggml.base import BlockGrid, BlockTensor, Search
 from llmopt.grids.ggml.bits import too_large
 from llmopt.grids.ggml.weighing import floored
-from llmopt.specs.base import lookup
+from llmopt.specs.base import load, lookup
 from llmopt.specs.ggml import GGML_TYPES
 
 __all__ = [
@@ -33,7 +32,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 def block_grid(type_id: str) -> BlockGrid:
     """The implementation of a type that has blocks."""
     spec = lookup(GGML_TYPES, "GGUF type", type_id)
-    return cast("BlockGrid", import_module(spec.module).GRIDS[type_id])
+    return cast("BlockGrid", load(spec.module).GRIDS[type_id])
 
 
 def encode(

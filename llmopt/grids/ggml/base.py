@@ -30,7 +30,7 @@ class BlockTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lattice:
+class BlockLattice:
     """The values that weights of a block may take: scale * level(code) + offset.
 
     scale, offset: float32 [n, width]. levels: float32 [k], ascending, indexed by code; None where
@@ -76,7 +76,7 @@ class ScalarGrid(BlockGrid, Protocol):
     def refit(self, blocks: Tensor, codes: Tensor, importance: Tensor) -> Fields:
         """The stored fields that lose least when the codes [n, width] are to stay as they are."""
 
-    def lattice(self, fields: Fields) -> Lattice:
+    def lattice(self, fields: Fields) -> BlockLattice:
         """What the fields say of the values."""
 
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import pack_bits, unpack_bits
 from llmopt.grids.ggml.refine import Moments, State
-from llmopt.grids.ggml.scalar import Part, ScalarBlocks
+from llmopt.grids.ggml.scalar import Batch, ScalarBlocks
 
 _MAGNITUDES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _LEVELS = torch.tensor([-value for value in _MAGNITUDES[:0:-1]] + list(_MAGNITUDES))
@@ -40,7 +40,7 @@ class Floats(ScalarBlocks):
     def first(self, largest: Tensor) -> Tensor:
         """The scale bytes that ggml takes for sub-blocks of this largest magnitude."""
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x = part.x
         magnitudes = x.abs()
         state = {"scales": self.first(magnitudes.amax(0))}

@@ -15,7 +15,7 @@ from llmopt.grids.ggml.bits import half_bytes, read_half, to_half
 from llmopt.grids.ggml.codebook import codebook, lowest, nearest_entries
 from llmopt.grids.ggml.neighbours import running_sum
 from llmopt.grids.ggml.scaled import Space, fit_scales, search
-from llmopt.grids.ggml.splits import SHIFT, Part, Splitter
+from llmopt.grids.ggml.splits import SHIFT, Split, Splitter
 from llmopt.grids.ggml.superblock import SuperBlocks, join_bytes, split_bytes
 
 __all__ = ["GRIDS"]
@@ -75,7 +75,7 @@ class _Ternary(SuperBlocks):
         codes = self._codes(found).view(len(x), -1)
         return self.settle(x, weight, {"d": d, "l": level}, codes)
 
-    def _codes(self, found: Part) -> Tensor:
+    def _codes(self, found: Split) -> Tensor:
         return (
             found.entries
             | found.down.repeat_interleave(self.part // 8 // self.splitter.groups, 1) << 11

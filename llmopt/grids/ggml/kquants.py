@@ -16,7 +16,7 @@ from llmopt.grids.ggml import upstream
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, pack_bits, read_half, to_half, unpack_bits
 from llmopt.grids.ggml.refine import Moments, State
-from llmopt.grids.ggml.scalar import Part, ScalarBlocks
+from llmopt.grids.ggml.scalar import Batch, ScalarBlocks
 
 # How often block and sub-block fields are fitted to each other for given codes.
 _SETTLE = 3
@@ -25,7 +25,7 @@ _SIZES = ((1, 2, 3, 4, 5, 6, 8, 10), (1, 2, 3))
 _SIGNED_SIZES = ((1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16), (1, 2, 3))
 
 
-class Affine(ScalarBlocks):
+class AffineSuperBlocks(ScalarBlocks):
     """value = d * scale * code - dmin * min."""
 
     low, rounds, distinct = 0, 3, len(_SIZES)
@@ -34,7 +34,7 @@ class Affine(ScalarBlocks):
         super().__init__(type_id)
         self.bits, self.sub, self.high, self.top = bits, sub, (1 << bits) - 1, top
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x, importance, _ = part
         if importance is None:
             state, codes = self._upstream_plain(x)
@@ -186,7 +186,7 @@ def _solve(
     )
 
 
-class Symmetric(ScalarBlocks):
+class SymmetricSuperBlocks(ScalarBlocks):
     """Q3_K and Q6_K: value = d * scale * level, with signed scales."""
 
     sub, rounds, distinct = 16, 4, len(_SIGNED_SIZES)
@@ -196,7 +196,7 @@ class Symmetric(ScalarBlocks):
         self.bits, self.low, self.high = bits, -(1 << (bits - 1)), (1 << (bits - 1)) - 1
         self.half = 1 << (scale_bits - 1)
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x, importance, _ = part
         if self.bits == 6:
             scale, levels = upstream.symmetric(x, x * x if importance is None else importance, 32)
@@ -306,9 +306,9 @@ def _unpack_six(data: Tensor) -> tuple[Tensor, Tensor]:
 
 
 GRIDS: dict[str, ScalarGrid] = {
-    "Q2_K": Affine("Q2_K", bits=2, sub=16, top=15),
-    "Q3_K": Symmetric("Q3_K", bits=3, scale_bits=6),
-    "Q4_K": Affine("Q4_K", bits=4, sub=32, top=63),
-    "Q5_K": Affine("Q5_K", bits=5, sub=32, top=63),
-    "Q6_K": Symmetric("Q6_K", bits=6, scale_bits=8),
+    "Q2_K": AffineSuperBlocks("Q2_K", bits=2, sub=16, top=15),
+    "Q3_K": SymmetricSuperBlocks("Q3_K", bits=3, scale_bits=6),
+    "Q4_K": AffineSuperBlocks("Q4_K", bits=4, sub=32, top=63),
+    "Q5_K": AffineSuperBlocks("Q5_K", bits=5, sub=32, top=63),
+    "Q6_K": SymmetricSuperBlocks("Q6_K", bits=6, scale_bits=8),
 }

@@ -11,7 +11,7 @@ from llmopt.grids.ggml import upstream
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, pack_bits, read_half, to_half, unpack_bits
 from llmopt.grids.ggml.refine import Moments, State
-from llmopt.grids.ggml.scalar import Part, ScalarBlocks
+from llmopt.grids.ggml.scalar import Batch, ScalarBlocks
 
 # Relative changes of a scale that a search tries, by turn: wide first, then finer.
 _STEPS = ((0.02, 0.04, 0.06, 0.08, 0.11, 0.15, 0.2, 0.26), (0.005, 0.01, 0.015), (0.001, 0.0025))
@@ -24,7 +24,7 @@ def steps_of(turn: int) -> Iterator[float]:
         yield 1 + step
 
 
-class Scaled(ScalarBlocks):
+class ScaledBlocks(ScalarBlocks):
     """value = d * level: one float16 scale, no offset."""
 
     distinct = len(_STEPS)
@@ -46,7 +46,7 @@ class Scaled(ScalarBlocks):
         return {"d": torch.where(moments.qq > 0, to_half(moments.xq / moments.qq), before)}
 
 
-class Symmetric(Scaled):
+class SymmetricBlocks(ScaledBlocks):
     """Q4_0 and Q5_0: levels from -half to half - 1."""
 
     sub = 32
@@ -58,7 +58,7 @@ class Symmetric(Scaled):
     def energy(self, w: Tensor) -> Tensor:
         return row_energy(w, self.width)
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x, importance, energy = part
         half = -self.low
         if importance is not None:
@@ -81,7 +81,7 @@ class Symmetric(Scaled):
         return {"d": read_half(data, 0).unsqueeze(1)}, codes.to(torch.float32) + self.low
 
 
-class Affine(ScalarBlocks):
+class AffineBlocks(ScalarBlocks):
     """Q4_1 and Q5_1: value = d * code + m, both float16."""
 
     sub, low, distinct = 32, 0, len(_STEPS)
@@ -93,7 +93,7 @@ class Affine(ScalarBlocks):
     def energy(self, w: Tensor) -> Tensor:
         return row_energy(w, self.width)
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x, importance, energy = part
         if importance is not None:
             weights = importance * upstream.root(energy + x * x)
@@ -140,12 +140,12 @@ class Affine(ScalarBlocks):
         return fields, unpack_codes(data[:, 4:], self.bits).to(torch.float32)
 
 
-class Bytes(Scaled):
+class Bytes(ScaledBlocks):
     """Q8_0: a signed byte per weight, of which -128 is never written."""
 
     sub, low, high = 32, -127, 127
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x = part.x
         d = torch.div(x.abs().amax(0), torch.tensor(127.0))
         inverse = torch.where(d == 0, 0.0, d.reciprocal())
@@ -185,9 +185,9 @@ def unpack_codes(data: Tensor, bits: int) -> Tensor:
 
 
 GRIDS: dict[str, ScalarGrid] = {
-    "Q4_0": Symmetric("Q4_0", 4),
-    "Q4_1": Affine("Q4_1", 4),
-    "Q5_0": Symmetric("Q5_0", 5),
-    "Q5_1": Affine("Q5_1", 5),
+    "Q4_0": SymmetricBlocks("Q4_0", 4),
+    "Q4_1": AffineBlocks("Q4_1", 4),
+    "Q5_0": SymmetricBlocks("Q5_0", 5),
+    "Q5_1": AffineBlocks("Q5_1", 5),
     "Q8_0": Bytes("Q8_0"),
 }

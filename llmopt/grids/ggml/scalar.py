@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmopt.grids.ggml.base import LARGEST, Fields, Lattice, Search
+from llmopt.grids.ggml.base import LARGEST, BlockLattice, Fields, Search
 from llmopt.grids.ggml.refine import Moments, Problem, State, refine
 from llmopt.grids.ggml.upstream import LANES
 from llmopt.grids.ggml.weighing import natural
@@ -24,7 +24,7 @@ _CHUNK = 1 << 18
 _PIECE = 1 << 16
 
 
-class Part(NamedTuple):
+class Batch(NamedTuple):
     """Blocks to encode, element-first: x [sub, s, n], importance of the same shape if there is any.
 
     energy: [n] mean square of the row that a block lies in, where there is importance.
@@ -57,7 +57,7 @@ class ScalarBlocks(ABC):
     # what a type provides
 
     @abstractmethod
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         """What ggml's encoder makes of part.x: fields, and levels like x."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class ScalarBlocks(ABC):
         """Fields and levels (float32 [n, width]) of blocks uint8 [n, nbytes]."""
 
     def energy(self, w: Tensor) -> Tensor:
-        """[blocks]: as in Part. Zeros where a type does not ask for it."""
+        """[blocks]: as in Batch. Zeros where a type does not ask for it."""
         return w.new_zeros(w.numel() // self.width)
 
     # base.ScalarGrid
@@ -98,7 +98,7 @@ class ScalarBlocks(ABC):
                 if weights is not None:
                     order = torch.arange(part.start, part.stop, device=w.device) % per_row
                     weight = self._elements(weights[order])
-                state, levels = self.upstream(Part(x, weight, _padded(energy[part])))
+                state, levels = self.upstream(Batch(x, weight, _padded(energy[part])))
                 if search == "best":
                     state, levels = self._search(x, weight, state)
                 count = part.stop - part.start
@@ -118,7 +118,7 @@ class ScalarBlocks(ABC):
         energy = blocks.square().mean(1)
 
         def found(x: Tensor, weight: Tensor, part: slice) -> State:
-            start, _ = self.upstream(Part(x, weight, _padded(energy[part])))
+            start, _ = self.upstream(Batch(x, weight, _padded(energy[part])))
             return self._search(x, weight, start)[0]
 
         return self._by_chunks(found, blocks, importance)
@@ -142,14 +142,14 @@ class ScalarBlocks(ABC):
                 found.append(_fields(work(x, weight, part), part.stop - part.start))
         return {name: torch.cat([fields[name] for fields in found]) for name in found[0]}
 
-    def lattice(self, fields: Fields) -> Lattice:
+    def lattice(self, fields: Fields) -> BlockLattice:
         scale, offset = self._spread_fields(fields)
         if offset is None:
             offset = torch.zeros_like(scale)
         if self.table is None and self.low:
             offset = offset + scale * self.low
         shape = (scale.shape[0], self.width)
-        return Lattice(
+        return BlockLattice(
             scale=scale.expand(-1, -1, self.sub).reshape(shape),
             offset=offset.expand(-1, -1, self.sub).reshape(shape),
             top=self.high - self.low if self.table is None else len(self.table) - 1,

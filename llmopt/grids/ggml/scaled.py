@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmopt.grids.ggml.bits import to_half
 
-__all__ = ["Nearest", "Scaled", "Space", "fit_scales", "search"]
+__all__ = ["Nearest", "ScaledCodes", "Space", "fit_scales", "search"]
 
 _ROUNDS = 2
 #: a round that lowers the error by less than this share is the last
@@ -50,7 +50,7 @@ class Space:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled:
+class ScaledCodes:
     """What was found for n blocks: d [n], l int64 [n, k], codes int64 [n, k, c], error [n, k]."""
 
     d: Tensor
@@ -59,10 +59,10 @@ class Scaled:
     units: Tensor
     error: Tensor
 
-    def where(self, better: Tensor, other: Scaled) -> Scaled:
+    def where(self, better: Tensor, other: ScaledCodes) -> ScaledCodes:
         """`other` where `better` [n, k] says so; d must be the same or whole blocks change."""
         part = better[:, :, None]
-        return Scaled(
+        return ScaledCodes(
             d=torch.where(better.all(1), other.d, self.d),
             l=torch.where(better, other.l, self.l),
             codes=torch.where(part, other.codes, self.codes),
@@ -70,8 +70,8 @@ class Scaled:
             error=torch.where(better, other.error, self.error),
         )
 
-    def rows(self, rows: Tensor) -> Scaled:
-        return Scaled(
+    def rows(self, rows: Tensor) -> ScaledCodes:
+        return ScaledCodes(
             d=self.d[rows],
             l=self.l[rows],
             codes=self.codes[rows],
@@ -79,12 +79,12 @@ class Scaled:
             error=self.error[rows],
         )
 
-    def put(self, rows: Tensor, other: Scaled) -> None:
+    def put(self, rows: Tensor, other: ScaledCodes) -> None:
         for name in ("d", "l", "codes", "units", "error"):
             getattr(self, name)[rows] = getattr(other, name)
 
 
-def search(x: Tensor, weight: Tensor, nearest: Nearest, space: Space) -> Scaled:
+def search(x: Tensor, weight: Tensor, nearest: Nearest, space: Space) -> ScaledCodes:
     """The best found for x [n, k, part] under weight [n, k, part] > 0."""
     multipliers = space.multipliers
     s, curvature = _free_scales(x.flatten(0, 1), weight.flatten(0, 1), nearest, space)
@@ -191,7 +191,7 @@ def _at(
     l: Tensor,  # noqa: E741
     nearest: Nearest,
     multipliers: Tensor,
-) -> Scaled:
+) -> ScaledCodes:
     """The best codes at given scales."""
     n, k, part = x.shape
     scale = (d[:, None] * multipliers[l]).view(-1)
@@ -199,7 +199,7 @@ def _at(
     codes, units = nearest(flat, flat_weight, scale)
     gap = flat - scale[:, None] * units
     error = (flat_weight * gap * gap).sum(1)
-    return Scaled(
+    return ScaledCodes(
         d=d,
         l=l,
         codes=codes.view(n, k, -1),
@@ -209,8 +209,8 @@ def _at(
 
 
 def _improve(
-    x: Tensor, weight: Tensor, state: Scaled, nearest: Nearest, multipliers: Tensor
-) -> Scaled:
+    x: Tensor, weight: Tensor, state: ScaledCodes, nearest: Nearest, multipliers: Tensor
+) -> ScaledCodes:
     """One round: d, l, then codes, given the units; then each l a step to where its part pulls."""
     s, square = _fit(x, weight, state.units)
     d = _refit(s, square, state.d, multipliers[state.l])

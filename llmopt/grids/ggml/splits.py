@@ -16,7 +16,7 @@ from torch import Tensor
 from llmopt.grids.ggml.neighbours import Neighbours, neighbours, running_sum
 from llmopt.grids.ggml.upstream import root
 
-__all__ = ["SHIFT", "Part", "Splitter"]
+__all__ = ["SHIFT", "Split", "Splitter"]
 
 #: what the levels -1, 0, 1 are moved by
 SHIFT = 0.125
@@ -25,7 +25,7 @@ _LOWEST = -3.4028234663852886e38
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Split:
     """What was found for m parts: scale [m], down int64 [m, groups], 1 where levels are moved down,
     and entries int64 [m, part / 8]."""
 
@@ -58,7 +58,7 @@ class Splitter:
             return square
         return importance * root(running_sum(square)[:, None] * (2 / x.shape[1]) + square)
 
-    def split(self, x: Tensor, weight: Tensor) -> Part:
+    def split(self, x: Tensor, weight: Tensor) -> Split:
         """The scale, shifts and entries of parts x [m, part]."""
         order = x.argsort(dim=1, stable=True)
         linear, square = self._sums(x, weight, order)
@@ -76,7 +76,7 @@ class Splitter:
         shift = torch.where(negative, shifts - 1 - shift, shift)
         down = shift[:, None] >> torch.arange(self.groups - 1, -1, -1) & 1
         found = self._to_codebook(x, weight, places, scale.abs(), down)
-        return Part(
+        return Split(
             scale=found.scale.masked_fill(empty, 0.0),
             down=found.down.masked_fill(empty[:, None], 0),
             entries=found.entries.masked_fill(empty[:, None], 0),
@@ -95,7 +95,7 @@ class Splitter:
 
     def _to_codebook(
         self, x: Tensor, weight: Tensor, places: Tensor, scale: Tensor, down: Tensor
-    ) -> Part:
+    ) -> Split:
         """The nearest entries, and the scale that fits them where they are not the cut itself."""
         shift = (SHIFT - 2 * SHIFT * down).repeat_interleave(self.part // 8 // self.groups, 1)
         entries, found = self.search.entries(
@@ -110,7 +110,7 @@ class Splitter:
         linear = running_sum(weight * level * x)
         square = running_sum(weight * level * level)
         fit = ~found.view(len(x), -1).all(1) & (linear > 0) & (square > 0)
-        return Part(scale=torch.where(fit, linear / square, scale), down=down, entries=entries)
+        return Split(scale=torch.where(fit, linear / square, scale), down=down, entries=entries)
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from llmopt.grids.ggml.base import Fields, Lattice, ScalarGrid
+from llmopt.grids.ggml.base import BlockLattice, Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, read_half, to_half
 from llmopt.grids.ggml.neighbours import running_sum
 from llmopt.grids.ggml.scaled import Space, fit_scales, search
@@ -78,10 +78,10 @@ class _Table(SuperBlocks):
         d, l = fit_scales(x, weight, units, self.multipliers)  # noqa: E741
         return {"d": d, "l": l}
 
-    def lattice(self, fields: Fields) -> Lattice:
+    def lattice(self, fields: Fields) -> BlockLattice:
         """As in ScalarGrid."""
         scale = self._scale(fields).repeat_interleave(_PART, 1)
-        return Lattice(scale=scale, offset=torch.zeros_like(scale), top=15, levels=_levels())
+        return BlockLattice(scale=scale, offset=torch.zeros_like(scale), top=15, levels=_levels())
 
     def reference(self, x: Tensor, importance: Tensor | None) -> tuple[Fields, Tensor]:
         """As in SuperBlocks."""

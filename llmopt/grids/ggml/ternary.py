@@ -8,17 +8,17 @@ from torch import Tensor
 from llmopt.grids.ggml import upstream
 from llmopt.grids.ggml.base import Fields, ScalarGrid
 from llmopt.grids.ggml.bits import half_bytes, pack_bits, read_half, unpack_bits
-from llmopt.grids.ggml.legacy import Scaled
+from llmopt.grids.ggml.legacy import ScaledBlocks
 from llmopt.grids.ggml.refine import State
-from llmopt.grids.ggml.scalar import Part
+from llmopt.grids.ggml.scalar import Batch
 
 
-class Ternary(Scaled):
+class Ternary(ScaledBlocks):
     """TQ2_0: two bits per weight. Its fourth code, 2 d, is read and never written."""
 
     sub, low, high = 256, -1, 1
 
-    def upstream(self, part: Part) -> tuple[State, Tensor]:
+    def upstream(self, part: Batch) -> tuple[State, Tensor]:
         x = part.x
         d = x.abs().amax(0)
         inverse = torch.where(d == 0, 0.0, d.reciprocal())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.runtimes.base import GREEDY, Sampling
-from llmopt.runtimes.llamacpp.handles import Context, Weights
+from llmopt.runtimes.llamacpp.handles import Context, LoadedModel
 from llmopt.runtimes.tokens import Chooser, check_tokens
 
 
@@ -21,7 +21,7 @@ class LlamaCppEngine:
     ones to float16.
     """
 
-    def __init__(self, weights: Weights, *, threads: int) -> None:
+    def __init__(self, weights: LoadedModel, *, threads: int) -> None:
         self._weights = weights
         self._threads = threads
         self._exact: Context | None = None

@@ -22,7 +22,7 @@ _ALL_LAYERS = 999
 _BATCH = 512
 
 
-class Weights:
+class LoadedModel:
     """A loaded file, mapped into memory. gpu: whether all layers are to lie there."""
 
     def __init__(self, path: Path, *, gpu: bool) -> None:
@@ -69,7 +69,7 @@ class Context:
     one go; else what is fast, a float16 cache and prompts in batches.
     """
 
-    def __init__(self, weights: Weights, length: int, *, threads: int, exact: bool) -> None:
+    def __init__(self, weights: LoadedModel, length: int, *, threads: int, exact: bool) -> None:
         lib = native()
         api = lib.api
         params = api.llama_context_default_params()

@@ -9,7 +9,7 @@ import torch
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import first_file, read_gguf
 from llmopt.runtimes.llamacpp.engine import LlamaCppEngine
-from llmopt.runtimes.llamacpp.handles import Weights
+from llmopt.runtimes.llamacpp.handles import LoadedModel
 from llmopt.runtimes.llamacpp.native import native
 
 
@@ -23,7 +23,7 @@ def load(path: Path, *, device: str = "auto", threads: int | None = None) -> Lla
     file = path if path.is_file() else _file_in(path)
     read_gguf(file)  # what is damaged ends with a sentence; llama.cpp would end the process
     gpu = _on_gpu(device)
-    return LlamaCppEngine(Weights(file, gpu=gpu), threads=threads or torch.get_num_threads())
+    return LlamaCppEngine(LoadedModel(file, gpu=gpu), threads=threads or torch.get_num_threads())
 
 
 def _file_in(folder: Path) -> Path:

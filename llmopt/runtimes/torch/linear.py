@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from llmopt.grids.base import Grid, QuantizedTensor
 from llmopt.runtimes.torch.activations import round_tokens
 from llmopt.runtimes.torch.int4 import Int4Product, int4_product
-from llmopt.specs import GRIDS, lookup
+from llmopt.specs import GRIDS, load, lookup
 
 #: "each" decodes the weight in every forward, "once" keeps the decoded weight too
 Decode = Literal["each", "once"]
@@ -59,7 +58,7 @@ class QuantizedLinear(nn.Module):
         self.out_features, self.in_features = tensor.codes.shape
         self.dtype = dtype
         self._switch = switch
-        self._grid: Grid = import_module(lookup(GRIDS, "grid", tensor.grid).module)
+        self._grid: Grid = load(lookup(GRIDS, "grid", tensor.grid).module)
         self._activations = tensor.activations
         self._id, self._params = tensor.grid, replace(tensor.params, group_index=None)
         self._product: Int4Product | None = None

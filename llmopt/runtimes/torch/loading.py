@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode as decoded
 from llmopt.formats.empty_model import empty_model
+from llmopt.formats.files import read_json
 from llmopt.formats.fit import check_fit, misfit
-from llmopt.formats.headers import read_json
 from llmopt.grids.ggml import BlockTensor
 from llmopt.runtimes.device import Dtype, computing_dtype, pick_device
 from llmopt.runtimes.torch.engine import TorchEngine

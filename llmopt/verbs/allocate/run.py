@@ -19,9 +19,9 @@ from llmopt.errors import LlmoptError
 from llmopt.evaluate.comparison import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
+from llmopt.formats.files import read_json
 from llmopt.formats.gguf.export import metadata, placements
-from llmopt.formats.gguf.writer import Entry, header_bytes
-from llmopt.formats.headers import read_json
+from llmopt.formats.gguf.writer import TensorEntry, header_bytes
 from llmopt.formats.quantization import read_contents
 from llmopt.grids.base import QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics, check_scales
@@ -102,7 +102,7 @@ def _header(work: Work, checkpoint: Checkpoint) -> int:
         return 0
     contents = read_contents(checkpoint.folder)
     places = placements(contents, tied=checkpoint.tied)
-    entries = [Entry(place.name, "F32", place.shape, []) for place in places]
+    entries = [TensorEntry(place.name, "F32", place.shape, []) for place in places]
     said = metadata(contents, checkpoint.folder, description(work, contents), 0)
     return header_bytes(said, entries, work.state / "header")
 

@@ -29,11 +29,11 @@ from llmopt.formats.gguf.weights import (
     nearest,
     unchanged,
 )
-from llmopt.formats.gguf.writer import Entry, write_gguf
-from llmopt.formats.headers import TensorHeader
+from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 from llmopt.formats.imatrix import read_imatrix
 from llmopt.formats.quantization import Contents, read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor
+from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import to_blocks
@@ -228,7 +228,7 @@ class _Conversion:
             for part, header in self._writer.headers(each).items()
         }
         entries = [
-            Entry(w.placement.name, w.type_id, w.placement.shape, self._source(w, parts))
+            TensorEntry(w.placement.name, w.type_id, w.placement.shape, self._source(w, parts))
             for w in self._wanted
         ]
         said = metadata(

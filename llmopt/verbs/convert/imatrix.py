@@ -11,10 +11,10 @@ from llmopt.artifact import IMATRIX
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.export import placements
-from llmopt.formats.headers import read_file_headers
 from llmopt.formats.imatrix import Imatrix, InputSquares, write_imatrix
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor, write_file
+from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.runtimes.device import pick_device
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf

@@ -14,7 +14,7 @@ from llmopt.formats.codec import decode
 from llmopt.formats.gguf.export import metadata, placements
 from llmopt.formats.gguf.view import model_folder
 from llmopt.formats.gguf.weights import nearest, unchanged
-from llmopt.formats.gguf.writer import Entry, write_gguf
+from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_file_headers, read_tensor
@@ -76,17 +76,18 @@ def test_the_tokenizer_comes_along(tmp_path: Path, caches: Path) -> None:
     contents = read_contents(demo)
     about = metadata(contents, demo, {"general.name": "demo"}, 1)
     (head,) = (p for p in placements(contents, tied=True) if p.name == "token_embd.weight")
-    entry = Entry(head.name, "F16", head.shape, nearest(Checkpoint.open(demo), head, "F16"))
+    entry = TensorEntry(head.name, "F16", head.shape, nearest(Checkpoint.open(demo), head, "F16"))
     write_gguf(tmp_path / "demo.gguf", about, [entry, *_nothing(5)])
     found = AutoTokenizer.from_pretrained(model_folder(tmp_path / "demo.gguf", caches))
     text = "def f(x):\n    return x + 1  # ünïcode 🙂\n"
     assert found(text).input_ids == AutoTokenizer.from_pretrained(demo)(text).input_ids
 
 
-def _nothing(count: int) -> list[Entry]:
+def _nothing(count: int) -> list[TensorEntry]:
     """So many tensors that a model with that many blocks could be there."""
     return [
-        Entry(f"blk.{i}.attn_norm.weight", "F32", (1,), lambda: [bytes(4)]) for i in range(count)
+        TensorEntry(f"blk.{i}.attn_norm.weight", "F32", (1,), lambda: [bytes(4)])
+        for i in range(count)
     ]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from llmopt.errors import LlmoptError
 from llmopt.formats.gguf.container import read_gguf
-from llmopt.formats.gguf.writer import Entry, write_gguf
-from llmopt.formats.headers import TensorHeader
+from llmopt.formats.gguf.writer import TensorEntry, write_gguf
+from llmopt.formats.tensor_header import TensorHeader
 
 METADATA = {
     "general.architecture": "llama",
@@ -30,7 +30,7 @@ METADATA = {
 }
 
 
-def entries(folder: Path, count: int = 3) -> list[Entry]:
+def entries(folder: Path, count: int = 3) -> list[TensorEntry]:
     """Tensors of 96 bytes: of pieces, and of two ranges of another file."""
     source = folder / "source.bin"
     source.write_bytes(bytes(range(256)))
@@ -38,9 +38,9 @@ def entries(folder: Path, count: int = 3) -> list[Entry]:
         TensorHeader("first", "U8", (40,), source, 10, 50),
         TensorHeader("second", "U8", (56,), source, 100, 156),
     ]
-    made = Entry("made.weight", "F32", (2, 12), lambda: iter([b"\x01" * 32, b"\x02" * 64]))
-    copied = Entry("copied.weight", "F16", (4, 12), ranges)
-    more = [Entry(f"{i}.weight", "F32", (24,), lambda: [bytes(96)]) for i in range(count - 2)]
+    made = TensorEntry("made.weight", "F32", (2, 12), lambda: iter([b"\x01" * 32, b"\x02" * 64]))
+    copied = TensorEntry("copied.weight", "F16", (4, 12), ranges)
+    more = [TensorEntry(f"{i}.weight", "F32", (24,), lambda: [bytes(96)]) for i in range(count - 2)]
     return [made, copied, *more]
 
 
@@ -101,7 +101,7 @@ def test_splits_have_names_and_keys_of_llama_cpp(tmp_path: Path) -> None:
 
 def test_a_source_of_the_wrong_size_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    short = Entry("short.weight", "F32", (24,), lambda: [bytes(95)])
+    short = TensorEntry("short.weight", "F32", (24,), lambda: [bytes(95)])
     with pytest.raises(LlmoptError, match=r"tensor short\.weight has 95 bytes, not 96"):
         write_gguf(path, METADATA, [short])
     assert not path.exists()
@@ -111,4 +111,4 @@ def test_a_source_file_that_ends_early_is_named(tmp_path: Path) -> None:
     (tmp_path / "short.bin").write_bytes(bytes(50))
     header = TensorHeader("x", "F32", (24,), tmp_path / "short.bin", 0, 96)
     with pytest.raises(LlmoptError, match=r"short\.bin ended inside tensor x"):
-        write_gguf(tmp_path / "a.gguf", METADATA, [Entry("x.weight", "F32", (24,), [header])])
+        write_gguf(tmp_path / "a.gguf", METADATA, [TensorEntry("x.weight", "F32", (24,), [header])])

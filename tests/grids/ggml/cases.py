@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmopt.grids.ggml import block_grid, decode, encode
-from llmopt.grids.ggml.base import Lattice, ScalarGrid, Search
+from llmopt.grids.ggml.base import BlockLattice, ScalarGrid, Search
 from llmopt.specs.ggml import GGML_TYPES
 from tests.ggml_reference import Job, decoded, references
 
@@ -131,7 +131,7 @@ def check_best(case: Case, name: str) -> float:
     return ours / theirs
 
 
-def nearest(lattice: Lattice, blocks: Tensor) -> Tensor:
+def nearest(lattice: BlockLattice, blocks: Tensor) -> Tensor:
     """The codes of the lattice's values nearest to blocks [n, width], one candidate at a time."""
     codes, best = torch.zeros_like(blocks), torch.full_like(blocks, torch.inf)
     for code in range(lattice.top + 1):
@@ -140,7 +140,7 @@ def nearest(lattice: Lattice, blocks: Tensor) -> Tensor:
     return codes
 
 
-def value_of(lattice: Lattice, codes: Tensor) -> Tensor:
+def value_of(lattice: BlockLattice, codes: Tensor) -> Tensor:
     level = codes if lattice.levels is None else lattice.levels[codes.long()]
     return lattice.scale * level + lattice.offset
 
