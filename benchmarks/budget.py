@@ -35,13 +35,14 @@ from llmopt.corpora.tokenize import tokenize
 from llmopt.corpora.windows import evaluation_windows
 from llmopt.evaluate.bootstrap import bootstrap_sums, interval
 from llmopt.evaluate.comparison import kl_divergence
-from llmopt.fates import LinearSettings, linear_names, linear_shape
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors_header import read_file_headers
+from llmopt.model.layout import Layout
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
 from llmopt.specs import FORMATS
+from llmopt.verbs.shared.changes import linear_names, linear_shape
 
 GROUP_SIZES = (-1, 128, 64, 32)
 HEADER = (
@@ -68,7 +69,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def uniform_sizes(folder: Path, form: str, symmetric: bool) -> dict[LinearSettings, float]:
+def uniform_sizes(folder: Path, form: str, symmetric: bool) -> dict[Layout, float]:
     """Stored bits a weight of every uniform setting, from the shapes alone."""
     contents = read_contents(folder)
     names = linear_names(contents.naming, head=False)
@@ -77,13 +78,13 @@ def uniform_sizes(folder: Path, form: str, symmetric: bool) -> dict[LinearSettin
     weights = sum(math.prod(shape) for shape in shapes)
     sizes = {}
     for bits, group in itertools.product((2, 3, 4, 8), GROUP_SIZES):
-        setting = LinearSettings(f"int{bits}", bits, group, symmetric)
+        setting = Layout(grid=f"int{bits}", group_size=group, symmetric=symmetric)
         size = sum(setting.bytes(shape, FORMATS[form]) for shape in shapes)
         sizes[setting] = size * 8 / weights
     return sizes
 
 
-def rivals(sizes: dict[LinearSettings, float], bits: float) -> list[LinearSettings]:
+def rivals(sizes: dict[Layout, float], bits: float) -> list[Layout]:
     """The uniform settings nearest in size: at least as large, then smaller."""
     large = [setting for setting, size in sizes.items() if size >= bits]
     small = [setting for setting, size in sizes.items() if size < bits]

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from typing import Any
 
-from llmopt import ledger
 from llmopt.artifact import read_manifest
 from llmopt.errors import RequestError
 from llmopt.formats.headers import Headers, read_headers
 from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
+from llmopt.model import ledger
 from llmopt.report import numbers
 from llmopt.report.results import CorpusName
 from llmopt.sources import ModelSource

@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmopt import artifact, machine, preflight, soundness, written
+from llmopt import artifact, machine, preflight, soundness
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
 from llmopt.report import card, card_metadata
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.step import Outcome, RunOptions, Stage, Work
+from llmopt.verbs.shared import written
 
 STAGES = {
     "quantize": "llmopt.verbs.quantize.run",

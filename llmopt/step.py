@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmopt.artifact import Artifact
-from llmopt.fates import TensorFate
-from llmopt.ledger import LedgerEntry
+from llmopt.model.change import TensorFate
+from llmopt.model.ledger import LedgerEntry
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmopt.fates import TensorFate
-from llmopt.settings import LinearSettings
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
 from llmopt.specs.base import FormatSpec
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILE = "allocation.json"
 
 
-def table(groups: Sequence[Group], chosen: Sequence[LinearSettings | None]) -> list[dict[str, Any]]:
+def table(groups: Sequence[Group], chosen: Sequence[Layout | None]) -> list[dict[str, Any]]:
     """One row a group: its linears, and the predicted KL divergence of each of its options."""
     return [
         {
@@ -76,7 +76,7 @@ def settled(
             yield fate
             continue
         rows, cols = fate.shape
-        setting = LinearSettings(**chosen[fate.name.removesuffix(".weight")])
+        setting = Layout(**chosen[fate.name.removesuffix(".weight")])
         size = setting.bytes((rows, cols), spec)
         yield replace(fate, quantize=setting, bytes=size, options=())
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.fates import TensorFate
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
 from llmopt.recipe import QuantizeStep
-from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS, GRIDS, lookup
 from llmopt.specs.base import shortened
 
@@ -39,7 +39,7 @@ def parse_size(text: str | int) -> int:
     return size
 
 
-def candidates(settings: QuantizeStep) -> list[LinearSettings]:
+def candidates(settings: QuantizeStep) -> list[Layout]:
     """What `candidates` says, or every integer grid of the format in the usual group sizes.
 
     A finer group saves less per byte than one more bit does: where the format has the grid of one
@@ -104,14 +104,14 @@ def byte_budget(fates: Sequence[TensorFate], settings: dict[str, Any]) -> int:
     return int(settings["target_size"]) - kept - headers
 
 
-def _fits(choice: LinearSettings, cols: int, choices: Sequence[LinearSettings]) -> bool:
+def _fits(choice: Layout, cols: int, choices: Sequence[Layout]) -> bool:
     """Whether groups fill a row; one group as wide as a row is the row, if that is a candidate."""
     if choice.group_size == cols:
         return replace(choice, group_size=-1) not in choices
     return choice.group_size == -1 or cols % choice.group_size == 0
 
 
-def _parse(text: str, settings: QuantizeStep) -> LinearSettings:
+def _parse(text: str, settings: QuantizeStep) -> Layout:
     match = _CANDIDATE.fullmatch(text.strip())
     if match is None:
         raise RequestError(
@@ -126,8 +126,6 @@ def _parse(text: str, settings: QuantizeStep) -> LinearSettings:
     return _settings(settings, grid.id, group, symmetric)
 
 
-def _settings(
-    settings: QuantizeStep, grid: str, group_size: int, symmetric: bool
-) -> LinearSettings:
+def _settings(settings: QuantizeStep, grid: str, group_size: int, symmetric: bool) -> Layout:
     activations = None if settings.activations == "none" else settings.activations
-    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric, activations)
+    return Layout(grid=grid, group_size=group_size, symmetric=symmetric, activations=activations)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from llmopt.allocate import budget
 from llmopt.allocate.budget import Option
 from llmopt.allocate.sensitivity import Group
-from llmopt.settings import LinearSettings
+from llmopt.model.layout import Layout
 
 #: a choice, None for a group that stays as it is -> mean KL divergence in nats a position
-Measure = Callable[[Sequence[LinearSettings | None]], float]
-Hulls = list[list[Option[LinearSettings]]]
+Measure = Callable[[Sequence[Layout | None]], float]
+Hulls = list[list[Option[Layout]]]
 
 #: how far one factor may go: beyond that the measurement says more about itself
 _FACTORS = (0.2, 5.0)
@@ -33,7 +33,7 @@ class Allocation:
     calibration text, with weights that each linear got by itself. corrections: by kind.
     """
 
-    settings: list[LinearSettings]
+    settings: list[Layout]
     bytes: int
     modelled: float
     measured: float
@@ -118,5 +118,5 @@ def _moved(chosen: Sequence[int], move: Sequence[tuple[int, int]]) -> list[int]:
     return moved
 
 
-def _settings(hulls: Hulls, chosen: Sequence[int]) -> list[LinearSettings]:
+def _settings(hulls: Hulls, chosen: Sequence[int]) -> list[Layout]:
     return [hull[index].setting for hull, index in zip(hulls, chosen, strict=True)]

@@ -26,17 +26,17 @@ from llmopt.allocate.budget import Option, lower_hull
 from llmopt.blockwalk.gradient import Sensed
 from llmopt.blockwalk.inlet import Weights
 from llmopt.errors import about
-from llmopt.fates import TensorFate
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.methods.quantize.base import InletStatistics
-from llmopt.settings import LinearSettings
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
 
 #: (weight [rows, cols] float32, its inputs' statistics, settings) -> the values it would get
-Solve = Callable[[Tensor, InletStatistics, LinearSettings], Tensor]
+Solve = Callable[[Tensor, InletStatistics, Layout], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Group:
     names: tuple[str, ...]
     kind: str
     weights: int
-    options: tuple[Option[LinearSettings], ...]
-    all_options: tuple[Option[LinearSettings], ...]
+    options: tuple[Option[Layout], ...]
+    all_options: tuple[Option[Layout], ...]
 
 
 class Sensitivity:
@@ -75,7 +75,7 @@ class Sensitivity:
 
     def __call__(self, block: int, sensed: list[Sensed], weights: Weights) -> None:
         """Try all options of a block's linears and write what came of them."""
-        costs: dict[tuple[str, LinearSettings], float] = {}
+        costs: dict[tuple[str, Layout], float] = {}
         values: dict[str, Tensor] = {}
         for one in sensed:
             for options, names in self._alike(one.names).items():
@@ -99,7 +99,7 @@ class Sensitivity:
             for data in json.loads(read_metadata(self._part(block))["groups"])
         ]
 
-    def value(self, name: str, setting: LinearSettings) -> Tensor:
+    def value(self, name: str, setting: Layout) -> Tensor:
         """The values float16 [out, in] that a linear gets with a setting of its group's hull."""
         return read_tensor(self._headers[f"{name}@{setting.label}"])
 
@@ -110,24 +110,22 @@ class Sensitivity:
             found |= read_file_headers(self._part(block))
         return found
 
-    def _alike(self, names: Sequence[str]) -> dict[tuple[LinearSettings, ...], list[str]]:
+    def _alike(self, names: Sequence[str]) -> dict[tuple[Layout, ...], list[str]]:
         """Names that share their options, and so can be solved at once."""
-        found: dict[tuple[LinearSettings, ...], list[str]] = defaultdict(list)
+        found: dict[tuple[Layout, ...], list[str]] = defaultdict(list)
         for name in names:
             if name in self._fates:
                 found[self._fates[name].options].append(name)
         return found
 
-    def _try(
-        self, parts: dict[str, Tensor], sensed: Sensed, option: LinearSettings
-    ) -> dict[str, Tensor]:
+    def _try(self, parts: dict[str, Tensor], sensed: Sensed, option: Layout) -> dict[str, Tensor]:
         with about(", ".join(parts)):
             solved = self._solve(torch.cat(list(parts.values())), sensed.statistics, option)
         rows = [part.shape[0] for part in parts.values()]
         return dict(zip(parts, torch.split(solved, rows), strict=True))
 
-    def _groups(self, block: int, costs: Mapping[tuple[str, LinearSettings], float]) -> list[Group]:
-        together: dict[tuple[str, tuple[LinearSettings, ...]], list[str]] = defaultdict(list)
+    def _groups(self, block: int, costs: Mapping[tuple[str, Layout], float]) -> list[Group]:
+        together: dict[tuple[str, tuple[Layout, ...]], list[str]] = defaultdict(list)
         for inlet in self._naming.linears(block):
             for options, names in self._alike(inlet).items():
                 for name in names:
@@ -170,8 +168,7 @@ def _as_data(group: Group) -> dict[str, Any]:
 
 def _from_data(data: dict[str, Any]) -> Group:
     tried = tuple(
-        Option(LinearSettings(**each["setting"]), each["bytes"], each["cost"])
-        for each in data["options"]
+        Option(Layout(**each["setting"]), each["bytes"], each["cost"]) for each in data["options"]
     )
     names = tuple(data["names"])
     return Group(names, data["kind"], data["weights"], tuple(lower_hull(tried)), tried)

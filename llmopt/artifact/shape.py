@@ -15,7 +15,7 @@ from pydantic import (
     ValidationError,
 )
 
-from llmopt.ledger import LedgerEntry
+from llmopt.model.ledger import LedgerEntry
 
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]

@@ -11,9 +11,10 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import StoredTensor
 from llmopt.formats.codec import Codec
-from llmopt.formats.layout import LayerLayout, layout_of
+from llmopt.formats.layout import layout_of
 from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.grids.base import Quantized
+from llmopt.model.layout import Layout
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Sink:
             names = [name for name in tensors if name.startswith(module + ".")]
             stored = {name.removeprefix(module + "."): tensors.pop(name) for name in names}
             assert self._codec is not None
-            results.quantized[module] = self._codec.unpack(stored, LayerLayout(**layout))
+            results.quantized[module] = self._codec.unpack(stored, Layout(**layout))
         return results
 
     def summary(self, part: str) -> tuple[set[str], dict[str, Any]]:

@@ -60,7 +60,7 @@ def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, Any]:
 def _steps_table(made: Plan, states: dict[str, str]) -> Table:
     from rich.table import Table
 
-    from llmopt import ledger
+    from llmopt.model import ledger
     from llmopt.report.numbers import megabytes
 
     table = Table(

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmopt import ledger as ledgers
 from llmopt.artifact import file_of
 from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed, Mistakes, RecipeError
+from llmopt.model import ledger as ledgers
 from llmopt.recipe import from_data
 from llmopt.recipe.source import Flag
 from llmopt.report import card, numbers

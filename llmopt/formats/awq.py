@@ -21,8 +21,8 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.formats.bits import pack_bits, unpack_bits
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.model.layout import Layout
 
 _BITS = 4
 _LANES = 32 // _BITS
@@ -65,7 +65,7 @@ class Codec:
             "scales": tensor.params.scale.T.to(torch.float16).contiguous(),
         }
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> QuantizedTensor:
         """What was packed; RequestError where the parts do not fit each other."""
         qweight, qzeros, scales = stored["qweight"], stored["qzeros"], stored["scales"]
         cols, groups = qweight.shape[0], scales.shape[0]

@@ -17,7 +17,7 @@ from typing import Any
 from llmopt import __version__
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 
 _VERSION = "gemm"
 _READ_GROUPS = (-1, 16, 32, 64, 128)
@@ -27,21 +27,21 @@ _READ_GROUPS = (-1, 16, 32, 64, 128)
 class AwqConfig:
     """The settings of a whole checkpoint."""
 
-    layout: LayerLayout
+    layout: Layout
     skipped: tuple[str, ...]
     format = "awq"
     suffixes = ("qweight", "qzeros", "scales")
     required = ("qzeros", "scales")
     marker = "qweight"
 
-    def layer(self, module: str) -> LayerLayout | None:
+    def layer(self, module: str) -> Layout | None:
         """The layout of a module; None where it is left unquantized."""
         skipped = any(f".{name}." in f".{module}." for name in self.skipped)
         return None if skipped else self.layout
 
     def shape(
         self,
-        layout: LayerLayout,  # noqa: ARG002  # one protocol for all formats
+        layout: Layout,  # noqa: ARG002  # one protocol for all formats
         parts: Mapping[str, tuple[int, ...]],
     ) -> tuple[int, int]:
         cols, words = parts["qweight"]
@@ -49,7 +49,7 @@ class AwqConfig:
 
 
 def quantization_config(
-    layers: Mapping[str, LayerLayout],
+    layers: Mapping[str, Layout],
     *,
     unquantized: Iterable[str] = (),
     names: EngineNames = OWN_NAMES,
@@ -105,11 +105,11 @@ def parse(stored: Mapping[str, Any]) -> AwqConfig:
         raise RequestError(f"the AWQ group size {group_size!r} cannot be read")
     if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
         raise RequestError("modules_to_not_convert is not a list of names")
-    layout = LayerLayout(grid="int4", group_size=group_size, symmetric=False)
+    layout = Layout(grid="int4", group_size=group_size, symmetric=False)
     return AwqConfig(layout=layout, skipped=tuple(skipped))
 
 
-def _check_skipped(skipped: Iterable[str], layers: Mapping[str, LayerLayout]) -> None:
+def _check_skipped(skipped: Iterable[str], layers: Mapping[str, Layout]) -> None:
     """RequestError where a reader would leave a quantized linear out, too."""
     lines = "\n".join(layers)  # a model of experts has tens of thousands
     for name in skipped:

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.formats.bitsandbytes_config import BLOCK, FOUR_BIT, STATE, matrix_shape
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids import nf4
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.model.layout import Layout
 
 #: bitsandbytes' constant for 1 / 127
 _PER_STEP = torch.tensor(7.874015718698502e-3)
@@ -82,7 +82,7 @@ class Codec:
             STATE: _state(tuple(tensor.codes.shape)),
         }
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> QuantizedTensor:
         """What was packed, or what bitsandbytes stored; RequestError where parts do not fit."""
         codes, scale = (_four_bits if self.version == FOUR_BIT else _eight_bits)(stored)
         params = AffineParams(

@@ -18,8 +18,8 @@ from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
-from llmopt.formats.layout import LayerLayout
 from llmopt.formats.tensor_header import TensorHeader
+from llmopt.model.layout import Layout
 
 FOUR_BIT = "nf4"
 EIGHT_BIT = "int8"
@@ -28,8 +28,8 @@ BLOCK = 64
 STATE = "weight.quant_state.bitsandbytes__nf4"
 
 _LAYOUTS = {
-    FOUR_BIT: LayerLayout(grid="nf4", group_size=BLOCK, symmetric=True),
-    EIGHT_BIT: LayerLayout(grid="int8", group_size=-1, symmetric=True),
+    FOUR_BIT: Layout(grid="nf4", group_size=BLOCK, symmetric=True),
+    EIGHT_BIT: Layout(grid="int8", group_size=-1, symmetric=True),
 }
 _SUFFIXES = {
     FOUR_BIT: (
@@ -68,11 +68,11 @@ class BitsAndBytesConfig:
     def marker(self) -> str:
         return _MARKERS[self.version]
 
-    def layer(self, module: str) -> LayerLayout | None:  # noqa: ARG002  # one protocol for all formats
+    def layer(self, module: str) -> Layout | None:  # noqa: ARG002  # one protocol for all formats
         """The layout of a module; the tensors, not the config, tell which are quantized."""
         return _LAYOUTS[self.version]
 
-    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    def shape(self, layout: Layout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         if len(parts["weight"]) != 2:
             raise RequestError("a quantized linear has a weight that is no matrix")
         rows, cols = parts["weight"]
@@ -80,7 +80,7 @@ class BitsAndBytesConfig:
 
 
 def quantization_config(
-    layers: Mapping[str, LayerLayout],
+    layers: Mapping[str, Layout],
     *,
     version: str,
     unquantized: Iterable[str] = (),

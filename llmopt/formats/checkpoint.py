@@ -18,12 +18,13 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.headers import read_headers
-from llmopt.formats.layout import LayerLayout, Quantization
+from llmopt.formats.layout import Quantization
 from llmopt.formats.quantization import parts_of, quantized_layers, read_quantization
 from llmopt.formats.safetensors import read_tensor, torch_dtype
 from llmopt.formats.side_files import SideFiles
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids.base import Quantized
+from llmopt.model.layout import Layout
 from llmopt.specs.families import FamilySpec, Naming, family_of
 
 
@@ -51,7 +52,7 @@ class Checkpoint:
     stored: Mapping[str, StoredTensor]
     side_files: SideFiles
     quantization: Quantization | None = None
-    layers: Mapping[str, LayerLayout] = field(default_factory=dict)
+    layers: Mapping[str, Layout] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:

@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids import ggml
 from llmopt.grids.base import Grid, Quantized
 from llmopt.grids.ggml import BlockTensor
+from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, GRIDS, load, lookup
 
 
@@ -23,7 +23,7 @@ class Codec(Protocol):
     def pack(self, tensor: Quantized) -> dict[str, Tensor]:
         """The tensors to store, by the suffix of their names; `accepts` returned None."""
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> Quantized:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> Quantized:
         """What was packed; RequestError where the parts do not fit each other."""
 
 

@@ -32,8 +32,9 @@ from llmopt.errors import RequestError
 from llmopt.formats.bits import pack_bits, unpack_bits, words_for
 from llmopt.formats.compressed_tensors_config import INTEGER, PACKED, sub_format
 from llmopt.formats.float8 import float8_of, level_indices
-from llmopt.formats.layout import LayerLayout, layout_of
+from llmopt.formats.layout import layout_of
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS
 
 #: dtype of stored scales -> one that holds them when they are stored again
@@ -92,7 +93,7 @@ class Codec:
             stored["weight_g_idx"] = params.group_index.to(torch.int32)
         return {**stored, "weight_shape": torch.tensor(tensor.codes.shape)}
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> QuantizedTensor:
         """What was packed; RequestError where the parts do not fit each other."""
         codes = _codes(stored, layout)
         rows, cols = codes.shape
@@ -145,7 +146,7 @@ def block_scales(blocks: Tensor, rows: int, cols: int, size: int) -> tuple[Tenso
     return scale, torch.arange(cols, dtype=torch.int32) // size if ragged else None
 
 
-def _codes(stored: Mapping[str, Tensor], layout: LayerLayout) -> Tensor:
+def _codes(stored: Mapping[str, Tensor], layout: Layout) -> Tensor:
     """uint8 [rows, cols], whatever they are stored as."""
     if "weight_packed" not in stored:
         return _plain_codes(stored.get("weight"), layout)
@@ -161,7 +162,7 @@ def _codes(stored: Mapping[str, Tensor], layout: LayerLayout) -> Tensor:
     return unpack_bits(packed, layout.bits, cols)
 
 
-def _plain_codes(weight: Tensor | None, layout: LayerLayout) -> Tensor:
+def _plain_codes(weight: Tensor | None, layout: Layout) -> Tensor:
     if weight is not None and weight.dtype == torch.float8_e4m3fn and layout.grid == "fp8":
         return level_indices(weight)
     if weight is not None and weight.dtype == torch.int8 and layout.grid == "int8":
@@ -169,9 +170,7 @@ def _plain_codes(weight: Tensor | None, layout: LayerLayout) -> Tensor:
     raise RequestError(f"the weight is not stored as {layout.grid} codes")
 
 
-def _scale(
-    stored: Tensor, rows: int, cols: int, layout: LayerLayout
-) -> tuple[Tensor, Tensor | None]:
+def _scale(stored: Tensor, rows: int, cols: int, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """Scales float32 [rows, groups], with a group index where columns are left over."""
     if stored.dtype not in _SCALES:
         raise RequestError(f"scales of type {stored.dtype} cannot be read")
@@ -187,7 +186,7 @@ def _scale(
     return block_scales(stored, rows, cols, size)
 
 
-def _zero(stored: Mapping[str, Tensor], scale: Tensor, layout: LayerLayout) -> Tensor:
+def _zero(stored: Mapping[str, Tensor], scale: Tensor, layout: Layout) -> Tensor:
     """Zero points [rows, groups] of an asymmetric tensor."""
     found, (rows, groups) = stored.get("weight_zero_point"), scale.shape
     if found is None:
@@ -201,7 +200,7 @@ def _zero(stored: Mapping[str, Tensor], scale: Tensor, layout: LayerLayout) -> T
     return (found.to(torch.int32) + 128).reshape(-1, 1).expand(rows, groups).contiguous()
 
 
-def _stored_index(index: Tensor, cols: int, groups: int, layout: LayerLayout) -> Tensor | None:
+def _stored_index(index: Tensor, cols: int, groups: int, layout: Layout) -> Tensor | None:
     """None where columns are grouped in order; RequestError where an index makes no sense."""
     if index.shape != (cols,) or int(index.min()) < 0 or int(index.max()) >= groups:
         raise RequestError(f"weight_g_idx does not place {cols} inputs in {groups} groups")

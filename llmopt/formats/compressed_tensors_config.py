@@ -21,7 +21,7 @@ from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 
 PACKED = "pack-quantized"
 INTEGER = "int-quantized"
@@ -33,7 +33,7 @@ _BITS = (2, 3, 4, 8)
 _TYPES = {f"int{bits}": ("int", bits) for bits in _BITS} | {"fp8": ("float", 8)}
 
 
-def sub_format(layout: LayerLayout) -> str:
+def sub_format(layout: Layout) -> str:
     """How a linear with this layout is stored."""
     if layout.grid == "fp8":
         return FLOAT
@@ -45,7 +45,7 @@ class Scheme:
     """A config group: None for the layout of modules that it leaves as they are."""
 
     targets: tuple[str, ...]
-    layout: LayerLayout | None
+    layout: Layout | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class CompressedTensorsConfig:
     required = ("weight_scale",)
     marker = "weight_scale"
 
-    def layer(self, module: str) -> LayerLayout | None:
+    def layer(self, module: str) -> Layout | None:
         """The layout of a linear; None where it is left unquantized."""
         if any(_matches(target, module) for target in self.ignore):
             return None
@@ -80,7 +80,7 @@ class CompressedTensorsConfig:
         by_class = [s for s in self.schemes if "Linear" in s.targets]
         return next((scheme.layout for scheme in (*by_name, *by_class)), None)
 
-    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    def shape(self, layout: Layout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         """(outputs, inputs); an upper bound of the inputs where codes leave a word unfilled."""
         if "weight_packed" in parts:
             rows, words = parts["weight_packed"]
@@ -94,7 +94,7 @@ class CompressedTensorsConfig:
 
 
 def quantization_config(
-    layers: Mapping[str, LayerLayout],
+    layers: Mapping[str, Layout],
     *,
     unquantized: Iterable[str] = (),
     head: str = "lm_head",
@@ -110,7 +110,7 @@ def quantization_config(
     for name, layer in layers.items():
         _check(name, layer)
     plain = [*unquantized, *([] if head in layers else [head])]
-    by_layout: dict[LayerLayout, list[str]] = {}
+    by_layout: dict[Layout, list[str]] = {}
     for name, layer in layers.items():
         by_layout.setdefault(layer, []).append(name)
     formats = sorted({sub_format(layout) for layout in by_layout})
@@ -179,7 +179,7 @@ def _refuse_unreadable(stored: Mapping[str, Any]) -> None:
         raise RequestError("the checkpoint transforms activations, which cannot be read")
 
 
-def _layout(group: Mapping[str, Any]) -> LayerLayout | None:
+def _layout(group: Mapping[str, Any]) -> Layout | None:
     weights = group.get("weights")
     if weights is None:
         return None
@@ -189,7 +189,7 @@ def _layout(group: Mapping[str, Any]) -> LayerLayout | None:
     grid = next((grid for grid, known in _TYPES.items() if known == (kind, bits)), None)
     if grid is None:
         raise RequestError(f"compressed-tensors weights of {bits} bits ({kind}) cannot be read")
-    return LayerLayout(
+    return Layout(
         grid=grid,
         group_size=_group_size(weights),
         symmetric=bool(weights.get("symmetric", True)),
@@ -229,7 +229,7 @@ def _matches(target: str, module: str) -> bool:
     return target == module
 
 
-def _check(name: str, layer: LayerLayout) -> None:
+def _check(name: str, layer: Layout) -> None:
     if layer.activations is not None:
         if layer.activations != layer.grid:
             raise RequestError(
@@ -246,7 +246,7 @@ def _check(name: str, layer: LayerLayout) -> None:
         )
 
 
-def _scheme(layout: LayerLayout, targets: list[str], *, own_format: bool) -> dict[str, Any]:
+def _scheme(layout: Layout, targets: list[str], *, own_format: bool) -> dict[str, Any]:
     kind, bits = _TYPES[layout.grid]
     weights: dict[str, Any] = {
         "num_bits": bits,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 from llmopt.specs.families import Naming
 
 
@@ -56,10 +56,10 @@ OWN_NAMES = EngineNames()
 
 
 def apart(
-    naming: Naming, layers: Mapping[str, LayerLayout], unquantized: Iterable[str]
+    naming: Naming, layers: Mapping[str, Layout], unquantized: Iterable[str]
 ) -> dict[str, tuple[str, ...]]:
     """What engines make one module of though its parts differ in settings: name -> parts."""
-    settings: dict[str, LayerLayout | None] = {**dict.fromkeys(unquantized), **layers}
+    settings: dict[str, Layout | None] = {**dict.fromkeys(unquantized), **layers}
     return {
         name: parts
         for name, parts in naming.fused(settings).items()

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError
 from llmopt.formats import compressed_tensors
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids.base import QuantizedTensor
+from llmopt.model.layout import Layout
 
 _READ_ONLY = "FP8 checkpoints with block scales are read, not written: compressed-tensors holds FP8"
 
@@ -41,7 +41,7 @@ class Codec:
         """Nothing is written in this layout: LlmoptError."""
         raise LlmoptError(_READ_ONLY)
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> QuantizedTensor:
         """A stored linear; RequestError where the parts do not fit each other."""
         scales = {name: value for name, value in stored.items() if name.startswith("weight_scale")}
         renamed = {"weight": stored["weight"], "weight_scale": next(iter(scales.values()))}

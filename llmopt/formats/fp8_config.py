@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Fp8Config:
     rounded, which these engines do by blocks.
     """
 
-    layout: LayerLayout
+    layout: Layout
     marker: str
     format = "fp8"
 
@@ -35,13 +35,13 @@ class Fp8Config:
     def required(self) -> tuple[str, ...]:
         return ("weight",)
 
-    def layer(self, module: str) -> LayerLayout | None:  # noqa: ARG002  # one protocol for all formats
+    def layer(self, module: str) -> Layout | None:  # noqa: ARG002  # one protocol for all formats
         """The layout of a module; the tensors, not the config, tell which are quantized."""
         return self.layout
 
     def shape(
         self,
-        layout: LayerLayout,  # noqa: ARG002  # one protocol for all formats
+        layout: Layout,  # noqa: ARG002  # one protocol for all formats
         parts: Mapping[str, tuple[int, ...]],
     ) -> tuple[int, int]:
         if len(parts["weight"]) != 2:
@@ -60,10 +60,10 @@ def parse(stored: Mapping[str, Any]) -> Fp8Config:
     marker = "weight_scale" if "ignored_layers" in stored else "weight_scale_inv"
     block = stored.get("weight_block_size")
     if block is None:
-        layout = LayerLayout(grid="fp8", group_size=-1, symmetric=True)
+        layout = Layout(grid="fp8", group_size=-1, symmetric=True)
         return Fp8Config(layout=layout, marker=marker)
     whole = isinstance(block, list) and all(type(size) is int and size > 0 for size in block)
     if not whole or len(block) != 2 or block[0] != block[1]:
         raise RequestError(f"FP8 weights in blocks of {block} cannot be read")
-    layout = LayerLayout(grid="fp8", group_size=int(block[0]), symmetric=True, blocks=True)
+    layout = Layout(grid="fp8", group_size=int(block[0]), symmetric=True, blocks=True)
     return Fp8Config(layout=layout, marker=marker)

@@ -21,8 +21,8 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.formats.bits import LANES, pack_bits, unpack_bits
 from llmopt.formats.gptq_config import BITS, GPTQ_V1, quantization_config
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.model.layout import Layout
 
 __all__ = ["Codec", "accepts", "pack", "quantization_config", "unpack"]
 
@@ -41,7 +41,7 @@ class Codec:
         """The stored tensors by the suffix of their names."""
         return pack(tensor, self.version)
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> QuantizedTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> QuantizedTensor:
         """What `pack` was given."""
         return unpack(stored, layout, self.version)
 
@@ -80,7 +80,7 @@ def pack(tensor: QuantizedTensor, version: str) -> dict[str, Tensor]:
     }
 
 
-def unpack(stored: Mapping[str, Tensor], layout: LayerLayout, version: str) -> QuantizedTensor:
+def unpack(stored: Mapping[str, Tensor], layout: Layout, version: str) -> QuantizedTensor:
     """A stored linear as codes and parameters; raises RequestError where the parts do not fit.
 
     A group index that only says i // group_size is dropped where all groups are full. Version

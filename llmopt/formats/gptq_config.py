@@ -17,7 +17,7 @@ from typing import Any
 from llmopt import __version__
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 
 GPTQ_V1 = "gptq"
 GPTQ_V2 = "gptq_v2"
@@ -33,14 +33,14 @@ _DAMPING_OF_NONE = 0.01
 class GptqConfig:
     """The settings of a whole checkpoint: a default layout and what differs from it."""
 
-    layout: LayerLayout
+    layout: Layout
     format: str
     dynamic: Mapping[str, Mapping[str, Any]]
     suffixes = SUFFIXES
     required = ("qweight", "qzeros", "scales")
     marker = "qweight"
 
-    def layer(self, module: str) -> LayerLayout | None:
+    def layer(self, module: str) -> Layout | None:
         """The layout of a module; None where it is left unquantized."""
         for pattern, override in self.dynamic.items():
             if not re.match(pattern.removeprefix("-:").removeprefix("+:"), module):
@@ -48,13 +48,13 @@ class GptqConfig:
             return None if pattern.startswith("-:") else _overridden(self.layout, override)
         return self.layout
 
-    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    def shape(self, layout: Layout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         words, rows = parts["qweight"]
         return rows, words * 32 // layout.bits
 
 
 def quantization_config(
-    layers: Mapping[str, LayerLayout],
+    layers: Mapping[str, Layout],
     *,
     version: str,
     unquantized: Iterable[str] = (),
@@ -93,7 +93,7 @@ def parse(stored: Mapping[str, Any]) -> GptqConfig:
     if version not in (GPTQ_V1, GPTQ_V2):
         raise RequestError(f"the GPTQ checkpoint format {version!r} cannot be read")
     try:
-        layout = LayerLayout(
+        layout = Layout(
             grid=_grid(stored["bits"]),
             group_size=int(stored["group_size"]),
             symmetric=bool(stored.get("sym", True)),
@@ -115,7 +115,7 @@ def _grid(bits: Any) -> str:
     return f"int{int(bits)}"
 
 
-def _overridden(layout: LayerLayout, override: Mapping[str, Any]) -> LayerLayout:
+def _overridden(layout: Layout, override: Mapping[str, Any]) -> Layout:
     known = {"group_size": "group_size", "sym": "symmetric", "desc_act": "desc_act"}
     changes = {known[key]: override[key] for key in known if key in override}
     if "bits" in override:
@@ -123,7 +123,7 @@ def _overridden(layout: LayerLayout, override: Mapping[str, Any]) -> LayerLayout
     return replace(layout, **changes)
 
 
-def _settings(layer: LayerLayout) -> dict[str, Any]:
+def _settings(layer: Layout) -> dict[str, Any]:
     return {
         "bits": layer.bits,
         "group_size": layer.group_size,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmopt.errors import RequestError
 from llmopt.formats.files import read_json
 from llmopt.formats.headers import Headers, read_headers
-from llmopt.formats.layout import LayerLayout, Quantization
+from llmopt.formats.layout import Quantization
+from llmopt.model.contents import Contents, LogicalTensor
+from llmopt.model.layout import Layout
 from llmopt.specs import load, suggestion
-from llmopt.specs.families import FamilySpec, Naming, family_of
+from llmopt.specs.families import family_of
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -35,21 +36,6 @@ class Stored(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-
-
-@dataclass(frozen=True)
-class LogicalTensor:
-    """A tensor of the model: a quantized linear counts as one `<module>.weight`, [out, in].
-
-    nbytes: what it takes on disk, all its parts together. layout: None where it is not quantized;
-    dtype then says how it is stored, as headers do, and is empty for what a step is going to write.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
-    layout: LayerLayout | None = None
-    dtype: str = ""
 
 
 def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization | None:
@@ -76,7 +62,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
 
 def quantized_layers(
     stored: Mapping[str, Stored], quantization: Quantization | None
-) -> dict[str, LayerLayout]:
+) -> dict[str, Layout]:
     """The layouts of the linears that are stored quantized, by module name.
 
     Raises RequestError where the config and the tensors disagree.
@@ -130,44 +116,6 @@ def logical_tensors(
             dtype = header.dtype
             logical[name] = LogicalTensor(name, header.shape, header.nbytes, dtype=dtype)
     return logical
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A model as plans see it: on disk, or what a step is going to write.
-
-    `tensors` are logical ones under the names that our files have (Naming.rename), in the
-    checkpoint's order. `in_gguf`: they lie in a GGUF file, if only as plain numbers.
-    """
-
-    config: dict[str, Any]
-    family: FamilySpec
-    naming: Naming
-    tensors: Mapping[str, LogicalTensor]
-    format: str | None
-    in_gguf: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors on disk."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def weight_count(self) -> int:
-        """How many numbers the model has."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-
-    @property
-    def runs_as(self) -> str | None:
-        """The format by which runtimes are chosen; None for plain tensors in safetensors."""
-        return "gguf" if self.in_gguf else self.format
-
-    @property
-    def code_bits(self) -> float:
-        """Mean bits of a code over the quantized linears; 16 where there is none."""
-        layers = [(math.prod(t.shape), t.layout.bits) for t in self.tensors.values() if t.layout]
-        count = sum(weights for weights, _ in layers)
-        return sum(weights * bits for weights, bits in layers) / count if count else 16.0
 
 
 def read_contents(folder: Path) -> Contents:

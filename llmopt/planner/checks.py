@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from llmopt.allocate.options import CANDIDATES_ALONE
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.evaluate.gates import parse
-from llmopt.formats.quantization import Contents
+from llmopt.model.contents import Contents
 from llmopt.planner.texts import Texts
 from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Source
 from llmopt.recipe.located import located

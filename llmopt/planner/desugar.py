@@ -9,24 +9,12 @@ from typing import Any
 
 from llmopt.allocate.options import byte_budget, parse_size, with_options
 from llmopt.errors import Mistakes
-from llmopt.fates import (
-    TensorFate,
-    check_config,
-    contents_after,
-    linear_names,
-    quantize_fates,
-)
-from llmopt.formats.quantization import Contents
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents
 from llmopt.planner import checks
 from llmopt.planner.graph import members
 from llmopt.planner.steps import MODEL, PlannedStep
 from llmopt.planner.texts import Texts
-from llmopt.predict import (
-    allocate_footprint,
-    bench_footprint,
-    convert_footprint,
-    quantize_footprint,
-)
 from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Recipe, Source
 from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded
@@ -38,6 +26,14 @@ from llmopt.specs.runtimes import AUTO, runtime_for
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert import layouts
 from llmopt.verbs.convert.gguf_plan import GgufRequest, with_types
+from llmopt.verbs.quantize.changes import quantize_fates
+from llmopt.verbs.shared.changes import check_config, contents_after, linear_names
+from llmopt.verbs.shared.footprints import (
+    allocate_footprint,
+    bench_footprint,
+    convert_footprint,
+    quantize_footprint,
+)
 
 GATE_WINDOWS = 16
 

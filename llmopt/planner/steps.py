@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmopt import artifact
-from llmopt.fates import TensorFate
-from llmopt.predict import (
-    NOTHING,
-    Footprint,
-)
+from llmopt.model.change import TensorFate
+from llmopt.model.footprint import NOTHING, Footprint
 from llmopt.recipe import Recipe, Verb
 from llmopt.recipe.source import Key
 from llmopt.sources import ModelSource

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from llmopt import __version__
-from llmopt import ledger as ledgers
 from llmopt.artifact import finite
+from llmopt.model import ledger as ledgers
 from llmopt.report import numbers
 from llmopt.report.card_metadata import CARRIED, licence_files
 from llmopt.report.manifest_tables import flatten

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmopt.ledger import ACTIONS, LedgerEntry
+from llmopt.model.ledger import ACTIONS, LedgerEntry
 from llmopt.report import numbers
 from llmopt.report.results import Machine, Results
 from llmopt.report.sheet import Column, Row, Sheet

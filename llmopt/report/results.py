@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmopt.errors import RequestError
-from llmopt.ledger import LedgerEntry
+from llmopt.model.ledger import LedgerEntry
 from llmopt.specs.base import counted
 
 

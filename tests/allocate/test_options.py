@@ -6,11 +6,11 @@ import pytest
 
 from llmopt.allocate.options import byte_budget, candidates, with_options
 from llmopt.errors import RequestError
-from llmopt.fates import TensorFate
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
 from llmopt.recipe import QuantizeStep
-from llmopt.settings import LinearSettings
 
-INT4 = LinearSettings("int4", 4, 128, True)
+INT4 = Layout(grid="int4", group_size=128, symmetric=True)
 
 
 def labels(**settings: object) -> list[str]:

@@ -10,9 +10,9 @@ import pytest
 from llmopt.allocate.budget import Option, lower_hull
 from llmopt.allocate.search import search
 from llmopt.allocate.sensitivity import Group
-from llmopt.settings import LinearSettings
+from llmopt.model.layout import Layout
 
-SETTINGS = [LinearSettings(f"int{bits}", bits, 32, True) for bits in (2, 3, 4, 8)]
+SETTINGS = [Layout(grid=f"int{bits}", group_size=32, symmetric=True) for bits in (2, 3, 4, 8)]
 LIMIT = 6 * 36
 
 
@@ -30,11 +30,11 @@ class World:
     def __init__(self, factors: dict[str, float], odd: dict[int, float] | None = None) -> None:
         self.factors, self.odd, self.calls = factors, odd or {}, 0
 
-    def __call__(self, settings: Sequence[LinearSettings | None]) -> float:
+    def __call__(self, settings: Sequence[Layout | None]) -> float:
         self.calls += 1
         return self.true(settings)
 
-    def true(self, settings: Sequence[LinearSettings | None]) -> float:
+    def true(self, settings: Sequence[Layout | None]) -> float:
         total = 0.0
         for index, (each, setting) in enumerate(zip(GROUPS, settings, strict=True)):
             if setting is not None:
@@ -59,7 +59,7 @@ def test_factors_of_kinds_are_found_and_used() -> None:
 
 def test_what_all_together_do_counts() -> None:
     class Superadditive(World):
-        def true(self, settings: Sequence[LinearSettings | None]) -> float:
+        def true(self, settings: Sequence[Layout | None]) -> float:
             factor = 1.0 if None in settings else 1.3
             return factor * super().true(settings)
 

@@ -13,18 +13,18 @@ from llmopt.blockwalk.gradient import Sensed, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
 from llmopt.blockwalk.inlet import Weights
 from llmopt.evaluate.comparison import kl_divergence
-from llmopt.fates import TensorFate
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.methods.quantize.base import InletStatistics
-from llmopt.settings import LinearSettings
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS
 from tests import models
 
-FINE = LinearSettings("int8", 8, -1, True)
-COARSE = LinearSettings("int2", 2, 32, True)
+FINE = Layout(grid="int8", group_size=-1, symmetric=True)
+COARSE = Layout(grid="int2", group_size=32, symmetric=True)
 
 
-def rounded(weight: torch.Tensor, _: InletStatistics, setting: LinearSettings) -> torch.Tensor:
+def rounded(weight: torch.Tensor, _: InletStatistics, setting: Layout) -> torch.Tensor:
     step = 4 * weight.std(dim=1, keepdim=True) / 2**setting.bits
     return (weight / step).round() * step
 

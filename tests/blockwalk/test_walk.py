@@ -13,8 +13,8 @@ from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.gptq_config import SUFFIXES
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids.base import QuantizedTensor
+from llmopt.model.layout import Layout
 from llmopt.specs.families import FAMILIES
 from tests import models
 from tests.blockwalk.conftest import Halve, Round, Watch, calibration, rounded, run
@@ -105,7 +105,7 @@ def test_statistics_come_from_what_was_changed_before(
     assert close(importance_used.hessian, hessian(x["late"]))
 
 
-LAYOUT = LayerLayout(grid="int4", group_size=32, symmetric=True)
+LAYOUT = Layout(grid="int4", group_size=32, symmetric=True)
 
 
 def weights_as_run(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.formats.awq import Codec
 from llmopt.formats.awq_config import quantization_config
-from llmopt.formats.layout import LayerLayout, layout_of
+from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import Quantization, read_quantization
+from llmopt.model.layout import Layout
 from tests.formats.test_gptq import make, same
 
 CODEC = Codec()
@@ -101,7 +102,7 @@ def test_parts_that_do_not_fit_are_refused(name: str, value: Tensor) -> None:
         CODEC.unpack(stored, layout_of(make(4)))
 
 
-G64 = LayerLayout(grid="int4", group_size=64, symmetric=False)
+G64 = Layout(grid="int4", group_size=64, symmetric=False)
 
 
 def read(tmp_path: Path, config: dict[str, Any]) -> Quantization:

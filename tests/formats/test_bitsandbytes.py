@@ -23,9 +23,10 @@ from llmopt.formats.bitsandbytes_config import (
 )
 from llmopt.formats.codec import decode
 from llmopt.formats.headers import read_headers
-from llmopt.formats.layout import LayerLayout, layout_of
+from llmopt.formats.layout import layout_of
 from llmopt.grids import nf4
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.model.layout import Layout
 from tests.formats.test_gptq import same
 
 NF4, INT8 = Codec(FOUR_BIT), Codec(EIGHT_BIT)
@@ -116,7 +117,7 @@ def test_int8_scales_of_any_file_come_back() -> None:
     draw = torch.Generator().manual_seed(1)
     rows = torch.rand(4096, generator=draw) * 3
     stored = {"weight": torch.zeros(4096, 8, dtype=torch.int8), "SCB": rows}
-    layout = LayerLayout(grid="int8", group_size=-1, symmetric=True)
+    layout = Layout(grid="int8", group_size=-1, symmetric=True)
     tensor = INT8.unpack(stored, layout)
     assert INT8.accepts(tensor) is None
     assert torch.equal(INT8.unpack(INT8.pack(tensor), layout).params.scale, tensor.params.scale)

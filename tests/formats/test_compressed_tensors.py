@@ -18,9 +18,10 @@ from llmopt.errors import RequestError
 from llmopt.formats.codec import decode
 from llmopt.formats.compressed_tensors import Codec
 from llmopt.formats.compressed_tensors_config import quantization_config
-from llmopt.formats.layout import LayerLayout, layout_of
+from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import Quantization, read_quantization
 from llmopt.grids.base import QuantizedTensor
+from llmopt.model.layout import Layout
 from tests.formats.test_gptq import BITS, make, same
 
 CODEC = Codec()
@@ -94,7 +95,7 @@ def fp8(rows: int = 40, cols: int = 64, *, activations: str | None = "fp8") -> Q
         "weight": drawn.view(torch.float8_e4m3fn).reshape(rows, cols),
         "weight_scale": torch.rand(rows, 1, generator=draw) + 0.5,
     }
-    layout = LayerLayout(grid="fp8", group_size=-1, symmetric=True, activations=activations)
+    layout = Layout(grid="fp8", group_size=-1, symmetric=True, activations=activations)
     return CODEC.unpack(stored, layout)
 
 
@@ -114,7 +115,7 @@ def test_fp8_weights(activations: str | None) -> None:
 
 
 def test_negative_zero_is_zero_and_nan_is_refused() -> None:
-    layout = LayerLayout(grid="fp8", group_size=-1, symmetric=True)
+    layout = Layout(grid="fp8", group_size=-1, symmetric=True)
     bits = torch.tensor([[0x80, 0x00]], dtype=torch.uint8)
     stored = {"weight": bits.view(torch.float8_e4m3fn), "weight_scale": torch.ones(1, 1)}
     assert decode(CODEC.unpack(stored, layout)).tolist() == [[0.0, 0.0]]
@@ -206,13 +207,13 @@ def test_parts_that_do_not_fit_are_refused(name: str, value: Tensor | None) -> N
 def test_a_weight_of_another_type_than_the_config_says_is_refused() -> None:
     stored = CODEC.pack(rows_of_int8())
     with pytest.raises(RequestError, match="not stored as fp8"):
-        CODEC.unpack(stored, LayerLayout(grid="fp8", group_size=-1, symmetric=True))
+        CODEC.unpack(stored, Layout(grid="fp8", group_size=-1, symmetric=True))
 
 
-G64 = LayerLayout(grid="int4", group_size=64, symmetric=True)
-ROWS8 = LayerLayout(grid="int8", group_size=-1, symmetric=False)
-W8A8 = LayerLayout(grid="int8", group_size=-1, symmetric=True, activations="int8")
-FP8 = LayerLayout(grid="fp8", group_size=-1, symmetric=True, activations="fp8")
+G64 = Layout(grid="int4", group_size=64, symmetric=True)
+ROWS8 = Layout(grid="int8", group_size=-1, symmetric=False)
+W8A8 = Layout(grid="int8", group_size=-1, symmetric=True, activations="int8")
+FP8 = Layout(grid="fp8", group_size=-1, symmetric=True, activations="fp8")
 
 
 def read(tmp_path: Path, config: dict[str, Any]) -> Quantization:
@@ -222,7 +223,7 @@ def read(tmp_path: Path, config: dict[str, Any]) -> Quantization:
 
 
 @pytest.mark.parametrize("layout", [G64, ROWS8, W8A8, FP8, replace(G64, desc_act=True)])
-def test_one_scheme_is_read_back(tmp_path: Path, layout: LayerLayout) -> None:
+def test_one_scheme_is_read_back(tmp_path: Path, layout: Layout) -> None:
     stored = quantization_config({"m.0": layout, "m.1": layout}, unquantized=["m.2"])
     assert list(stored["config_groups"]) == ["group_0"]
     assert stored["config_groups"]["group_0"]["targets"] == ["Linear"]
@@ -277,7 +278,7 @@ def test_bits_alone_are_one_format() -> None:
         (replace(FP8, group_size=64), "m: float-quantized weights have one scale a row"),
     ],
 )
-def test_schemes_that_no_engine_runs_are_refused(layout: LayerLayout, message: str) -> None:
+def test_schemes_that_no_engine_runs_are_refused(layout: Layout, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         quantization_config({"m": layout})
 
@@ -352,7 +353,7 @@ def test_schemes_of_other_tools_are_read(
     tmp_path: Path,
     weights: dict[str, Any],
     activations: dict[str, Any] | None,
-    layout: LayerLayout,
+    layout: Layout,
 ) -> None:
     group = scheme(**weights) | {"input_activations": activations}
     config = {

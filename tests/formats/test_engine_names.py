@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from llmopt.formats.engine_names import EngineNames, apart
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 from llmopt.specs.families import FAMILIES, Naming
 
-INT4 = LayerLayout(grid="int4", group_size=32, symmetric=True)
-INT8 = LayerLayout(grid="int8", group_size=32, symmetric=True)
-ROWS8 = LayerLayout(grid="int8", group_size=-1, symmetric=True)
-NF4 = LayerLayout(grid="nf4", group_size=64, symmetric=True)
+INT4 = Layout(grid="int4", group_size=32, symmetric=True)
+INT8 = Layout(grid="int8", group_size=32, symmetric=True)
+ROWS8 = Layout(grid="int8", group_size=-1, symmetric=True)
+NF4 = Layout(grid="nf4", group_size=64, symmetric=True)
 
 #: format -> settings of a quantize step that it takes
 FORMATS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def naming_of(family: str, names: list[str]) -> Naming:
     return FAMILIES[family].naming(f"{name}.weight" for name in names)
 
 
-def config(format_id: str, layers: dict[str, LayerLayout], plain: list[str], naming: Naming) -> Any:
+def config(format_id: str, layers: dict[str, Layout], plain: list[str], naming: Naming) -> Any:
     module, version = {
         "gptq": ("gptq", "gptq"),
         "awq": ("awq", None),

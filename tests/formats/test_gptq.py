@@ -16,9 +16,10 @@ from llmopt.errors import RequestError
 from llmopt.formats.bits import pack_bits, unpack_bits
 from llmopt.formats.gptq import accepts, pack, quantization_config, unpack
 from llmopt.formats.gptq_config import GPTQ_V1, GPTQ_V2
-from llmopt.formats.layout import LayerLayout, layout_of
+from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_quantization
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.model.layout import Layout
 
 BITS = (2, 3, 4, 8)
 
@@ -117,7 +118,7 @@ def test_values_lie_where_autogptq_expects_them() -> None:
 def test_a_zero_of_zero_wraps_around_in_version_one_as_autogptq_reads_it() -> None:
     stored = pack(make(4), GPTQ_V2)
     stored["qzeros"] = torch.full_like(stored["qzeros"], -1)  # every stored value is 15
-    layout = LayerLayout(grid="int4", group_size=32, symmetric=False)
+    layout = Layout(grid="int4", group_size=32, symmetric=False)
     assert int(unpack(stored, layout, GPTQ_V1).params.zero.max()) == 0
 
 
@@ -165,8 +166,8 @@ def test_parts_that_do_not_fit_are_refused(name: str, value: torch.Tensor) -> No
         unpack(stored, layout_of(make(4)), GPTQ_V1)
 
 
-INT4 = LayerLayout(grid="int4", group_size=32, symmetric=True)
-INT8 = LayerLayout(grid="int8", group_size=-1, symmetric=True)
+INT4 = Layout(grid="int4", group_size=32, symmetric=True)
+INT8 = Layout(grid="int8", group_size=-1, symmetric=True)
 
 
 def config_of(**changes: Any) -> dict[str, Any]:

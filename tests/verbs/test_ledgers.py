@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmopt import ledger, pipeline, planner
+from llmopt import pipeline, planner
+from llmopt.model import ledger
 from llmopt.recipe import from_data
 from llmopt.report import html, markdown
 from llmopt.report.results import Results

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.restore import BLOCKS
-from llmopt.formats.layout import LayerLayout
 from llmopt.grids.base import Quantized
 from llmopt.grids.ggml import BlockTensor
+from llmopt.model.layout import Layout
 
 
 class Codec:
@@ -28,7 +28,7 @@ class Codec:
         assert isinstance(tensor, BlockTensor)
         return {BLOCKS: tensor.data}
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: LayerLayout) -> BlockTensor:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> BlockTensor:
         """What was packed; RequestError where it is not there."""
         if BLOCKS not in stored:
             raise RequestError(f"the blocks of {layout.grid} are missing")

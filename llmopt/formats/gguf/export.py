@@ -21,7 +21,7 @@ from llmopt.formats.gguf.container import GgufFile, Metadata, Typed, first_file,
 from llmopt.formats.gguf.metadata import QUANTIZATION_VERSION, model_metadata
 from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.tokenizer import tokenizer_metadata
-from llmopt.formats.quantization import Contents
+from llmopt.model.contents import Contents
 
 #: what llama.cpp looks up in the vocabulary of a model whose name has "phi-3" in it
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.restore import BLOCKS
-from llmopt.formats.layout import LayerLayout, ggml_layout
+from llmopt.model.layout import Layout, ggml_layout
 from llmopt.specs.ggml import GGML_TYPES
 
 METHOD = "gguf"
@@ -28,12 +28,12 @@ class GgufQuantization:
     required = (BLOCKS,)
     marker = BLOCKS
 
-    def layer(self, module: str) -> LayerLayout | None:
+    def layer(self, module: str) -> Layout | None:
         """The layout of a linear; None where it is plain."""
         found = self.types.get(module)
         return None if found is None else ggml_layout(found)
 
-    def shape(self, layout: LayerLayout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    def shape(self, layout: Layout, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
         """(outputs, inputs) of a linear whose blocks have this shape in bytes."""
         rows, size = parts[BLOCKS]
         spec = GGML_TYPES[layout.grid]

@@ -25,8 +25,8 @@ from llmopt.formats.gguf.writer import TensorEntry, header_bytes
 from llmopt.formats.quantization import read_contents
 from llmopt.grids.base import QuantizedTensor
 from llmopt.methods.quantize.base import InletStatistics, check_scales
+from llmopt.model.layout import Layout
 from llmopt.runtimes.device import pick_device
-from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.shared import texts as text
@@ -77,7 +77,7 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
     seen, held_out = split(windows)
     solver = Solver(work.settings)
 
-    def solve(weight: Tensor, statistics: InletStatistics, chosen: LinearSettings) -> Tensor:
+    def solve(weight: Tensor, statistics: InletStatistics, chosen: Layout) -> Tensor:
         solved = solver.solve(weight, statistics, chosen)
         if isinstance(solved, QuantizedTensor):
             check_scales(weight, solved)
@@ -124,7 +124,7 @@ class _Measurements:
         self.known: dict[str, float] = read_json(path) if path.is_file() else {}
         self.on_measured: Callable[[int], None] = lambda _: None
 
-    def __call__(self, settings: Sequence[LinearSettings | None]) -> float:
+    def __call__(self, settings: Sequence[Layout | None]) -> float:
         """The mean divergence on all windows; None leaves a group as it is."""
         key = "; ".join("kept" if setting is None else setting.label for setting in settings)
         if key not in self.known:

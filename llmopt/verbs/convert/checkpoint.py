@@ -13,7 +13,6 @@ from torch import Tensor
 
 from llmopt.blockwalk.sink import Results, Sink
 from llmopt.errors import RequestError, about
-from llmopt.fates import TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.layout import layout_of
@@ -23,14 +22,16 @@ from llmopt.grids.base import QuantizedTensor
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
-from llmopt.ledger import LedgerEntry
 from llmopt.methods.quantize.base import check_scales
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
+from llmopt.model.ledger import LedgerEntry
 from llmopt.recipe import ConvertStep
-from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert.layouts import conversions
+from llmopt.verbs.shared.changes import unquantized
 from llmopt.verbs.shared.records import certificate, ratio
 from llmopt.verbs.shared.side_files import copy_side_files, write_config
 from llmopt.verbs.shared.solving import Solver
@@ -144,7 +145,7 @@ class _Conversion:
         for fate in self._work.fates:
             module, chosen = _module(fate), self._wanted(fate)
             if chosen is not None:
-                layers[module] = replace(chosen.layout, desc_act=records[module]["desc_act"])
+                layers[module] = replace(chosen, desc_act=records[module]["desc_act"])
                 if chosen.blocks and fate.shape[1] % chosen.group_size == 0:
                     layers[module] = replace(layers[module], activations=chosen.grid)
                 ragged |= chosen.blocks and any(w % chosen.group_size for w in fate.shape)
@@ -160,7 +161,7 @@ class _Conversion:
         found["loading"] |= {"ragged": ragged} if ragged else {}
         return found
 
-    def _wanted(self, fate: TensorFate) -> LinearSettings | None:
+    def _wanted(self, fate: TensorFate) -> Layout | None:
         chosen = fate.quantize
         return replace(chosen, symmetric=True) if chosen and self._symmetric else chosen
 
@@ -217,9 +218,7 @@ class _Conversion:
         moved = self._moved(source, chosen)
         return moved if isinstance(moved, str) else None
 
-    def _moved(
-        self, source: QuantizedTensor | str, chosen: LinearSettings
-    ) -> QuantizedTensor | str:
+    def _moved(self, source: QuantizedTensor | str, chosen: Layout) -> QuantizedTensor | str:
         """The same values as the target's codec holds them, or why it cannot."""
         if isinstance(source, str):
             return source
@@ -231,7 +230,7 @@ class _Conversion:
             return moved
         return self._codec.accepts(moved) or moved
 
-    def _rounded(self, module: str, weight: Tensor, chosen: LinearSettings) -> QuantizedTensor:
+    def _rounded(self, module: str, weight: Tensor, chosen: Layout) -> QuantizedTensor:
         assert self._solver is not None
         with about(module):
             solved = self._solver.solve(weight, None, chosen)

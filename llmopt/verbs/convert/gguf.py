@@ -31,13 +31,15 @@ from llmopt.formats.gguf.weights import (
 )
 from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 from llmopt.formats.imatrix import read_imatrix
-from llmopt.formats.quantization import Contents, read_contents
+from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import to_blocks
-from llmopt.ledger import LedgerEntry
+from llmopt.model.contents import Contents
+from llmopt.model.layout import ggml_layout
+from llmopt.model.ledger import LedgerEntry
 from llmopt.recipe import ConvertStep
 from llmopt.runtimes.device import pick_device
 from llmopt.specs.ggml import GGML_TYPES
@@ -369,6 +371,6 @@ class _Encode:
     def _encoded(self, inlet: Inlet, names: list[str], weight: Tensor, type_id: str) -> BlockTensor:
         if inlet.statistics is None:
             return self._solver.encode(weight, self._importance.get(names[0]), type_id)
-        solved = self._solver.solve(weight, inlet.statistics, gguf.settings_of(type_id))
+        solved = self._solver.solve(weight, inlet.statistics, ggml_layout(type_id))
         assert isinstance(solved, BlockTensor)
         return solved

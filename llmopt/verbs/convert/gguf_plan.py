@@ -11,13 +11,13 @@ from typing import Any
 from llmopt import artifact
 from llmopt.allocate.options import CANDIDATES_ALONE, parse_size
 from llmopt.errors import Mistakes, RequestError
-from llmopt.fates import TensorFate
 from llmopt.formats.gguf.families import gguf_family
-from llmopt.formats.quantization import Contents
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents
+from llmopt.model.layout import Layout, ggml_layout
 from llmopt.recipe import ConvertStep, Source
 from llmopt.recipe.located import located
 from llmopt.recipe.source import Key
-from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import find_preset
@@ -191,10 +191,10 @@ def with_types(
             yield replace(fate, options=options, bytes=size, why=f"{fate.why}, by budget")
 
 
-def _options(fate: TensorFate, settings: ConvertStep) -> tuple[LinearSettings, ...]:
+def _options(fate: TensorFate, settings: ConvertStep) -> tuple[Layout, ...]:
     cols = fate.shape[1]
     usual = _K_QUANTS if cols % 256 == 0 else _LEGACY
     types = [t for t in settings.candidates or usual if cols % GGML_TYPES[t].block == 0]
     if not types:
         raise RequestError(f"no candidate's blocks fill the {cols} inputs of {fate.name}")
-    return tuple(gguf.settings_of(type_id) for type_id in types)
+    return tuple(ggml_layout(type_id) for type_id in types)

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.fates import TensorFate, kept_because
 from llmopt.formats.gguf.export import placements
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.gguf.names import Placement
-from llmopt.formats.layout import LayerLayout
-from llmopt.formats.quantization import Contents, LogicalTensor
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents, LogicalTensor
+from llmopt.model.layout import Layout, ggml_layout
 from llmopt.recipe import ConvertStep
-from llmopt.settings import LinearSettings
 from llmopt.specs import nearest
 from llmopt.specs.families import Naming
 from llmopt.specs.ggml import GGML_TYPES
@@ -30,6 +29,7 @@ from llmopt.specs.presets import (
     preset_types,
 )
 from llmopt.verbs.convert.layouts import Conversion
+from llmopt.verbs.shared.changes import kept_because
 
 #: what files call a head of its own
 HEAD = "output.weight"
@@ -52,12 +52,6 @@ class Wanted:
     def has_blocks(self) -> bool:
         """Whether the type is more than a float."""
         return GGML_TYPES[self.type_id].block > 1
-
-
-def settings_of(type_id: str) -> LinearSettings:
-    """A ggml type as settings of a linear."""
-    spec = GGML_TYPES[type_id]
-    return LinearSettings(type_id, int(spec.bits), spec.group_size, spec.symmetric)
 
 
 def wanted(contents: Contents, settings: ConvertStep, *, tied: bool, guided: bool) -> list[Wanted]:
@@ -114,7 +108,7 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
             spec = GGML_TYPES[each.type_id]
             layout = None
             if each.has_blocks and contents.naming.block_of(name) is not None:
-                layout = settings_of(each.type_id).layout
+                layout = ggml_layout(each.type_id)
             size = math.prod(shape) // spec.block * spec.nbytes
             tensors[name] = LogicalTensor(name, shape, size, layout, each.type_id)
     return replace(contents, tensors=tensors, format="gguf", in_gguf=True)
@@ -179,7 +173,7 @@ def _stored_type(tensor: LogicalTensor) -> str | None:
     return tensor.dtype if spec and spec.block > 1 else None
 
 
-def _exact_type(layout: LayerLayout) -> str | None:
+def _exact_type(layout: Layout) -> str | None:
     """The type that may hold the integers of a layout unchanged."""
     if layout.grid in GGML_TYPES:
         return layout.grid
@@ -277,7 +271,7 @@ def _conversion(tensor: LogicalTensor, each: Wanted) -> Conversion:
     spec, rows_first = GGML_TYPES[each.type_id], each.placement
     shape = tensor.shape[::-1] if rows_first.transposed else tensor.shape
     size = math.prod(shape) // spec.block * spec.nbytes
-    chosen = settings_of(each.type_id) if each.has_blocks else None
+    chosen = ggml_layout(each.type_id) if each.has_blocks else None
     why = rows_first.name if chosen else f"{rows_first.name}, {each.type_id}"
     decoded = chosen is None and tensor.layout is not None
     fate = TensorFate(tensor.name, shape, tensor.nbytes, size, chosen, why, decoded=decoded)

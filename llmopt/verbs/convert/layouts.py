@@ -6,16 +6,16 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from llmopt.fates import TensorFate, kept, kept_because, linear_names, linear_shape
-from llmopt.formats.layout import LayerLayout
-from llmopt.formats.quantization import Contents, LogicalTensor
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents, LogicalTensor
+from llmopt.model.layout import Layout
 from llmopt.recipe import ConvertStep
-from llmopt.settings import LinearSettings
-from llmopt.shapes import packing_fault
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.verbs.shared.changes import kept, kept_because, linear_names, linear_shape
+from llmopt.verbs.shared.shapes import packing_fault
 
 _USUAL_GROUP = 128
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -57,16 +57,16 @@ def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversio
             continue
         indexed = tensor.layout is not None and tensor.layout.desc_act
         keeps = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
-        size = chosen.bytes(shape, spec) + 4 * shape[1] * (keeps and not spec.stores_index)
+        chosen = replace(chosen, desc_act=keeps)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
-        fate = TensorFate(name, shape, tensor.nbytes, size, chosen, came)
+        fate = TensorFate(name, shape, tensor.nbytes, chosen.bytes(shape, spec), chosen, came)
         # a minimum need not be a multiple of its scale
         doubtful = tensor.layout is not None and tensor.layout.grid in ("Q4_1", "Q5_1")
         doubtful |= indexed and not keeps
         yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful)
 
 
-def _same_groups(layout: LayerLayout | None, chosen: LinearSettings) -> bool:
+def _same_groups(layout: Layout | None, chosen: Layout) -> bool:
     return layout is not None and layout.group_size == chosen.group_size
 
 
@@ -76,7 +76,7 @@ def contents_after(
     """What a model will hold once it is converted."""
     tensors, head = {}, f"{contents.naming.head}.weight"
     for fate in fates:
-        layout = fate.quantize.layout if fate.quantize else None
+        layout = fate.quantize
         present, shape = contents.tensors[fate.name], fate.shape
         if layout is None and present.layout is None:
             dtype = "F32" if fate.decoded else present.dtype
@@ -136,21 +136,21 @@ def _common_group_size(contents: Contents, spec: FormatSpec | None) -> int | Non
     return next(common, allowed[0])
 
 
-def _own_group(layout: LayerLayout | None, cols: int) -> int:
+def _own_group(layout: Layout | None, cols: int) -> int:
     """Inputs that surely share a scale: fewer than a group's where its last is not full."""
     return cols if layout is None or layout.group_size == -1 else math.gcd(layout.group_size, cols)
 
 
 def _chosen(
-    layout: LayerLayout | None, shape: tuple[int, int], group_size: int | None,
+    layout: Layout | None, shape: tuple[int, int], group_size: int | None,
     settings: ConvertStep, spec: FormatSpec,
-) -> LinearSettings | str:  # fmt: skip
+) -> Layout | str:  # fmt: skip
     """What a linear [outputs, inputs] becomes, or why the format cannot hold it."""
     cols = shape[1]
     grid = settings.grid or _grid(layout, spec)
     own = layout.group_size if layout else _USUAL_GROUP
     if layout and layout.blocks and grid == layout.grid and group_size in (None, own):
-        return LinearSettings(grid, GRIDS[grid].bits, own, symmetric=True, blocks=True)
+        return Layout(grid=grid, group_size=own, symmetric=True, blocks=True)
     size = group_size or own
     # an index that the target keeps needs no full groups
     indexed = layout is not None and layout.desc_act and spec.group_index
@@ -167,11 +167,11 @@ def _chosen(
     if symmetric is None:
         symmetric = layout.symmetric if layout else True
     symmetric |= not (GRIDS[grid].asymmetric and spec.asymmetric)
-    chosen = LinearSettings(grid, GRIDS[grid].bits, size, symmetric, activations)
+    chosen = Layout(grid=grid, group_size=size, symmetric=symmetric, activations=activations)
     return packing_fault("it", shape, spec, chosen.packs) or chosen
 
 
-def _grid(layout: LayerLayout | None, spec: FormatSpec) -> str:
+def _grid(layout: Layout | None, spec: FormatSpec) -> str:
     """The source's own grid, or the smallest that has its values, or the largest there is."""
     held = sorted(spec.grids, key=lambda grid: (GRIDS[grid].bits, grid == "fp8"))
     if layout is None:
@@ -188,7 +188,7 @@ def _is_integer(grid: str) -> bool:
     return ggml.is_integer if ggml else grid.startswith("int")
 
 
-def _loss(layout: LayerLayout | None, chosen: LinearSettings, spec: FormatSpec) -> str | None:
+def _loss(layout: Layout | None, chosen: Layout, spec: FormatSpec) -> str | None:
     """What the layouts alone say will be lost."""
     if layout is None:
         return "plain weights are rounded"

@@ -15,20 +15,20 @@ from torch import Tensor
 from llmopt.allocate import document
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError, about
-from llmopt.fates import TensorFate, unquantized
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of, decode
-from llmopt.formats.layout import LayerLayout
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
-from llmopt.ledger import LedgerEntry
 from llmopt.methods.quantize.base import check_scales
+from llmopt.model.change import TensorFate
+from llmopt.model.layout import Layout
+from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
-from llmopt.settings import LinearSettings
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.quantize.transform import Awq
 from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.changes import unquantized
 from llmopt.verbs.shared.records import compared
 from llmopt.verbs.shared.side_files import copy_side_files, write_config
 from llmopt.verbs.shared.solving import Solver
@@ -84,7 +84,7 @@ def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
     return replace(work, fates=tuple(fates)), found
 
 
-def _held(fates: tuple[TensorFate, ...]) -> dict[str, LayerLayout]:
+def _held(fates: tuple[TensorFate, ...]) -> dict[str, Layout]:
     """The linears that came quantized and stay so, by module name."""
     return {f.name.removesuffix(".weight"): f.held for f in fates if f.held is not None}
 
@@ -115,7 +115,7 @@ class _Quantize:
 
     def apply(self, inlet: Inlet) -> None:
         """Quantize what the plan says of this inlet's linears."""
-        together: dict[LinearSettings, list[str]] = defaultdict(list)
+        together: dict[Layout, list[str]] = defaultdict(list)
         for name in inlet.names:
             chosen = self._fates[name].quantize if name in self._fates else None
             if chosen is not None:
@@ -128,7 +128,7 @@ class _Quantize:
         chosen = self._fates[name].quantize if name in self._fates else None
         return None if chosen is None else self._solver.options(chosen)
 
-    def _solve(self, inlet: Inlet, names: list[str], chosen: LinearSettings) -> None:
+    def _solve(self, inlet: Inlet, names: list[str], chosen: Layout) -> None:
         weights = [inlet.weight(name) for name in names]
         with about(", ".join(names)):
             solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
@@ -166,7 +166,7 @@ def _write_config(
     for fate in fates:
         module = fate.name.removesuffix(".weight")
         if fate.quantize is not None:
-            layers[module] = replace(fate.quantize.layout, desc_act=records[module]["desc_act"])
+            layers[module] = replace(fate.quantize, desc_act=records[module]["desc_act"])
     if not any(fate.quantize for fate in fates):
         raise RequestError("nothing was quantized: every linear is skipped by an override")
     return write_config(

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmopt.formats.gguf.about import general
 from llmopt.formats.imatrix import Imatrix
-from llmopt.formats.quantization import Contents
+from llmopt.model.contents import Contents
 from llmopt.report.card_metadata import front_matter
 from llmopt.step import Work
 

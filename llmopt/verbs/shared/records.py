@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.ledger import LedgerEntry
 from llmopt.methods.quantize.base import InletStatistics
+from llmopt.model.ledger import LedgerEntry
 
 
 def compared(found: Tensor, weight: Tensor, statistics: InletStatistics | None) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from llmopt.fates import linear_names
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.engine_names import EngineNames, apart
-from llmopt.formats.layout import LayerLayout
 from llmopt.formats.quantization import QUANTIZE_CONFIG
 from llmopt.formats.side_files import CODE, copy_files
+from llmopt.model.layout import Layout
 from llmopt.pretrained import has_tokenizer
 from llmopt.specs import FORMATS
 from llmopt.specs.families import Naming
+from llmopt.verbs.shared.changes import linear_names
 
 #: names the code that comes with a model, which stays behind
 _AUTO_MAP = "auto_map"
@@ -44,7 +44,7 @@ def write_config(
     folder: Path,
     *,
     format_id: str | None,
-    layers: Mapping[str, LayerLayout],
+    layers: Mapping[str, Layout],
     unquantized: Iterable[str] = (),
     damping: float | None = None,
     true_sequential: bool = False,
@@ -91,7 +91,7 @@ def write_config(
     return {"loading": _loading(checkpoint.naming, layers, plain)}
 
 
-def _loading(naming: Naming, layers: Mapping[str, LayerLayout], plain: list[str]) -> dict[str, Any]:
+def _loading(naming: Naming, layers: Mapping[str, Layout], plain: list[str]) -> dict[str, Any]:
     """What `specs.loaders` asks of an artifact."""
     inside = linear_names(naming, head=False)
     layouts = sorted(set(layers.values()), key=lambda layout: (layout.label, layout.desc_act))

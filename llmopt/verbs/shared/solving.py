@@ -13,7 +13,7 @@ from llmopt.grids.base import GridOptions, Quantized
 from llmopt.grids.ggml import BlockTensor
 from llmopt.methods.quantize import blockwise
 from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings, check_weight
-from llmopt.settings import LinearSettings
+from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, METHODS
 from llmopt.specs.ggml import GGML_TYPES
 
@@ -30,7 +30,7 @@ class Solver:
         )
 
     def solve(
-        self, weight: Tensor, statistics: InletStatistics | None, chosen: LinearSettings
+        self, weight: Tensor, statistics: InletStatistics | None, chosen: Layout
     ) -> Quantized:
         """Codes for weight [rows, cols] float32, whose inputs have these statistics."""
         if chosen.grid in GGML_TYPES:
@@ -46,7 +46,7 @@ class Solver:
         search = self._settings["search"]
         return BlockTensor(grid=type_id, data=ggml.encode(type_id, weight, importance, search))
 
-    def options(self, chosen: LinearSettings) -> GridOptions:
+    def options(self, chosen: Layout) -> GridOptions:
         """The grid that these settings ask for."""
         return GridOptions(
             grid=chosen.grid,

@@ -17,8 +17,9 @@ from llmopt.formats.gguf.families import GGUF_FAMILIES
 from llmopt.formats.gguf.hf_config import hf_config
 from llmopt.formats.gguf.metadata import model_metadata
 from llmopt.formats.gguf.names import placements
-from llmopt.formats.layout import LayerLayout
-from llmopt.formats.quantization import LogicalTensor, read_contents
+from llmopt.formats.quantization import read_contents
+from llmopt.model.contents import LogicalTensor
+from llmopt.model.layout import Layout
 from llmopt.runtimes.torch.loading import load
 from llmopt.specs.families import FAMILIES
 from tests.gguf_files import (
@@ -306,7 +307,7 @@ def test_biases_that_autogptq_adds_are_left_out(tmp_path: Path) -> None:
     build(tmp_path / "m", "qwen3", {})
     contents = read_contents(tmp_path / "m")
     weight = "model.layers.0.self_attn.o_proj.weight"
-    layout = LayerLayout(grid="int4", group_size=32, symmetric=True)
+    layout = Layout(grid="int4", group_size=32, symmetric=True)
     quantized = {
         **contents.tensors,
         weight: replace(contents.tensors[weight], layout=layout),

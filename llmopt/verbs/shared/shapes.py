@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmopt.errors import RecipeError
-from llmopt.formats.layout import LayerLayout
+from llmopt.model.layout import Layout
 from llmopt.recipe import Source
 from llmopt.recipe.source import Key
 from llmopt.specs.base import FormatSpec
@@ -83,7 +83,7 @@ def packing_fault(linear: str, shape: tuple[int, int], spec: FormatSpec, packs: 
     return ""
 
 
-def misfit(layout: LayerLayout, shape: tuple[int, int], spec: FormatSpec, *, head: bool) -> str:
+def misfit(layout: Layout, shape: tuple[int, int], spec: FormatSpec, *, head: bool) -> str:
     """Why a quantized linear [outputs, inputs] cannot move to a format as it is; empty where so.
 
     Whether its scales and zero points can is seen when they are read.

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llmopt.errors import LlmoptError
-from llmopt.fates import TensorFate
-from llmopt.formats.quantization import LogicalTensor, read_contents
-from llmopt.ledger import LedgerEntry
+from llmopt.formats.quantization import read_contents
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import LogicalTensor
+from llmopt.model.ledger import LedgerEntry
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from llmopt import pipeline, planner, written
+from llmopt import pipeline, planner
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError, RecipeError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
-from llmopt.ledger import LedgerEntry
+from llmopt.model.ledger import LedgerEntry
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
 from llmopt.step import RunOptions
+from llmopt.verbs.shared import written
 from tests import models
 from tests.test_pipeline import Log
 from tests.verbs.conftest import HELD_OUT, TEXT

@@ -1,72 +1,20 @@
-"""What will happen to each tensor of a model, decided from names and shapes alone. No torch."""
+"""What a quantize step makes of each tensor, from names and shapes alone. No torch."""
 
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from typing import Any
+from dataclasses import replace
 
-from llmopt.errors import Mistakes, RecipeError, RequestError
-from llmopt.formats.engine_names import EngineNames
-from llmopt.formats.layout import LayerLayout
-from llmopt.formats.quantization import Contents, LogicalTensor
-from llmopt.ledger import Action
+from llmopt.errors import Mistakes, RecipeError
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents
+from llmopt.model.layout import Layout
 from llmopt.recipe import QuantizeStep, Source
 from llmopt.recipe.source import Key
-from llmopt.settings import LinearSettings
-from llmopt.shapes import Shaped, misfit, mistakes_of
 from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
-from llmopt.specs.families import Naming
-from llmopt.specs.ggml import GGML_TYPES
-
-
-@dataclass(frozen=True)
-class TensorFate:
-    """One tensor's future. `quantize` is None where it is kept; `why` says why then.
-
-    `name` is the tensor's name in what will be written, `shape` its shape as stored, and
-    [outputs, inputs] for a linear whatever way the checkpoint stores it. It takes `stored_bytes`
-    on disk now, and `bytes` then. `options` are what a budget may choose among; as long as it has
-    not, `quantize` stands for them and `bytes` is a share of the target. `decoded`: it is quantized
-    now, and will be plain. `held`: the layout of what came quantized, and stays so.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    stored_bytes: int
-    bytes: int
-    quantize: LinearSettings | None
-    why: str
-    options: tuple[LinearSettings, ...] = ()
-    decoded: bool = False
-    held: LayerLayout | None = None
-
-    @property
-    def to(self) -> str | None:
-        """What it is stored as where that is no plain numbers."""
-        layout = self.quantize or self.held
-        return layout.label if layout else None
-
-    @property
-    def action(self) -> Action:
-        """What the ledger will call it; a transform may yet fold scales into what is kept."""
-        if self.quantize is not None:
-            return "quantized"
-        if not self.bytes:
-            return "left out" if self.stored_bytes else "tied"
-        return "decoded" if self.decoded else "kept"
-
-    def as_dict(self) -> dict[str, Any]:
-        label = self.quantize.label if self.quantize else None
-        held = self.held.label if self.held else None
-        labels = [option.label for option in self.options]
-        found = asdict(self) | {"quantize": label, "options": labels, "action": self.action}
-        found["held"] = held
-        del found["decoded"]
-        return found
+from llmopt.verbs.shared.changes import check_config, kept, kept_because, linear_names, linear_shape
+from llmopt.verbs.shared.shapes import Shaped, misfit, mistakes_of
 
 
 def quantize_fates(
@@ -116,78 +64,6 @@ def _fates(
     mistakes.add(mistakes_of(shaped, FORMATS[settings.format], source, place))
 
 
-def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | None) -> TensorFate:
-    """The fate of a tensor that a step to a format leaves alone; `source` is the model's own.
-
-    What is quantized stays so. Blocks of a GGUF type outside linears become plain numbers.
-    """
-    size, layout = tensor.nbytes, tensor.layout
-    if layout is not None and format_id is not None and format_id != source:
-        (rows, cols), spec = tensor.shape, FORMATS[format_id]
-        scale = FORMATS[source].scale_bytes if source and spec.any_scale else None
-        size = LinearSettings.of(layout).bytes((rows, cols), spec, scale)
-        size += 4 * cols * (layout.desc_act and not spec.stores_index)
-    ggml = GGML_TYPES.get(tensor.dtype)
-    blocks = layout is None and ggml is not None and ggml.block > 1
-    size = 4 * math.prod(tensor.shape) if blocks else size
-    return TensorFate(
-        tensor.name, tensor.shape, tensor.nbytes, size, None, why, decoded=blocks, held=layout
-    )
-
-
-def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: str) -> Contents:
-    """What a model will hold once these are the fates of its tensors."""
-    tensors = {}
-    for fate in fates:
-        present = contents.tensors.get(fate.name)
-        if fate.quantize is None and present is not None:
-            dtype = "F32" if fate.decoded else present.dtype
-            tensors[fate.name] = replace(present, nbytes=fate.bytes, dtype=dtype)
-        elif fate.quantize is not None:
-            layout = fate.quantize.layout
-            tensors[fate.name] = LogicalTensor(fate.name, fate.shape, fate.bytes, layout)
-    return replace(contents, tensors=tensors, format=format_id, in_gguf=False)
-
-
-def linear_names(naming: Naming, *, head: bool) -> set[str]:
-    """The modules that a step may quantize: every block's linears, and the head if asked."""
-    names = {
-        linear
-        for block in range(naming.block_count)
-        for inlet in naming.linears(block)
-        for linear in inlet
-    }
-    return names | {naming.head} if head else names
-
-
-def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
-    """The linears that stay as they are, as configs have to name them; the head is apart.
-
-    Outside the text model, and in layers that look ahead, every matrix counts as one.
-    """
-    inside = linear_names(naming, head=False)
-    inside |= {name for block in range(naming.block_count) for name in naming.routers(block)}
-    found = []
-    for fate in fates:
-        module = fate.name.removesuffix(".weight")
-        if fate.to is not None or module == fate.name or module == naming.head:
-            continue
-        own = module.startswith(f"{naming.base}.") and not naming.looks_ahead(fate.name)
-        if module in inside if own else len(fate.shape) == 2:
-            found.append(module)
-    return found
-
-
-def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
-    """(outputs, inputs) of a linear's weight, whatever way the checkpoint stores it."""
-    if len(tensor.shape) != 2:
-        raise RequestError(f"{tensor.name} is no matrix: its shape is {list(tensor.shape)}")
-    rows, cols = tensor.shape
-    head = tensor.name == f"{contents.naming.head}.weight"
-    transposed = contents.family.conv1d and not head and tensor.layout is None
-    return (cols, rows) if transposed else (rows, cols)
-
-
 def _untied_head(
     contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes,
     shaped: list[Shaped],
@@ -205,20 +81,7 @@ def _untied_head(
     return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
 
 
-def kept_because(naming: Naming, name: str) -> str:
-    """Why a tensor that is no linear in a block stays as it is."""
-    if naming.looks_ahead(name):
-        return "multi-token prediction layer, not part of the model that runs"
-    block = naming.block_of(name)
-    if block is not None and name.removesuffix(".weight") in naming.routers(block):
-        return "routes tokens to experts"
-    inside = name.startswith((f"{naming.base}.", f"{naming.head}."))
-    return "not a linear" if inside else "not part of the text model"
-
-
-def _chosen(
-    settings: QuantizeStep, linear: str
-) -> tuple[LinearSettings | None, str, dict[str, Key]]:
+def _chosen(settings: QuantizeStep, linear: str) -> tuple[Layout | None, str, dict[str, Key]]:
     """A linear's settings, None where it is skipped; why; and which keys of the step say them."""
     grid, group_size, symmetric = settings.grid, settings.group_size, settings.symmetric
     keys: dict[str, Key] = {name: (name,) for name in ("grid", "group_size", "symmetric")}
@@ -236,7 +99,8 @@ def _chosen(
         return None, why, keys
     # another grid by an override is for the weights alone
     activations = settings.activations if settings.activations == grid else None
-    return LinearSettings(grid, GRIDS[grid].bits, group_size, symmetric, activations), why, keys
+    chosen = Layout(grid=grid, group_size=group_size, symmetric=symmetric, activations=activations)
+    return chosen, why, keys
 
 
 def _of_patterns(
@@ -290,34 +154,6 @@ def _of_format(settings: QuantizeStep, source: Source, place: Key) -> Iterator[R
         )
 
 
-def check_config(
-    fates: Iterable[TensorFate], naming: Naming, format_id: str, source: Source, key: Key
-) -> None:
-    """RecipeError at `key` where a format's config cannot express these settings together."""
-    fates = list(fates)
-    layers = {
-        fate.name.removesuffix(".weight"): layout
-        for fate in fates
-        if (layout := fate.quantize.layout if fate.quantize else fate.held)
-    }
-    if not layers:
-        return
-    spec = FORMATS[format_id]
-    write: Any = import_module(spec.config_module)
-    try:
-        write.quantization_config(
-            layers,
-            version=spec.version,
-            unquantized=unquantized(fates, naming),
-            head=naming.head,
-            names=EngineNames(naming),
-        )
-    except RequestError as error:
-        name, is_setting, value = (error.hint or "").partition(": ")
-        hint = source.says((*key[:-1], name), value) if is_setting else error.hint
-        raise source.error(error.message, key, hint) from None
-
-
 def _of_held(
     fates: Iterable[TensorFate], contents: Contents, settings: QuantizeStep, source: Source,
     place: Key,
@@ -351,16 +187,9 @@ def _of_held(
 
 
 def _of_zeros(
-    chosen: LinearSettings, source: Source, place: Key, keys: dict[str, Key]
+    chosen: Layout, source: Source, place: Key, keys: dict[str, Key]
 ) -> Iterator[RecipeError]:
     if not chosen.symmetric and not GRIDS[chosen.grid].asymmetric:
         symmetric = (*place, *keys["symmetric"])
         hint = source.says(symmetric, value=True)
         yield source.error(f"grid {chosen.grid} has no zero points", symmetric, hint)
-
-
-def bits_per_weight(fates: list[TensorFate]) -> float:
-    """Stored bits per weight over the quantized tensors; NaN where there is none."""
-    quantized = [f for f in fates if f.quantize]
-    weights = sum(math.prod(f.shape) for f in quantized)
-    return sum(f.bytes for f in quantized) * 8 / weights if weights else math.nan

@@ -5,27 +5,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from llmopt.fates import TensorFate
-from llmopt.formats.quantization import Contents
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents
+from llmopt.model.footprint import Footprint
 
 #: resident memory of Python with torch and transformers loaded, before any model (measured)
 _LIBRARIES = 480 << 20
 #: working copies of a layer's Hessian at the worst moment: itself, its permuted copy, the factor
 _HESSIAN_COPIES = 4
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes a step needs at its peak, beside what the system has mapped and can drop."""
-
-    memory_bytes: int
-    disk_bytes: int
-
-
-NOTHING = Footprint(0, 0)
 
 
 def quantize_footprint(

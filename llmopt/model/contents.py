@@ -1,0 +1,64 @@
+"""What a model holds: on disk, or once a step is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmopt.model.layout import Layout
+from llmopt.specs.families import FamilySpec, Naming
+
+
+@dataclass(frozen=True)
+class LogicalTensor:
+    """A tensor of the model: a quantized linear counts as one `<module>.weight`, [out, in].
+
+    nbytes: what it takes on disk, all its parts together. layout: None where it is not quantized;
+    dtype then says how it is stored, as headers do, and is empty for what a step is going to write.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    layout: Layout | None = None
+    dtype: str = ""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model as plans see it: on disk, or what a step is going to write.
+
+    `tensors` are logical ones under the names that our files have (Naming.rename), in the
+    checkpoint's order. `in_gguf`: they lie in a GGUF file, if only as plain numbers.
+    """
+
+    config: dict[str, Any]
+    family: FamilySpec
+    naming: Naming
+    tensors: Mapping[str, LogicalTensor]
+    format: str | None
+    in_gguf: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def weight_count(self) -> int:
+        """How many numbers the model has."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def runs_as(self) -> str | None:
+        """The format by which runtimes are chosen; None for plain tensors in safetensors."""
+        return "gguf" if self.in_gguf else self.format
+
+    @property
+    def code_bits(self) -> float:
+        """Mean bits of a code over the quantized linears; 16 where there is none."""
+        layers = [(math.prod(t.shape), t.layout.bits) for t in self.tensors.values() if t.layout]
+        count = sum(weights for weights, _ in layers)
+        return sum(weights * bits for weights, bits in layers) / count if count else 16.0
