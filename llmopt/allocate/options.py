@@ -13,30 +13,14 @@ from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.recipe import QuantizeStep
 from llmopt.specs import FORMATS, GRIDS, lookup
-from llmopt.specs.base import shortened
 
 #: group sizes that kernels know, the row among them
 _GROUP_SIZES = (32, 64, 128, -1)
 _COARSE = 128
 CANDIDATES_ALONE = "only a budget chooses among candidates"
 _CANDIDATE = re.compile(r"(?P<grid>\S+)(?: (?P<group>row|g\d+))?(?: (?P<zero>sym|asym))?")
-_SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,18})?) ?(?P<unit>[kmgt]i?)?b?", re.IGNORECASE)
-_UNITS = {"": 1, **{u: 10 ** (3 * (i + 1)) for i, u in enumerate("kmgt")},
-          **{f"{u}i": 1024 ** (i + 1) for i, u in enumerate("kmgt")}}  # fmt: skip
 #: bytes of a tensor's entry in a safetensors header beside its name, and tensors of a linear
 _ENTRY, _PARTS, _FILE = 110, 5, 4096
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes in "5MB", "1.5 GiB" or 5000000; RequestError where it is none of these."""
-    match = _SIZE.fullmatch(str(text).strip())
-    unit = _UNITS[(match["unit"] or "").lower()] if match else 0
-    if match is None or not (size := int(float(match["number"]) * unit)):
-        raise RequestError(
-            f"{shortened(repr(text))} is no size",
-            hint="write it as 500KB, 5MB, 1.5GiB, or in bytes (KB: 1000, KiB: 1024)",
-        )
-    return size
 
 
 def candidates(settings: QuantizeStep) -> list[Layout]:

@@ -51,7 +51,7 @@ def bench(
     from llmopt.cli.flags import flags, recipe_of
     from llmopt.cli.output import Output
     from llmopt.recipe import from_data
-    from llmopt.recipe.source import Flag
+    from llmopt.recipe.source import Option
     from llmopt.step import RunOptions
 
     base = against or _source_of(artifacts[0])
@@ -64,7 +64,7 @@ def bench(
     data["steps"][0]["bench"]["against"] = "model" if base else None
     names = flags("bench", typed)
     if against is None:
-        names["model"] = Flag("ARTIFACTS")
+        names["model"] = Option("ARTIFACTS")
     try:
         recipe, source = from_data(data, names)
         if print_recipe:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.recipe.models import RESERVED_IDS
-from llmopt.recipe.source import Flag
+from llmopt.recipe.source import Option
 
 _RECIPE = {"model": "model", "revision": "revision", "seed": "seed"}
 _TEXTS = {
@@ -91,12 +91,12 @@ def spelled(parameter: str) -> str:
     return _NAMES.get(parameter) or f"--{parameter.strip('_').replace('_', '-')}"
 
 
-def flags(command: str, typed: Mapping[str, Any]) -> dict[str, Flag]:
+def flags(command: str, typed: Mapping[str, Any]) -> dict[str, Option]:
     """Keys of a command's recipe -> their options; of two for one key, the one that was typed."""
-    found: dict[str, Flag] = {}
+    found: dict[str, Option] = {}
     for parameter, key in KEYS[command].items():
         if key not in found or typed.get(parameter) is not None:
-            found[key] = Flag(spelled(parameter), _SWITCHES.get(parameter))
+            found[key] = Option(spelled(parameter), _SWITCHES.get(parameter))
     return found
 
 

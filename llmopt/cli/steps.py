@@ -11,7 +11,7 @@ from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed, Mistakes, RecipeError
 from llmopt.model import ledger as ledgers
 from llmopt.recipe import from_data
-from llmopt.recipe.source import Flag
+from llmopt.recipe.source import Option
 from llmopt.report import card, numbers
 from llmopt.report.collect import run_record
 from llmopt.report.quality import class_of
@@ -42,7 +42,7 @@ def gates_typed(gate: list[str] | None) -> list[str] | None:
 
 
 def run_single(
-    data: dict[str, Any], flags: Mapping[str, Flag], mistakes: Mistakes, out: Path,
+    data: dict[str, Any], flags: Mapping[str, Option], mistakes: Mistakes, out: Path,
     options: RunOptions, *, allow_pickle: bool, print_recipe: bool, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Run the one step of a command's recipe and print what came of it.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from llmopt.allocate.options import byte_budget, parse_size, with_options
+from llmopt.allocate.options import byte_budget, with_options
 from llmopt.errors import Mistakes
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
@@ -235,12 +235,8 @@ class Desugar:
         fates, contents = tuple(found), self._contents_of(step.parents[0])
         spec = FORMATS[step.settings["format"]]
         place = (*step.key, "target_bpw" if settings.target_bpw else "target_size")
-        size = settings.target_size
-        if size is not None:
-            size = located(self._source, place, lambda: parse_size(size))
-        effective = step.settings | {"target_size": size}
         least = sum(_smallest(fate, spec) for fate in fates)
-        if (budget := byte_budget(fates, effective)) < least:
+        if (budget := byte_budget(fates, step.settings)) < least:
             raise self._source.error(
                 f"the budget leaves {max(budget, 0):,} bytes for the quantized linears, "
                 f"and the smallest candidates take {least:,}",
@@ -249,7 +245,7 @@ class Desugar:
             )
         footprint = allocate_footprint(contents, fates, step.settings)
         name = f"{step.id}.allocation"
-        step = replace(step, settings=effective, fates=fates)
+        step = replace(step, fates=fates)
         choosing = replace(step, id=name, verb="allocate", footprint=footprint)
         return [choosing, replace(step, parents=(*step.parents, name))]
 

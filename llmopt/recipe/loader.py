@@ -13,7 +13,7 @@ from llmopt.recipe.mistakes import all_of
 from llmopt.recipe.models import Recipe
 from llmopt.recipe.overrides import apply
 from llmopt.recipe.reader import parse, read_text
-from llmopt.recipe.source import COMMAND_LINE, Flag, Source
+from llmopt.recipe.source import COMMAND_LINE, Option, Source
 from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
 
@@ -62,7 +62,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Sou
 
 
 def from_data(
-    data: dict[str, Any], flags: Mapping[str, Flag] | None = None
+    data: dict[str, Any], flags: Mapping[str, Option] | None = None
 ) -> tuple[Recipe, Source]:
     """Validate a recipe that the command line built, its keys from `flags` (see Source)."""
     source = Source(COMMAND_LINE, data, flags=flags or {})

@@ -63,6 +63,8 @@ def explain(source: Source, mistake: Any, key: Key) -> RecipeError:
         return source.error(f"{dotted(location)} is required", key)
     if kind == "value_error":
         return source.error(str(mistake["ctx"]["error"]), key)
+    if kind == "refused":
+        return source.error(mistake["ctx"]["message"], key, mistake["ctx"]["hint"])
     if kind == "literal_error":
         return _not_a_choice(source, mistake, key)
     given, hint = mistake.get("input"), None

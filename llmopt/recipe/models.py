@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llmopt.errors import RequestError
-from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
+from llmopt.recipe.fields import (
+    Choice,
+    FormatId,
+    Gate,
+    Gates,
+    GridId,
+    GroupSize,
+    MethodId,
+    Names,
+    PresetId,
+    RuntimeId,
+    Settings,
+    Size,
+    StepId,
+    Strict,
+    TypeId,
+    checked,
+    written_formats,
+)
 from llmopt.specs.formats import IMATRIX, PLAIN
-from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.gguf_metadata import check_entry, check_text
 from llmopt.specs.presets import PRESETS
 from llmopt.specs.runtimes import AUTO
 
-StepId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 RESERVED_IDS = frozenset({"model", "report"})
-
-
-def _known(table: dict[str, Any], kind: str) -> AfterValidator:
-    def check(name: str) -> str:
-        _refused(lambda: lookup(table, kind, name))
-        return name
-
-    return AfterValidator(check)
-
-
-def _refused(check: Callable[[], Any]) -> Any:
-    """What a check returns; its refusal as the error that this library collects."""
-    try:
-        return check()
-    except RequestError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        raise ValueError(f"{error.message}{hint}") from None
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _whole(value: Any) -> Any:
@@ -56,28 +41,15 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _group_size(value: int) -> int:
-    if value == -1 or (value >= 16 and value % 16 == 0):
-        return value
-    raise ValueError(f"{value} is not a multiple of 16 from 16 up, or -1 for one group a row")
+def _targets() -> list[str]:
+    return [*written_formats(), PLAIN, "gguf", IMATRIX]
 
 
-GridId = Annotated[str, _known(GRIDS, "grid")]
-MethodId = Annotated[str, _known(METHODS, "method")]
-_WRITTEN = {id_: spec for id_, spec in FORMATS.items() if spec.grids and not spec.one_file}
-FormatId = Annotated[str, _known(_WRITTEN, "format")]
-TargetId = Annotated[str, _known({**_WRITTEN, PLAIN: None, "gguf": None, IMATRIX: None}, "target")]
-PresetId = Annotated[str, _known(PRESETS, "preset")]
-TypeId = Annotated[str, _known(GGML_TYPES, "GGUF type")]
-RuntimeId = Annotated[str, _known({**RUNTIMES, AUTO: None}, "runtime")]
-GroupSize = Annotated[int, AfterValidator(_group_size)]
-Names = Annotated[list[str], BeforeValidator(_as_list)]
-Gate = Annotated[str, Field(min_length=3)]
+def _spelled_targets() -> list[str]:
+    return [*written_formats(), PLAIN, "gguf", *(f"gguf:{preset}" for preset in PRESETS), IMATRIX]
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
+TargetId = Annotated[str, Choice("target", _targets, _spelled_targets)]
 
 _TEXTS = "demo, a text, .jsonl, .json, .csv or .tsv file (also .gz, .bz2, .xz, .zst), or a data set"
 _FIELD = "column of the texts or conversations; where text is not there: that of the conversations"
@@ -116,7 +88,7 @@ class Override(Strict):
     skip: bool = Field(False, description="leave these linears as they are")
 
 
-class QuantizeStep(Strict):
+class QuantizeStep(Settings):
     from_: str = Field("model", alias="from", description="the model, or a step's id")
     method: MethodId = Field("gptq", description="how codes are chosen")
     transform: Literal["auto", "none", "awq"] = Field(
@@ -145,7 +117,7 @@ class QuantizeStep(Strict):
     target_bpw: float | None = Field(
         None, gt=0, le=16, description="stored bits a quantized weight, scales and all; a budget"
     )
-    target_size: int | str | None = Field(
+    target_size: Size | None = Field(
         None, description="budget for the weight files as a whole: 5MB, 1.5GiB, or bytes"
     )
     candidates: list[str] = Field(
@@ -156,7 +128,7 @@ class QuantizeStep(Strict):
     head: bool = Field(False, description="quantize the output head too")
     embeddings: bool = Field(False, description="quantize the input embeddings too")
     batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
-    gate: Annotated[list[Gate], BeforeValidator(_as_list)] = Field(
+    gate: Gates = Field(
         default_factory=lambda: ["default"],
         description='quality gates of the result: "default" (against collapse), expressions, or []',
     )
@@ -174,7 +146,7 @@ class TypeOverride(Strict):
     type: TypeId
 
 
-class GgufSettings(Strict):
+class GgufSettings(Settings):
     """What only conversions to GGUF have."""
 
     preset: PresetId | None = Field(
@@ -193,14 +165,14 @@ class GgufSettings(Strict):
     target_bpw: float | None = Field(
         None, gt=0, le=32, description="stored bits a weight of the linears; a budget"
     )
-    target_size: int | str | None = Field(None, description="budget for the file: 5MB, 1.5GiB")
+    target_size: Size | None = Field(None, description="budget for the file: 5MB, 1.5GiB")
     candidates: list[TypeId] = Field(
         default_factory=list, description="types that a budget chooses among; []: the usual ones"
     )
     damping: float | None = Field(None, gt=0, lt=1, description="gptq; default: 0.01")
     refine: int | None = Field(None, ge=0, le=20, description="gptq: sweeps; default: 2")
     batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
-    split_size: int | str | None = Field(None, description="largest file: 4GB; default: one file")
+    split_size: Size | None = Field(None, description="largest file: 4GB; default: one file")
     name: str | None = Field(
         None, description="general.name; default: the source's, its card's or its folder's"
     )
@@ -211,12 +183,12 @@ class GgufSettings(Strict):
     @field_validator("name")
     @classmethod
     def _says_something(cls, name: str | None) -> str | None:
-        return name if name is None else str(_refused(lambda: check_text("the name", name)))
+        return name if name is None else str(checked(lambda: check_text("the name", name)))
 
     @field_validator("metadata")
     @classmethod
     def _may_be_set(cls, metadata: dict[str, Any]) -> dict[str, Any]:
-        return {key: _refused(partial(check_entry, key, value)) for key, value in metadata.items()}
+        return {key: checked(partial(check_entry, key, value)) for key, value in metadata.items()}
 
     @property
     def has_budget(self) -> bool:
@@ -239,7 +211,7 @@ class ConvertStep(GgufSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="of decoded weights; auto: the model's. float32 holds all of them"
     )
-    gate: Annotated[list[Gate], BeforeValidator(_as_list)] | None = Field(
+    gate: Gates | None = Field(
         None, description='as in quantize; null: ["default"] where weights are rounded, else []'
     )
 
@@ -255,7 +227,7 @@ class ConvertStep(GgufSettings):
         return data | {"to": "gguf", "preset": target.removeprefix("gguf:")}
 
 
-class BenchStep(Strict):
+class BenchStep(Settings):
     from_: Names = Field(default_factory=list, alias="from", description="steps to measure")
     against: str | None = Field("model", description="the base of KL and agreement; null: none")
     runtime: RuntimeId = Field(

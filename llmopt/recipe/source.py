@@ -16,7 +16,7 @@ COMMAND_LINE = "<command line>"
 
 
 @dataclass(frozen=True)
-class Flag:
+class Option:
     """An option of the command line; `means` is what a switch stands for."""
 
     name: str
@@ -37,7 +37,7 @@ class Source:
     places: dict[Key, tuple[int, int]] = field(default_factory=dict)
     typed: dict[Key, str] = field(default_factory=dict)
     moved: Mapping[Key, Key] = field(default_factory=dict)
-    flags: Mapping[str, Flag] = field(default_factory=dict)
+    flags: Mapping[str, Option] = field(default_factory=dict)
 
     def set(self, key: Key, typed: str) -> None:
         """What stands at `key` and below was given by --set."""
@@ -66,7 +66,7 @@ class Source:
             message, file=self.file, line=line, column=column, key=dotted(key), hint=hint
         )
 
-    def flag(self, key: Key) -> Flag | None:
+    def flag(self, key: Key) -> Option | None:
         """The option of the command line that gives what stands at `key`, or around it."""
         words = _words(key)
         while words and ".".join(words) not in self.flags:

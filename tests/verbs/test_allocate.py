@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from llmopt import pipeline, planner
-from llmopt.allocate.options import parse_size
 from llmopt.errors import RecipeError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.recipe import from_data
+from llmopt.recipe.fields import parse_size
 from llmopt.runtimes.torch import load
 from llmopt.step import RunOptions
 from tests import models as tiny

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt import artifact
-from llmopt.allocate.options import CANDIDATES_ALONE, parse_size
+from llmopt.allocate.options import CANDIDATES_ALONE
 from llmopt.errors import Mistakes, RequestError
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.model.change import TensorFate
@@ -123,7 +123,6 @@ class GgufRequest:
         effective |= {
             "method": self._settings.method or "rtn",
             "search": self._settings.search or "best",
-            "split_size": self._split_size(),
             "imatrix": located(self._source, (*self._place, "imatrix"), self._imatrix),
             "format": "gguf",
         }
@@ -138,13 +137,6 @@ class GgufRequest:
         """Where the importance matrix lies."""
         path = self._settings.imatrix
         return {} if path is None else {"imatrix": {"source": path}}
-
-    def _split_size(self) -> int | None:
-        size = self._settings.split_size
-        if size is None:
-            return None
-        found: int = located(self._source, (*self._place, "split_size"), lambda: parse_size(size))
-        return found
 
     def _imatrix(self) -> dict[str, str] | None:
         if self._settings.imatrix is None:
