@@ -20,17 +20,18 @@ from torch import Tensor
 
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions
+from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import gptq
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings
+from llmopt.methods.quantize.base import SolverSettings
 
 BLOCK = 128
 
 
-def problem(width: int) -> tuple[Tensor, InletStatistics]:
+def problem(width: int) -> tuple[Tensor, InputStatistics]:
     """A square weight, and statistics of correlated inputs with a few loud channels."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(width // 4, width, generator=generator) / (width // 4) ** 0.5
-    statistics = InletStatistics.empty(width)
+    statistics = InputStatistics.empty(width)
     loud = 1 + 5 * (torch.rand(width, generator=generator) > 0.98)
     for _ in range(4):
         x = torch.randn(1024, width // 4, generator=generator) @ basis
@@ -75,7 +76,7 @@ def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
 
 
 def ours(
-    weight: Tensor, statistics: InletStatistics, options: GridOptions, refine: int
+    weight: Tensor, statistics: InputStatistics, options: GridOptions, refine: int
 ) -> Callable[[], Tensor]:
     def work() -> Tensor:
         solved = gptq.solve(weight, statistics, options, SolverSettings(refine=refine))

@@ -1,4 +1,4 @@
-"""Hessians and their factors: tensor -> tensor, no files, no models."""
+"""Hessians, their statistics and factors: tensor -> tensor, no files, no models."""
 
 from __future__ import annotations
 
@@ -91,6 +91,64 @@ def _flipped_cholesky(matrix: Tensor) -> Tensor | None:
         if int(status) == 0 and bool(torch.isfinite(lower).all()):
             return torch.flip(lower.to(torch.float32), (0, 1))
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquares:
+    """mean: float32 [cols], E[x^2] of the tokens that reached an input. tokens: how many."""
+
+    mean: Tensor
+    tokens: int
+
+
+class InputStatistics:
+    """What calibration saw at one input shared by one or more linears.
+
+    hessian: [cols, cols] float32, E[x x^T], symmetric to the bit on every CPU. mean_abs: [cols]
+    float32, E|x|. tokens: how many.
+    """
+
+    def __init__(self, *, hessian: Tensor, mean_abs: Tensor, tokens: int = 0) -> None:
+        self.mean_abs, self.tokens = mean_abs, tokens
+        self._hessian, self._symmetric = hessian, True
+
+    @classmethod
+    def empty(cls, cols: int, device: torch.device | str = "cpu") -> InputStatistics:
+        """Statistics of no tokens yet."""
+        return cls(
+            hessian=torch.zeros(cols, cols, device=device),
+            mean_abs=torch.zeros(cols, device=device),
+        )
+
+    @property
+    def hessian(self) -> Tensor:
+        """Made symmetric when it is first read after tokens were added."""
+        if not self._symmetric:
+            mirror_upper(self._hessian)
+            self._symmetric = True
+        return self._hessian
+
+    @property
+    def diagonal(self) -> Tensor:
+        """[cols] float32, E[x^2]: the importance of each input channel."""
+        return self._hessian.diagonal()
+
+    @property
+    def squares(self) -> MeanSquares:
+        """The diagonal in memory of its own, and the tokens."""
+        return MeanSquares(mean=self.diagonal.clone(), tokens=self.tokens)
+
+    def add(self, x: Tensor) -> None:
+        """Fold in activations x [..., cols]."""
+        x = x.reshape(-1, x.shape[-1])
+        total = self.tokens + x.shape[0]
+        if total == self.tokens:
+            return
+        self.mean_abs.mul_(self.tokens / total).add_(
+            x.abs().sum(dim=0, dtype=torch.float32), alpha=1 / total
+        )
+        self.tokens = accumulate_hessian(self._hessian, x, self.tokens)
+        self._symmetric = False
 
 
 def accumulate_hessian(hessian: Tensor, x: Tensor, count: int) -> int:

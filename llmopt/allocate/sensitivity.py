@@ -24,19 +24,19 @@ from torch import Tensor
 
 from llmopt.allocate.budget import Option, lower_hull
 from llmopt.blockwalk.gradient import Sensed
-from llmopt.blockwalk.inlet import Weights
+from llmopt.blockwalk.inlet import LiveWeights
 from llmopt.errors import about
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 from llmopt.formats.tensor_header import TensorHeader
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
 
 #: (weight [rows, cols] float32, its inputs' statistics, settings) -> the values it would get
-Solve = Callable[[Tensor, InletStatistics, Layout], Tensor]
+Solve = Callable[[Tensor, InputStatistics, Layout], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Sensitivity:
         self._fates = {fate.name.removesuffix(".weight"): fate for fate in fates if fate.options}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, block: int, sensed: list[Sensed], weights: Weights) -> None:
+    def __call__(self, block: int, sensed: list[Sensed], weights: LiveWeights) -> None:
         """Try all options of a block's linears and write what came of them."""
         costs: dict[tuple[str, Layout], float] = {}
         values: dict[str, Tensor] = {}
@@ -157,7 +157,7 @@ def cost(change: Tensor, sensed: Sensed, name: str) -> float:
     return 0.5 * float((sensed.fisher[name].to(lost.device) * lost).sum().clamp_(min=0))
 
 
-def _weight(weights: Weights, name: str) -> Tensor:
+def _weight(weights: LiveWeights, name: str) -> Tensor:
     return weights.oriented(name, weights.read(f"{name}.weight")).float().contiguous()
 
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.inlet import Weights, narrowed
+from llmopt.blockwalk.inlet import LiveWeights, narrowed
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 from llmopt.specs.folds import Pair, pairs
 
 
@@ -25,8 +25,8 @@ class Block:
         self,
         index: int,
         checkpoint: Checkpoint,
-        weights: Weights,
-        statistics: Mapping[str, InletStatistics],
+        weights: LiveWeights,
+        statistics: Mapping[str, InputStatistics],
         on_change: Callable[[str, Tensor], None],
     ) -> None:
         self.index, self.statistics = index, statistics

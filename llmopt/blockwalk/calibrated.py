@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.block import Block
 from llmopt.blockwalk.experts import Collected, Names, Pools, rounds
-from llmopt.blockwalk.inlet import Inlet, Weights
+from llmopt.blockwalk.inlet import Inlet, LiveWeights
 from llmopt.blockwalk.plan import Plan
 from llmopt.blockwalk.shortcuts import Shortcuts
-from llmopt.blockwalk.sink import Results
+from llmopt.blockwalk.sink import PartResults
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.state import WalkState
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 
 
 class _Enough(Exception):
@@ -40,7 +40,7 @@ class CalibratedWalk:
         for index in range(self._begin(), self._plan.blocks):
             if index < done:
                 results = self._plan.sink.read(self._plan.part(index))
-                with self._filled(index, Weights(self._plan.checkpoint, results)):
+                with self._filled(index, LiveWeights(self._plan.checkpoint, results)):
                     self._advance(index)
                 memory.release()
             else:
@@ -51,7 +51,7 @@ class CalibratedWalk:
     def _begin(self) -> int:
         """Find or make the first activations; returns the block that they flow into."""
         saved = self._state.load()
-        weights = Weights(self._plan.checkpoint, Results())
+        weights = LiveWeights(self._plan.checkpoint, PartResults())
         with self._skeleton.surroundings(weights):
             if saved is None:
                 hidden = (self._skeleton.embed(batch) for batch in self._batches)
@@ -77,7 +77,7 @@ class CalibratedWalk:
 
     def _change(self, index: int) -> None:
         """One block: statistics, operations, activations, results."""
-        weights = Weights(self._plan.checkpoint, Results())
+        weights = LiveWeights(self._plan.checkpoint, PartResults())
         naming = self._plan.checkpoint.naming
         pools = Pools(naming, index)
         with self._filled(index, weights), Shortcuts(self._skeleton, self._activations) as known:
@@ -102,7 +102,7 @@ class CalibratedWalk:
             self._state.save(index + 1, self._activations)
         self._plan.tell(index)
 
-    def _transform(self, index: int, weights: Weights) -> None:
+    def _transform(self, index: int, weights: LiveWeights) -> None:
         """Run the transforms on a block, with the statistics of all its linears."""
         naming = self._plan.checkpoint.naming
         collected = self._collect(index, naming.linears(index), Pools(naming, index), None)
@@ -115,8 +115,8 @@ class CalibratedWalk:
 
     def _change_head(self) -> None:
         index = self._plan.blocks
-        weights = Weights(self._plan.checkpoint, Results())
-        statistics: InletStatistics | None = None
+        weights = LiveWeights(self._plan.checkpoint, PartResults())
+        statistics: InputStatistics | None = None
         if self._plan.needs_statistics():
             with self._skeleton.surroundings(weights, embedding=False):
                 for rows in self._rows():
@@ -128,7 +128,10 @@ class CalibratedWalk:
         self._plan.tell(index)
 
     def _operate(
-        self, weights: Weights, collected: list[Collected], assign: Callable[[str, Tensor], None]
+        self,
+        weights: LiveWeights,
+        collected: list[Collected],
+        assign: Callable[[str, Tensor], None],
     ) -> None:
         """Run the operations on each inlet, and give back the memory of its statistics."""
         while collected:
@@ -151,7 +154,7 @@ class CalibratedWalk:
         """
         if not self._plan.needs_statistics():
             return [Collected(names=names, statistics=None) for names in inlets]
-        found: dict[str, InletStatistics] = {}
+        found: dict[str, InputStatistics] = {}
 
         def observe(names: Names, *, last: bool) -> Callable[..., None]:
             first = names[0]
@@ -203,7 +206,7 @@ class CalibratedWalk:
                 yield rows
 
     @contextmanager
-    def _filled(self, index: int, weights: Weights) -> Iterator[None]:
+    def _filled(self, index: int, weights: LiveWeights) -> Iterator[None]:
         self._skeleton.fill(index, weights)
         memory.release()
         try:
@@ -212,8 +215,8 @@ class CalibratedWalk:
             self._skeleton.drop(index)
 
 
-def _added(statistics: InletStatistics | None, x: Tensor) -> InletStatistics:
+def _added(statistics: InputStatistics | None, x: Tensor) -> InputStatistics:
     if statistics is None:
-        statistics = InletStatistics.empty(x.shape[-1], x.device)
+        statistics = InputStatistics.empty(x.shape[-1], x.device)
     statistics.add(x)
     return statistics

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from llmopt.errors import LlmoptError
-from llmopt.methods.quantize.base import InletStatistics, MeanSquares
+from llmopt.linalg import InputStatistics, MeanSquares
 from llmopt.specs.families import Naming
 
 #: the names of linears that share an input
@@ -29,7 +29,7 @@ class Collected:
     """
 
     names: Names
-    statistics: InletStatistics | None
+    statistics: InputStatistics | None
     cold: MeanSquares | None = None
 
 
@@ -38,7 +38,7 @@ class Pools:
 
     def __init__(self, naming: Naming, block: int) -> None:
         self._naming = naming
-        self._pools: dict[str, InletStatistics] = {}
+        self._pools: dict[str, InputStatistics] = {}
         self._cold: dict[str, list[tuple[Names, MeanSquares]]] = defaultdict(list)
         self._missing: dict[str, int] = defaultdict(int)
         for names in naming.linears(block):
@@ -47,7 +47,7 @@ class Pools:
                 self._missing[pool] += 1
 
     def sort(
-        self, seen: Iterable[tuple[Names, InletStatistics | None]], width: Callable[[str], int]
+        self, seen: Iterable[tuple[Names, InputStatistics | None]], width: Callable[[str], int]
     ) -> Iterator[Collected]:
         """What can be worked on now, given what has been seen of some inlets.
 
@@ -74,10 +74,10 @@ class Pools:
                 yield Collected(names=names, statistics=shared, cold=squares)
             self._pools.pop(pool)
 
-    def _add(self, pool: str, statistics: InletStatistics) -> None:
+    def _add(self, pool: str, statistics: InputStatistics) -> None:
         if pool not in self._pools:
             width = len(statistics.mean_abs)
-            self._pools[pool] = InletStatistics.empty(width, statistics.mean_abs.device)
+            self._pools[pool] = InputStatistics.empty(width, statistics.mean_abs.device)
         shared = self._pools[pool]
         shared.tokens += statistics.tokens
         share = statistics.tokens / shared.tokens
@@ -109,7 +109,7 @@ def rounds(
         yield some
 
 
-def _reached(names: Names, statistics: InletStatistics | None) -> InletStatistics:
+def _reached(names: Names, statistics: InputStatistics | None) -> InputStatistics:
     if statistics is None:
         raise LlmoptError(f"no activations reached {names[0]}")
     return statistics

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from llmopt import processor
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.experts import Names, Pools
-from llmopt.blockwalk.inlet import Weights
+from llmopt.blockwalk.inlet import LiveWeights
 from llmopt.blockwalk.plan import OnBlock
-from llmopt.blockwalk.sink import Results
+from llmopt.blockwalk.sink import PartResults
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.state import WalkState
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class Sensed:
     """
 
     names: Names
-    statistics: InletStatistics
+    statistics: InputStatistics
     fisher: Mapping[str, Tensor]
 
 
 #: called with a block's index, what its inlets showed, and its weights
-Visit = Callable[[int, list[Sensed], Weights], None]
+Visit = Callable[[int, list[Sensed], LiveWeights], None]
 
 
 def walk_backward(
@@ -112,7 +112,7 @@ class _BackwardWalk:
             first, gradient = saved
             self._learn_calls()
         for index in reversed(range(first)):
-            weights = Weights(self._checkpoint, Results())
+            weights = LiveWeights(self._checkpoint, PartResults())
             with self._filled(index, weights):
                 sensed = self._backward(index, gradient)
             visit(index, sensed, weights)
@@ -123,13 +123,13 @@ class _BackwardWalk:
 
     def _learn_calls(self) -> None:
         """Embed one batch of each size; the skeleton then knows how blocks are called."""
-        with self._skeleton.surroundings(Weights(self._checkpoint, Results())):
+        with self._skeleton.surroundings(LiveWeights(self._checkpoint, PartResults())):
             for batch in {len(batch): batch for batch in self._batches}.values():
                 self._skeleton.embed(batch)
 
     def _forward(self) -> Tensor:
         """Write each block's input to its file; returns what comes out of the last one."""
-        weights = Weights(self._checkpoint, Results())
+        weights = LiveWeights(self._checkpoint, PartResults())
         with self._skeleton.surroundings(weights):
             hidden = torch.cat([self._skeleton.embed(batch).cpu() for batch in self._batches])
         for index in range(self._blocks):
@@ -141,7 +141,7 @@ class _BackwardWalk:
 
     def _loss_gradient(self, hidden: Tensor, seed: int) -> Tensor:
         """The gradient at the last block's output, one sequence at a time; overwrites `hidden`."""
-        weights = Weights(self._checkpoint, Results())
+        weights = LiveWeights(self._checkpoint, PartResults())
         generator = torch.Generator(self._skeleton.device).manual_seed(seed)
         with (
             self._skeleton.surroundings(weights, embedding=False),
@@ -151,8 +151,8 @@ class _BackwardWalk:
             for row in torch.split(hidden, 1):
                 given = row.to(self._skeleton.device, copy=True).requires_grad_()
                 logits = self._skeleton.logits(self._skeleton.finish(given))[0].float()
-                chances = logits.detach().softmax(-1)
-                labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+                probabilities = logits.detach().softmax(-1)
+                labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
                 loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
                 row.copy_(torch.autograd.grad(loss, given)[0])
         return hidden
@@ -186,7 +186,7 @@ class _BackwardWalk:
         return self._folder / f"inputs-{index:05d}.safetensors"
 
     @contextmanager
-    def _filled(self, index: int, weights: Weights) -> Iterator[None]:
+    def _filled(self, index: int, weights: LiveWeights) -> Iterator[None]:
         self._skeleton.fill(index, weights)
         try:
             yield
@@ -199,7 +199,7 @@ class _Meter:
 
     def __init__(self, skeleton: Skeleton, names: Names) -> None:
         self.names = names
-        self.statistics: InletStatistics | None = None
+        self.statistics: InputStatistics | None = None
         self._modules = {name: skeleton.module(name) for name in names}
         self._squares: dict[str, Tensor] = {}
 
@@ -223,7 +223,7 @@ class _Meter:
     def _see_input(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0].detach()
         if self.statistics is None:
-            self.statistics = InletStatistics.empty(x.shape[-1], x.device)
+            self.statistics = InputStatistics.empty(x.shape[-1], x.device)
         self.statistics.add(x)
 
     def _see_output(self, name: str) -> Callable[..., None]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.inlet import Weights
-from llmopt.blockwalk.sink import Results
+from llmopt.blockwalk.inlet import LiveWeights
+from llmopt.blockwalk.sink import PartResults
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.formats.checkpoint import Checkpoint
 
@@ -38,7 +38,7 @@ class HeldOut:
         self._checkpoint, self._divergence = checkpoint, divergence
         self._batches = torch.split(windows, batch_size)
         self._skeleton = Skeleton(checkpoint, dtype=dtype, device=torch.device(device))
-        self._weights = Weights(checkpoint, Results())
+        self._weights = LiveWeights(checkpoint, PartResults())
         with torch.no_grad(), self._skeleton.surroundings(self._weights):
             self._embedded = [self._skeleton.embed(batch) for batch in self._batches]
         self._original = self._last_hidden(lambda _: None)
@@ -57,11 +57,11 @@ class HeldOut:
             skeleton.head(weights),
         ):
             for ours, theirs in zip(torch.cat(self._original), torch.cat(changed), strict=True):
-                pair = (self._log_chances(ours), self._log_chances(theirs))
+                pair = (self._log_probabilities(ours), self._log_probabilities(theirs))
                 found.append(float(self._divergence(*pair).mean()))
         return found
 
-    def _log_chances(self, hidden: Tensor) -> Tensor:
+    def _log_probabilities(self, hidden: Tensor) -> Tensor:
         logits = self._skeleton.logits(self._skeleton.finish(hidden.unsqueeze(0)))
         return logits[0, :-1].float().log_softmax(-1)
 

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.sink import Results
+from llmopt.blockwalk.sink import PartResults
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.grids.base import Quantized, QuantizedTensor
 from llmopt.grids.ggml import BlockTensor
-from llmopt.methods.quantize.base import InletStatistics, MeanSquares
+from llmopt.linalg import InputStatistics, MeanSquares
 
 #: called with a module's name and its new weight, in the checkpoint's orientation
 OnReplace = Callable[[str, Tensor], None]
@@ -31,8 +31,8 @@ class Inlet:
     def __init__(
         self,
         names: tuple[str, ...],
-        weights: Weights,
-        statistics: InletStatistics | None,
+        weights: LiveWeights,
+        statistics: InputStatistics | None,
         on_replace: OnReplace,
         device: torch.device,
         cold: MeanSquares | None = None,
@@ -83,10 +83,10 @@ class Operation(Protocol):
         """Read the inlet's weights and statistics, and replace what should change."""
 
 
-class Weights:
+class LiveWeights:
     """The present weights of one block: those of the checkpoint, but for what was replaced."""
 
-    def __init__(self, checkpoint: Checkpoint, results: Results) -> None:
+    def __init__(self, checkpoint: Checkpoint, results: PartResults) -> None:
         self._checkpoint = checkpoint
         self.results = results
 

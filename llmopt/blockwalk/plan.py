@@ -14,7 +14,7 @@ from llmopt import processor
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.block import Transform
 from llmopt.blockwalk.inlet import Inlet, Operation
-from llmopt.blockwalk.sink import Results, Sink
+from llmopt.blockwalk.sink import PartResults, Sink
 from llmopt.formats.checkpoint import Checkpoint
 
 #: called with (blocks done, blocks in all) after each block and after the head
@@ -87,7 +87,7 @@ class Plan:
         parts = set(self.sink.writer.parts())
         return next((i for i in range(self.total) if self.part(i) not in parts), self.total)
 
-    def write(self, index: int, results: Results) -> None:
+    def write(self, index: int, results: PartResults) -> None:
         """Finish a block's part."""
         self.sink.write(self.part(index), results)
         memory.release()
@@ -112,7 +112,7 @@ class Plan:
             if f"{module}.weight" not in replaced:
                 # what came quantized goes through the codec: layouts may differ
                 layer = self.checkpoint.read_layer(module)
-                self.sink.write(f"kept-{module}", Results(quantized={module: layer}))
+                self.sink.write(f"kept-{module}", PartResults(quantized={module: layer}))
         return records
 
 

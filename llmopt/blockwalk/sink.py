@@ -18,7 +18,7 @@ from llmopt.model.layout import Layout
 
 
 @dataclass
-class Results:
+class PartResults:
     """What a walk changed in one block, or in the head.
 
     quantized: by module name. dense: by tensor name, in the checkpoint's orientation, and in its
@@ -38,7 +38,7 @@ class Sink:
         self.writer = writer
         self._codec = codec
 
-    def write(self, part: str, results: Results) -> None:
+    def write(self, part: str, results: PartResults) -> None:
         """Finish a part: from here on a killed walk goes on after it."""
         tensors = dict(results.dense)
         for module, tensor in results.quantized.items():
@@ -48,12 +48,12 @@ class Sink:
         note = {"quantized": layouts, "dense": list(results.dense), "records": results.records}
         self.writer.write(part, tensors, json.dumps(note))
 
-    def read(self, part: str) -> Results:
+    def read(self, part: str) -> PartResults:
         """The results in a finished part, decoding to the same values as those written."""
         headers = self.writer.headers(part)
         tensors = {name: read_tensor(header) for name, header in headers.items()}
         note = self._note(part)
-        results = Results(records=note["records"])
+        results = PartResults(records=note["records"])
         results.dense = {name: tensors.pop(name) for name in note["dense"]}
         for module, layout in note["quantized"].items():
             names = [name for name in tensors if name.startswith(module + ".")]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmopt.blockwalk.inlet import Weights
+from llmopt.blockwalk.inlet import LiveWeights
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
@@ -72,7 +72,7 @@ class Skeleton:
         """What a block's weights take when they are filled in."""
         return sum(weight.nbytes for weight in self._blocks[block].parameters())
 
-    def fill(self, block: int, weights: Weights) -> None:
+    def fill(self, block: int, weights: LiveWeights) -> None:
         """Read a block's weights."""
         self._fill(f"{self._family.base}.{self._family.blocks}.{block}", weights)
 
@@ -97,7 +97,7 @@ class Skeleton:
         return result
 
     @contextmanager
-    def surroundings(self, weights: Weights, *, embedding: bool = True) -> Iterator[None]:
+    def surroundings(self, weights: LiveWeights, *, embedding: bool = True) -> Iterator[None]:
         """Hold what is not in any block: norms and, if wanted, the token embedding."""
         try:
             for name, _ in self._decoder.named_children():
@@ -155,7 +155,7 @@ class Skeleton:
         return self._with_stand_in(skip, attempt)
 
     @contextmanager
-    def head(self, weights: Weights) -> Iterator[None]:
+    def head(self, weights: LiveWeights) -> Iterator[None]:
         """Hold the head's weight, for `logits`."""
         try:
             self._fill(self._family.head, weights)
@@ -214,7 +214,7 @@ class Skeleton:
         for index, block in enumerate(self._blocks):
             block.forward = forward(index)
 
-    def _fill(self, path: str, weights: Weights) -> None:
+    def _fill(self, path: str, weights: LiveWeights) -> None:
         """Read the weights of a module of the model."""
         module = self._model.get_submodule(path)
         parameters = {name for name, _ in module.named_parameters()}

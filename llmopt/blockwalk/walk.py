@@ -13,9 +13,9 @@ from torch import Tensor
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.block import Transform
 from llmopt.blockwalk.calibrated import CalibratedWalk
-from llmopt.blockwalk.inlet import Inlet, Operation, Weights
+from llmopt.blockwalk.inlet import Inlet, LiveWeights, Operation
 from llmopt.blockwalk.plan import OnBlock, Plan
-from llmopt.blockwalk.sink import Results, Sink
+from llmopt.blockwalk.sink import PartResults, Sink
 from llmopt.blockwalk.state import WalkState
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
@@ -98,7 +98,7 @@ def _walk(plan: Plan, state: WalkState) -> dict[str, Any]:
 
 def _walk_without_data(plan: Plan, done: int) -> None:
     for index in range(done, plan.total):
-        weights = Weights(plan.checkpoint, Results())
+        weights = LiveWeights(plan.checkpoint, PartResults())
         for names in plan.inlets(index):
             plan.apply(Inlet(names, weights, None, lambda *_: None, plan.device))
         plan.write(index, weights.results)

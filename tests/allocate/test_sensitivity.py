@@ -11,10 +11,10 @@ import torch
 from llmopt.allocate.sensitivity import Sensitivity, cost
 from llmopt.blockwalk.gradient import Sensed, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
-from llmopt.blockwalk.inlet import Weights
+from llmopt.blockwalk.inlet import LiveWeights
 from llmopt.evaluate.comparison import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS
@@ -24,7 +24,7 @@ FINE = Layout(grid="int8", group_size=-1, symmetric=True)
 COARSE = Layout(grid="int2", group_size=32, symmetric=True)
 
 
-def rounded(weight: torch.Tensor, _: InletStatistics, setting: Layout) -> torch.Tensor:
+def rounded(weight: torch.Tensor, _: InputStatistics, setting: Layout) -> torch.Tensor:
     step = 4 * weight.std(dim=1, keepdim=True) / 2**setting.bits
     return (weight / step).round() * step
 
@@ -36,7 +36,7 @@ def test_random_errors_cost_what_is_predicted(tmp_path: Path) -> None:
     predicted: dict[str, float] = {}
     generator = torch.Generator().manual_seed(0)
 
-    def visit(_: int, sensed: list[Sensed], weights: Weights) -> None:
+    def visit(_: int, sensed: list[Sensed], weights: LiveWeights) -> None:
         for each in sensed:
             for name in each.names:
                 weight = weights.read(f"{name}.weight")
@@ -93,5 +93,5 @@ def fate(checkpoint: Checkpoint, name: str) -> TensorFate:
 def _weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     from llmopt.blockwalk.sink import Results
 
-    weights = Weights(checkpoint, Results())
+    weights = LiveWeights(checkpoint, Results())
     return weights.oriented(name, weights.read(f"{name}.weight")).float()

@@ -15,7 +15,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq import Codec
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, QuantizedTensor
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 from tests import models
 
 
@@ -44,7 +44,7 @@ class Watch:
     """Changes nothing; notes what it sees."""
 
     needs_statistics: bool = True
-    seen: dict[tuple[str, ...], InletStatistics | None] = field(default_factory=dict)
+    seen: dict[tuple[str, ...], InputStatistics | None] = field(default_factory=dict)
 
     def apply(self, inlet: Inlet) -> None:
         self.seen[inlet.names] = inlet.statistics

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from llmopt.blockwalk.experts import Pools, rounds
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 from llmopt.specs.families import FAMILIES
 from tests import models
 from tests.blockwalk.conftest import Round, Watch, run
@@ -100,7 +100,7 @@ def pools(sizes: list[int]) -> tuple[Pools, list[Any], list[torch.Tensor]]:
     inputs = [torch.randn(size, GATE) for size in sizes]
     seen: list[Any] = []
     for inlet, x in zip(naming.rounds(0)[-2], inputs, strict=True):
-        statistics = InletStatistics.empty(GATE)
+        statistics = InputStatistics.empty(GATE)
         statistics.add(x)
         seen.append((inlet, statistics if len(x) else None))
     return Pools(naming, 0), seen, inputs

@@ -60,8 +60,8 @@ def by_autograd(
         parameter.requires_grad_(True)
     logits = model(input_ids=rows, use_cache=False).logits
     generator = torch.Generator().manual_seed(seed)
-    chances = logits.detach().float().softmax(-1)
-    labels = torch.cat([torch.multinomial(c, 1, generator=generator)[:, 0] for c in chances])
+    probabilities = logits.detach().float().softmax(-1)
+    labels = torch.cat([torch.multinomial(c, 1, generator=generator)[:, 0] for c in probabilities])
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
 
     def mean_products(values: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from llmopt.formats.layout import layout_of
 from llmopt.grids.base import GridOptions
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings
+from llmopt.linalg import InputStatistics
+from llmopt.methods.quantize.base import SolverSettings
 from llmopt.recipe import QuantizeStep
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
 from tests.methods.quantize.reference import make_problem, objective
@@ -85,7 +86,7 @@ def test_method_refuses_what_is_not_a_number(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_inputs_that_are_always_zero_do_no_harm(method: str) -> None:
     weight, _ = make_problem(8, 64)
-    statistics = InletStatistics.empty(64)
+    statistics = InputStatistics.empty(64)
     inputs = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
     inputs[:, 5] = 0
     statistics.add(inputs)

@@ -13,12 +13,8 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import (
-    InletStatistics,
-    SolverSettings,
-    check_weight,
-    grid_of,
-)
+from llmopt.linalg import InputStatistics
+from llmopt.methods.quantize.base import SolverSettings, check_weight, grid_of
 
 # Shares of a group's range that are tried, as AutoAWQ does.
 _CLIPS = tuple(1 - step / 20 for step in range(10))
@@ -27,7 +23,7 @@ _CHUNK = 1 << 22
 
 def solve(
     weight: Tensor,
-    statistics: InletStatistics | None,
+    statistics: InputStatistics | None,
     options: GridOptions,
     settings: SolverSettings,  # noqa: ARG001  # one protocol for all methods
 ) -> QuantizedTensor:
@@ -55,7 +51,7 @@ def solve(
 
 
 def _fit(
-    weight: Tensor, statistics: InletStatistics, hessian: Tensor, options: GridOptions
+    weight: Tensor, statistics: InputStatistics, hessian: Tensor, options: GridOptions
 ) -> AffineParams:
     """The best parameters for some rows; hessian [groups, size, size]."""
     grid = grid_of(options)

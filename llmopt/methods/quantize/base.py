@@ -1,8 +1,7 @@
-"""What every quantization method shares: the statistics it sees and the settings it obeys."""
+"""What every quantization method shares: the settings it obeys, and what it checks."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast
 
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.grids.base import Grid, GridOptions, QuantizedTensor
-from llmopt.linalg import accumulate_hessian, all_finite, mirror_upper
-from llmopt.specs.base import lookup
+from llmopt.linalg import InputStatistics, all_finite
+from llmopt.specs.base import load, lookup
 from llmopt.specs.grids import GRIDS
 
 #: the magnitudes of scales in float16: the largest, and from where on there are five bits to them
@@ -22,64 +21,6 @@ _LOST_SHARE = 0.01
 _OTHERS = "fp8 (compressed-tensors) and nf4 (bitsandbytes-nf4) have scales in float32"
 
 ActOrder = Literal["none", "group", "full"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanSquares:
-    """mean: float32 [cols], E[x^2] of the tokens that reached an input. tokens: how many."""
-
-    mean: Tensor
-    tokens: int
-
-
-class InletStatistics:
-    """What calibration saw at one input shared by one or more linears.
-
-    hessian: [cols, cols] float32, E[x x^T], symmetric to the bit on every CPU. mean_abs: [cols]
-    float32, E|x|. tokens: how many.
-    """
-
-    def __init__(self, *, hessian: Tensor, mean_abs: Tensor, tokens: int = 0) -> None:
-        self.mean_abs, self.tokens = mean_abs, tokens
-        self._hessian, self._symmetric = hessian, True
-
-    @classmethod
-    def empty(cls, cols: int, device: torch.device | str = "cpu") -> InletStatistics:
-        """Statistics of no tokens yet."""
-        return cls(
-            hessian=torch.zeros(cols, cols, device=device),
-            mean_abs=torch.zeros(cols, device=device),
-        )
-
-    @property
-    def hessian(self) -> Tensor:
-        """Made symmetric when it is first read after tokens were added."""
-        if not self._symmetric:
-            mirror_upper(self._hessian)
-            self._symmetric = True
-        return self._hessian
-
-    @property
-    def diagonal(self) -> Tensor:
-        """[cols] float32, E[x^2]: the importance of each input channel."""
-        return self._hessian.diagonal()
-
-    @property
-    def squares(self) -> MeanSquares:
-        """The diagonal in memory of its own, and the tokens."""
-        return MeanSquares(mean=self.diagonal.clone(), tokens=self.tokens)
-
-    def add(self, x: Tensor) -> None:
-        """Fold in activations x [..., cols]."""
-        x = x.reshape(-1, x.shape[-1])
-        total = self.tokens + x.shape[0]
-        if total == self.tokens:
-            return
-        self.mean_abs.mul_(self.tokens / total).add_(
-            x.abs().sum(dim=0, dtype=torch.float32), alpha=1 / total
-        )
-        self.tokens = accumulate_hessian(self._hessian, x, self.tokens)
-        self._symmetric = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +51,7 @@ class Method(Protocol):
     def solve(
         self,
         weight: Tensor,
-        statistics: InletStatistics | None,
+        statistics: InputStatistics | None,
         options: GridOptions,
         settings: SolverSettings,
     ) -> QuantizedTensor:
@@ -122,7 +63,7 @@ class Method(Protocol):
 
 def grid_of(options: GridOptions) -> Grid:
     """The module that implements the grid, or RequestError where there is none of that name."""
-    return cast("Grid", importlib.import_module(lookup(GRIDS, "grid", options.grid).module))
+    return cast("Grid", load(lookup(GRIDS, "grid", options.grid).module))
 
 
 def check_weight(weight: Tensor) -> None:

@@ -25,7 +25,7 @@ _WIDEST_TRIAL = 512
 
 
 @dataclass(frozen=True)
-class Lattice:
+class ColumnLattice:
     """The values that a block's columns may take: scale * c for whole c in [low, high].
 
     scale, low, high: [n or 1, rows] float32; one row of them where all columns share a group.
@@ -57,7 +57,7 @@ class Lattice:
         return self.scale.expand(n, rows), self.low.expand(n, rows), self.high.expand(n, rows)
 
 
-def feedback(target: Tensor, upper: Tensor, lattice: Lattice) -> Tensor:
+def feedback(target: Tensor, upper: Tensor, lattice: ColumnLattice) -> Tensor:
     """Codes by GPTQ's feedback inside the block, U = `upper`; float32 [n, rows]."""
     codes = torch.empty_like(target)
     coupling = upper / upper.diagonal()
@@ -66,7 +66,9 @@ def feedback(target: Tensor, upper: Tensor, lattice: Lattice) -> Tensor:
     return codes
 
 
-def feedback_with_trials(target: Tensor, upper: Tensor, lattice: Lattice) -> tuple[Tensor, Lattice]:
+def feedback_with_trials(
+    target: Tensor, upper: Tensor, lattice: ColumnLattice
+) -> tuple[Tensor, ColumnLattice]:
     """Codes as `feedback` gives them, at whichever trial scale loses least, row by row."""
     n, rows = target.shape
     if not lattice.free or n > _WIDEST_TRIAL:
@@ -94,8 +96,8 @@ def feedback_with_trials(target: Tensor, upper: Tensor, lattice: Lattice) -> tup
 
 
 def descend(
-    gradient: Tensor, cost: Tensor, codes: Tensor, lattice: Lattice
-) -> tuple[Tensor, Lattice]:
+    gradient: Tensor, cost: Tensor, codes: Tensor, lattice: ColumnLattice
+) -> tuple[Tensor, ColumnLattice]:
     """One round of descent: the scale best for these codes, then each code best for the others.
 
     gradient: [n, rows], A E, overwritten. cost: A. Never raises e^T A e but for float rounding.
@@ -111,7 +113,7 @@ def descend(
     return descended, lattice
 
 
-def _refit(gradient: Tensor, cost: Tensor, codes: Tensor, lattice: Lattice) -> Lattice:
+def _refit(gradient: Tensor, cost: Tensor, codes: Tensor, lattice: ColumnLattice) -> ColumnLattice:
     """Move each row's scale to the stored value that is best for its codes, and `gradient` along.
 
     A step t changes e^T A e by -2 t c^T A e + t^2 c^T A c.

@@ -19,9 +19,9 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.grids.ggml import BlockTensor, block_grid, check_range, place_of
 from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
-from llmopt.linalg import Factor, damped_factor
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings
-from llmopt.methods.quantize.blocks import Lattice, descend, feedback
+from llmopt.linalg import Factor, InputStatistics, damped_factor
+from llmopt.methods.quantize.base import SolverSettings
+from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback
 from llmopt.specs.ggml import GGML_TYPES
 
 # Columns that share one product with all others.
@@ -31,7 +31,7 @@ _CHUNK = 1 << 22
 
 
 def solve(
-    weight: Tensor, statistics: InletStatistics, type_id: str, settings: SolverSettings
+    weight: Tensor, statistics: InputStatistics, type_id: str, settings: SolverSettings
 ) -> BlockTensor:
     """Choose fields and codes for weight [rows, cols] float32 by its inputs' Hessian.
 
@@ -177,13 +177,13 @@ class _Scalars:
             settled.fields, lattice.keep(chosen), chosen.mul_(lattice.scale).add_(offset)
         )
 
-    def _lattice(self, fields: Fields) -> tuple[Lattice, Tensor]:
+    def _lattice(self, fields: Fields) -> tuple[ColumnLattice, Tensor]:
         """The lattice without its offset, [n, rows], and the offset."""
         found = self.grid.lattice(fields)
         scale = found.scale.T.contiguous()
         bounds = torch.zeros(1, 1, device=scale.device)
         return (
-            Lattice(
+            ColumnLattice(
                 scale=scale,
                 low=bounds.expand_as(scale),
                 high=(bounds + found.top).expand_as(scale),

@@ -22,15 +22,9 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
-from llmopt.linalg import Factor, damped_factor
-from llmopt.methods.quantize.base import (
-    ActOrder,
-    InletStatistics,
-    SolverSettings,
-    check_weight,
-    grid_of,
-)
-from llmopt.methods.quantize.blocks import Lattice, descend, feedback, feedback_with_trials
+from llmopt.linalg import Factor, InputStatistics, damped_factor
+from llmopt.methods.quantize.base import ActOrder, SolverSettings, check_weight, grid_of
+from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback, feedback_with_trials
 
 # Columns that share one product with all others; groups inside it are settled among themselves.
 _SPAN = 128
@@ -40,7 +34,7 @@ _CHUNK = 1 << 23
 
 def solve(
     weight: Tensor,
-    statistics: InletStatistics | None,
+    statistics: InputStatistics | None,
     options: GridOptions,
     settings: SolverSettings,
 ) -> QuantizedTensor:
@@ -91,8 +85,8 @@ def column_order(diagonal: Tensor, size: int, act_order: ActOrder) -> Tensor:
 class _Rows:
     """Some rows of the weight under way. Columns stand in rounding order, groups as stored.
 
-    weight, residual (weight minus the values so far), codes (from the zero point; Lattice.keep):
-    [cols, rows]. scale, zero: [groups, rows]. All float32 but codes, int16.
+    weight, residual (weight minus the values so far), codes (from the zero point; see
+    ColumnLattice.keep): [cols, rows]. scale, zero: [groups, rows]. All float32 but codes, int16.
     """
 
     weight: Tensor
@@ -113,7 +107,7 @@ class _Rows:
             zero=table.clone(),
         )
 
-    def settle(self, block: slice, codes: Tensor, lattice: Lattice) -> Tensor:
+    def settle(self, block: slice, codes: Tensor, lattice: ColumnLattice) -> Tensor:
         """Take over a block's codes; returns by how much its residual changed."""
         residual = torch.addcmul(self.weight[block], codes, lattice.scale, value=-1)
         change = residual - self.residual[block]
@@ -219,20 +213,26 @@ class _Solver:
         return self._improve(rows, block, pending, cost, codes, lattice)
 
     def _improve(
-        self, rows: _Rows, block: slice, gradient: Tensor, cost: Tensor, codes: Tensor, old: Lattice
+        self,
+        rows: _Rows,
+        block: slice,
+        gradient: Tensor,
+        cost: Tensor,
+        codes: Tensor,
+        old: ColumnLattice,
     ) -> Tensor:
         codes, lattice = descend(gradient, cost, codes, old)
         if lattice.free:
             rows.scale[self._group[block.start]] = lattice.scale[0]
         return rows.settle(block, codes, lattice)
 
-    def _lattice(self, rows: _Rows, block: slice) -> Lattice:
+    def _lattice(self, rows: _Rows, block: slice) -> ColumnLattice:
         """The values open to a block's columns, by the scales and zeros of now."""
         groups = self._group[block]
         mixed = self._settings.static_groups and self._settings.act_order == "full"
         table = groups if mixed else groups[:1]
         zero = rows.zero[table]
-        return Lattice(
+        return ColumnLattice(
             scale=rows.scale[table],
             low=-zero,
             high=2**self._options.bits - 1 - zero,

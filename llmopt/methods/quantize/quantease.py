@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from llmopt.grids.base import GridOptions, QuantizedTensor
+from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import rtn
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings, grid_of
-from llmopt.methods.quantize.blocks import Lattice, descend
+from llmopt.methods.quantize.base import SolverSettings, grid_of
+from llmopt.methods.quantize.blocks import ColumnLattice, descend
 
 
-def solve(weight: Tensor, statistics: InletStatistics | None, options: GridOptions,
+def solve(weight: Tensor, statistics: InputStatistics | None, options: GridOptions,
           settings: SolverSettings) -> QuantizedTensor:  # fmt: skip
     """Lower tr((W - Q) H (W - Q)^T) group by group, `settings.refine` times over."""
     nearest = rtn.solve(weight, statistics, options, settings)
@@ -20,7 +21,7 @@ def solve(weight: Tensor, statistics: InletStatistics | None, options: GridOptio
     size, signed = len(hessian) // len(scale), options.symmetric and options.signed_scales
     zeros, grid = zero.repeat_interleave(size, 0), grid_of(options)
     signed &= grid.levels is None
-    whole = Lattice(scale, zeros, zeros, True, signed, grid.scale_dtype, grid.levels)
+    whole = ColumnLattice(scale, zeros, zeros, True, signed, grid.scale_dtype, grid.levels)
     codes, scale = whole.kept(nearest.codes.T.contiguous().float() - zeros), scale.clone()
     residual = weight.T - codes * scale.repeat_interleave(size, 0)
     for _ in range(settings.refine):

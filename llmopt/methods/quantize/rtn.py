@@ -6,12 +6,13 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError
 from llmopt.grids.base import GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings, check_weight, grid_of
+from llmopt.linalg import InputStatistics
+from llmopt.methods.quantize.base import SolverSettings, check_weight, grid_of
 
 
 def solve(
     weight: Tensor,
-    statistics: InletStatistics | None,
+    statistics: InputStatistics | None,
     options: GridOptions,
     settings: SolverSettings,  # noqa: ARG001  # one protocol for all methods
 ) -> QuantizedTensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from llmopt.grids.base import GridOptions
-from llmopt.methods.quantize.base import InletStatistics, grid_of
+from llmopt.linalg import InputStatistics
+from llmopt.methods.quantize.base import grid_of
 
 # Exponents of the activations' size; AutoAWQ tries the same twenty.
 _STEPS = 20
@@ -26,7 +27,7 @@ class Reader:
     """Linears that share an input: weight float32 [rows, cols], all their rows together."""
 
     weight: Tensor
-    statistics: InletStatistics
+    statistics: InputStatistics
     options: GridOptions
 
 

@@ -24,7 +24,8 @@ from llmopt.formats.gguf.export import metadata, placements
 from llmopt.formats.gguf.writer import TensorEntry, header_bytes
 from llmopt.formats.quantization import read_contents
 from llmopt.grids.base import QuantizedTensor
-from llmopt.methods.quantize.base import InletStatistics, check_scales
+from llmopt.linalg import InputStatistics
+from llmopt.methods.quantize.base import check_scales
 from llmopt.model.layout import Layout
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
@@ -77,7 +78,7 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
     seen, held_out = split(windows)
     solver = Solver(work.settings)
 
-    def solve(weight: Tensor, statistics: InletStatistics, chosen: Layout) -> Tensor:
+    def solve(weight: Tensor, statistics: InputStatistics, chosen: Layout) -> Tensor:
         solved = solver.solve(weight, statistics, chosen)
         if isinstance(solved, QuantizedTensor):
             check_scales(weight, solved)

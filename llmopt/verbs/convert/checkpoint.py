@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.sink import Results, Sink
+from llmopt.blockwalk.sink import PartResults, Sink
 from llmopt.errors import RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
@@ -126,7 +126,7 @@ class _Conversion:
         records: dict[str, dict[str, Any]] = {}
         for count, (part, modules) in enumerate(parts.items()):
             if part not in done:
-                results = Results()
+                results = PartResults()
                 for module in modules:
                     self._convert(module, results)
                 sink.write(part, results)
@@ -165,7 +165,7 @@ class _Conversion:
         chosen = fate.quantize
         return replace(chosen, symmetric=True) if chosen and self._symmetric else chosen
 
-    def _convert(self, module: str, results: Results) -> None:
+    def _convert(self, module: str, results: PartResults) -> None:
         chosen = self._wanted(self._fates[module])
         if module not in self._checkpoint.layers:
             assert chosen is not None
@@ -193,7 +193,7 @@ class _Conversion:
             record |= {"exact": False, "why": f"{source.activations} activations are not kept"}
         results.records[module] = record
 
-    def _decode(self, module: str, values: Tensor, results: Results) -> None:
+    def _decode(self, module: str, values: Tensor, results: PartResults) -> None:
         plain = values.to(self._dtype)
         if not bool(plain.isfinite().all()):
             raise RequestError(f"{module} has values outside {self._dtype}", hint="--dtype float32")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.methods.quantize.base import InletStatistics
+from llmopt.linalg import InputStatistics
 from llmopt.model.ledger import LedgerEntry
 
 
-def compared(found: Tensor, weight: Tensor, statistics: InletStatistics | None) -> dict[str, Any]:
+def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) -> dict[str, Any]:
     """Relative errors of a linear's values [out, in], and of its outputs where inputs are known.
 
     RequestError where nothing is left of the weight.

@@ -11,8 +11,9 @@ from torch import Tensor
 from llmopt.grids import ggml
 from llmopt.grids.base import GridOptions, Quantized
 from llmopt.grids.ggml import BlockTensor
+from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import blockwise
-from llmopt.methods.quantize.base import InletStatistics, Method, SolverSettings, check_weight
+from llmopt.methods.quantize.base import Method, SolverSettings, check_weight
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, METHODS
 from llmopt.specs.ggml import GGML_TYPES
@@ -30,7 +31,7 @@ class Solver:
         )
 
     def solve(
-        self, weight: Tensor, statistics: InletStatistics | None, chosen: Layout
+        self, weight: Tensor, statistics: InputStatistics | None, chosen: Layout
     ) -> Quantized:
         """Codes for weight [rows, cols] float32, whose inputs have these statistics."""
         if chosen.grid in GGML_TYPES:

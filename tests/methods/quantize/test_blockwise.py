@@ -8,8 +8,9 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import ggml
+from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import blockwise
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings
+from llmopt.methods.quantize.base import SolverSettings
 from llmopt.specs.ggml import GGML_TYPES
 from tests.grids.ggml.away import Away
 
@@ -17,16 +18,16 @@ from tests.grids.ggml.away import Away
 TYPES = ("Q4_0", "Q4_1", "Q2_K", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "IQ3_XXS", "IQ2_XS", "IQ1_M")
 
 
-def problem(cols: int = 512, rows: int = 24) -> tuple[Tensor, InletStatistics]:
+def problem(cols: int = 512, rows: int = 24) -> tuple[Tensor, InputStatistics]:
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(cols, cols, generator=generator) / cols**0.5
     inputs = torch.randn(4 * cols, cols, generator=generator) @ (mix + 0.3 * torch.eye(cols))
-    statistics = InletStatistics.empty(cols)
+    statistics = InputStatistics.empty(cols)
     statistics.add(inputs * (1 + 3 * torch.rand(cols, generator=generator)))
     return torch.randn(rows, cols, generator=generator), statistics
 
 
-def loss(weight: Tensor, data: Tensor, type_id: str, statistics: InletStatistics) -> float:
+def loss(weight: Tensor, data: Tensor, type_id: str, statistics: InputStatistics) -> float:
     error = (ggml.decode(type_id, data) - weight).double()
     return float(((error @ statistics.hessian.double()) * error).sum())
 
@@ -62,7 +63,7 @@ def test_rows_do_not_depend_on_each_other(type_id: str) -> None:
 def test_without_correlation_feedback_is_rounding() -> None:
     """A diagonal Hessian leaves nothing to make up for: only the search for scales remains."""
     weight, _ = problem(256)
-    statistics = InletStatistics(hessian=torch.eye(256), mean_abs=torch.ones(256), tokens=10)
+    statistics = InputStatistics(hessian=torch.eye(256), mean_abs=torch.ones(256), tokens=10)
     solved = blockwise.solve(weight, statistics, "Q8_0", SolverSettings(refine=0))
     rounded = ggml.encode("Q8_0", weight, torch.ones(256), "best")
     close = loss(weight, solved.data, "Q8_0", statistics)
@@ -80,7 +81,7 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
 
 def test_without_statistics_there_is_no_feedback() -> None:
     with pytest.raises(LlmoptError, match="calibration"):
-        blockwise.solve(torch.ones(1, 256), InletStatistics.empty(256), "Q4_K", SolverSettings())
+        blockwise.solve(torch.ones(1, 256), InputStatistics.empty(256), "Q4_K", SolverSettings())
 
 
 @pytest.mark.parametrize("size", [1e6, 1e9])

@@ -11,8 +11,9 @@ import torch
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, ScaleSearch
+from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import gptq, rtn
-from llmopt.methods.quantize.base import ActOrder, InletStatistics, SolverSettings
+from llmopt.methods.quantize.base import ActOrder, SolverSettings
 from llmopt.methods.quantize.gptq import column_order
 from tests.methods.quantize.reference import (
     damped,
@@ -150,7 +151,7 @@ def test_dead_inputs_are_rounded_to_nearest_and_disturb_nothing() -> None:
     padded[:, 48:] = torch.linspace(-1, 1, 16)
     hessian = torch.zeros(64, 64)
     hessian[:48, :48] = alive.hessian
-    statistics = InletStatistics(hessian=hessian, mean_abs=torch.zeros(64), tokens=alive.tokens)
+    statistics = InputStatistics(hessian=hessian, mean_abs=torch.zeros(64), tokens=alive.tokens)
     asked = options(4, 16, scale_search="minmax")
     solved = gptq.solve(padded, statistics, asked, PLAIN)
     without = gptq.solve(weight, alive, asked, PLAIN)
@@ -184,7 +185,7 @@ def test_weights_that_are_not_numbers(method: object, bad: float) -> None:
 
 def test_calibration_is_needed() -> None:
     weight, _ = make_problem(4, 32)
-    for statistics in (None, InletStatistics.empty(32)):
+    for statistics in (None, InputStatistics.empty(32)):
         with pytest.raises(LlmoptError, match="gptq needs calibration"):
             gptq.solve(weight, statistics, options(), SolverSettings())
 

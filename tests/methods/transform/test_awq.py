@@ -6,9 +6,10 @@ import torch
 
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions
+from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import awq as rounding
 from llmopt.methods.quantize import rtn
-from llmopt.methods.quantize.base import InletStatistics, SolverSettings
+from llmopt.methods.quantize.base import SolverSettings
 from llmopt.methods.transform.awq import Reader, search_scale
 from tests.methods.quantize.reference import make_problem, objective
 
@@ -23,8 +24,8 @@ def with_outliers(cols: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(48, cols, generator=draw) * 0.05, x
 
 
-def statistics_of(x: torch.Tensor) -> InletStatistics:
-    statistics = InletStatistics.empty(x.shape[1])
+def statistics_of(x: torch.Tensor) -> InputStatistics:
+    statistics = InputStatistics.empty(x.shape[1])
     statistics.add(x)
     return statistics
 
