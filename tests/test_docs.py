@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from llmopt import planner
-from llmopt.cli.main import app
+from llmopt.cli.commands import application
 from llmopt.recipe import load, shipped_recipes
 from tests.cli.conftest import Llmopt, llmopt  # noqa: F401  a fixture
 
@@ -34,15 +34,15 @@ DOCUMENTED = [(page.name, c) for page in PAGES for c in commands(page)]
 
 def parsed(arguments: list[str]) -> Any:
     """Parse a command line without running it; Typer raises on a mistake."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(application())
     context = group.make_context("llmopt", list(arguments))
     rest = [*context._protected_args, *context.args]
     while True:
         name, command, rest = group.resolve_command(context, rest)
         context = command.make_context(name, rest, parent=context)
-        if not hasattr(command, "resolve_command"):
+        if not hasattr(context.command, "resolve_command"):
             return context
-        group, rest = command, [*context._protected_args, *context.args]
+        group, rest = context.command, [*context._protected_args, *context.args]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The `llmopt` command: Typer application, error handling and exit codes."""
+"""The `llmopt` command: error handling and exit codes."""
 
 from __future__ import annotations
 
@@ -9,69 +9,17 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
-from llmopt import __version__, threads
-from llmopt.cli import (
-    bench,
-    convert,
-    doctor,
-    generate,
-    inspect,
-    plan,
-    push,
-    quantize,
-    recipes,
-    report,
-    run_,
-    verify,
-)
+from llmopt import threads
+from llmopt.cli.commands import application
 from llmopt.errors import LlmoptError
 
 _INTERRUPTED, _TERMINATED, _BROKEN_PIPE = 130, 143, 141
 _MOST_ERRORS = 20
 _RESUMES = "{}; the same command resumes"
-
-app = typer.Typer(
-    name="llmopt",
-    help="Make language models smaller, faster and cheaper, with proof that they are as good.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich takes half of the time in which --help must answer
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(f"llmopt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-app.command("quantize", short_help="Quantize weights, and check the result.")(quantize.quantize)
-app.command("convert", short_help="Write the same weights in another layout.")(convert.convert)
-app.command("bench", short_help="Measure quality, size, speed and memory.")(bench.bench)
-app.command("run", short_help="Run a recipe; reuse and resume.")(run_.run)
-app.command("plan", short_help="Say what a recipe would do.")(plan.plan)
-app.command("inspect", short_help="Show what a model or artifact is.")(inspect.inspect)
-app.command("verify", short_help="Check an artifact byte by byte.")(verify.verify)
-app.command("push", short_help="Upload a model to the hub.")(push.push)
-app.command("generate", short_help="Continue a text.")(generate.generate)
-app.command("report", short_help="Write a report page from results.")(report.report)
-app.add_typer(recipes.app, name="recipes", short_help="Shipped recipes, settings, JSON schema.")
-app.command("doctor", short_help="Show machine, libraries and backends.")(doctor.doctor)
 
 
 class _Terminated(BaseException):
@@ -89,7 +37,7 @@ def run() -> NoReturn:
     threads.settle()
     as_json = "--json" in sys.argv
     try:
-        result = app(standalone_mode=False)
+        result = application()(standalone_mode=False)
         code = result if isinstance(result, int) else 0
         if code == _INTERRUPTED:  # Typer turns an interrupt into this result
             _print_error(_RESUMES.format("interrupted"), None, code, as_json)
@@ -132,14 +80,8 @@ def _open_closed_streams() -> None:
 
 
 def _usage_or_bug(error: Exception, as_json: bool) -> int:
-    show = getattr(error, "show", None)  # Typer's usage errors print themselves
-    if show is not None:
-        if as_json:
-            message = getattr(error, "format_message", error.__str__)()
-            _print_error(message or "no command; --help shows them", None, 2, as_json)
-        else:
-            show()
-        return 2
+    if hasattr(error, "format_message"):  # Typer's usage errors
+        return _usage(error, as_json)
     if isinstance(error, MemoryError):
         _print_error("out of memory", "llmopt plan shows what a step needs", 1, as_json)
         return 1
@@ -156,6 +98,28 @@ def _usage_or_bug(error: Exception, as_json: bool) -> int:
         as_json,
     )
     return 1
+
+
+def _usage(error: Any, as_json: bool) -> int:
+    """What is wrong with the command line itself, as other mistakes are told."""
+    context = getattr(error, "ctx", None)
+    if context is not None and error.message == context.get_help():  # no command was given
+        if as_json:
+            _print_error("no command; --help shows them", None, 2, as_json)
+        else:
+            error.show()
+        return 2
+    parameter, message = getattr(error, "param", None), error.format_message().rstrip(".")
+    if parameter is not None and error.message:
+        name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else ""
+        message = f"{name or parameter.name.upper()}: {_lower(error.message.rstrip('.'))}"
+    hint = f"{context.command_path} --help" if context is not None else None
+    _print_error(_lower(message), hint, 2, as_json)
+    return 2
+
+
+def _lower(text: str) -> str:
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _print_errors(error: LlmoptError, as_json: bool) -> None:

@@ -28,7 +28,7 @@ def plan(
     """Check a recipe and say what running it would do; reads headers, never weights."""
     from llmopt import planner
     from llmopt.cli.output import Output
-    from llmopt.cli.run_ import default_folder
+    from llmopt.cli.run import default_folder
     from llmopt.recipe import load
 
     output = Output(json, quiet)

@@ -9,7 +9,11 @@ import typer
 from llmopt.cli import options as o
 
 app = typer.Typer(
-    help="Shipped recipes, effective settings, and the schema for editors.", no_args_is_help=True
+    help="Shipped recipes, effective settings, and the schema for editors.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 

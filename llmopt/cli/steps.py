@@ -16,7 +16,7 @@ from llmopt.report import card, numbers
 from llmopt.report.collect import run_record
 from llmopt.report.quality import class_of
 from llmopt.report.results import CorpusName, Entry
-from llmopt.specs import GRIDS
+from llmopt.specs import GRIDS, VERBS
 from llmopt.specs.base import counted
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def run_single(
 
     plan = planner.plan(recipe, source, out, allow_pickle=allow_pickle)
     ran = execute(plan, options, output)
-    for result in ran.results:
-        if result.step.gates_of is None and result.step.verb in ("quantize", "convert"):
-            output.text(summary_line(result))
+    for result in written(ran, "model"):
+        output.text(summary_line(result))
     output.result(documents(ran))
     raise_if_failed(ran)
 
@@ -82,6 +81,15 @@ def execute(plan: Plan, options: RunOptions, output: Output) -> Ran:
 
     with reporting(output) as reporter:
         return pipeline.run(plan, options, reporter)
+
+
+def written(ran: Ran, yields: str) -> list[StepResult]:
+    """The results of steps that yield a model, or results; gates of other steps are none."""
+    return [
+        result
+        for result in ran.results
+        if result.step.gates_of is None and VERBS[result.step.verb].yields == yields
+    ]
 
 
 def raise_if_failed(ran: Ran) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
 from llmopt import pipeline
 from llmopt.cli import flags
-from llmopt.cli.main import app
+from llmopt.cli.commands import built, summaries
 from llmopt.recipe.schema import json_schema
 from tests.cli.conftest import Llmopt
 
@@ -69,7 +68,7 @@ def test_every_command_writes_one_document(
         "version: 1\nmodel: demo\nsteps:\n  - {id: q, quantize: {method: rtn, gate: []}}\n"
     )
     names = {str(line[0]) for line, _ in LINES if line}
-    assert names > set(typer.main.get_command(app).commands)
+    assert names > set(summaries())
     for line, code in LINES:
         done = llmopt(*line, "--json")
         assert done.code == code, (line, done.err)
@@ -103,7 +102,7 @@ def choices(command: str, key: str) -> list[str]:
 
 @pytest.mark.parametrize("command", ["quantize", "convert", "bench"])
 def test_help_names_every_choice(command: str) -> None:
-    declared = {p.name: p for p in typer.main.get_command(app).commands[command].params}
+    declared = {p.name: p for p in built(command).params}
     for parameter, key in flags.KEYS[command].items():
         for choice in () if parameter == "bits" else choices(command, key):
             if not choice.startswith("gguf:"):

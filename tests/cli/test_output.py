@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer.main
 from rich.console import Console
 from rich.progress import Progress
 
-from llmopt.cli.main import app
+from llmopt.cli.commands import built
 from llmopt.cli.output import Output, ProgressReporter, columns
 from llmopt.sources import DEMO_MODEL
 from tests.cli.conftest import Llmopt
@@ -79,7 +78,7 @@ def test_a_terminal_shows_the_phase_and_the_time_within_80_characters(
 
 @pytest.mark.parametrize("command", ["quantize", "convert", "run", "bench", "generate", "inspect"])
 def test_every_command_that_computes_takes_threads(command: str) -> None:
-    declared = typer.main.get_command(app).commands[command].params
+    declared = built(command).params
     assert "threads" in {parameter.name for parameter in declared}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from llmopt.cli import bench, convert, flags, quantize
 from llmopt.cli import inspect as inspect_
-from llmopt.cli.main import app
+from llmopt.cli.commands import built
 from tests.cli.conftest import Llmopt
 
 #: parameters that say where and how, and set no key of a recipe
@@ -34,9 +34,7 @@ def test_every_option_names_its_key(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_are_spelled_as_the_command_line_spells_them(command: str) -> None:
-    import typer.main
-
-    declared = typer.main.get_command(app).commands[command].params
+    declared = built(command).params
     for parameter in declared:
         if parameter.name in flags.KEYS[command]:
             known = [*parameter.opts, *parameter.secondary_opts]
@@ -82,7 +80,7 @@ def test_options_are_spelled_as_the_command_line_spells_them(command: str) -> No
         ("convert demo -o x --to gguf:q4_k_m --length 1", ["--to: unknown preset", "--length:"]),
         ("quantize demo -o x --candidate int3", ["--candidate: only a budget"]),
         ("quantize demo -o x --revision main", ["MODEL: demo is no model on the hub, and has no revision"]),
-        ("quantize demo -o x --threads 99999999999999999999", ["Invalid value for '--threads'"]),
+        ("quantize demo -o x --threads 99999999999999999999", ["--threads: "]),
         ("inspect demo --sensitivity --candidate int9 --calibration demo", ["--candidate: unknown grid"]),
     ],
 )  # fmt: skip

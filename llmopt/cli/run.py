@@ -31,27 +31,28 @@ def run(
     output.note(f"{loaded.name}: checking the recipe ...")
     from llmopt import planner  # what takes long to import comes after the first line
     from llmopt.cli.reporting import show_bench, write_report
-    from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line
+    from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line, written
     from llmopt.report import page
+    from llmopt.specs import VERBS
     from llmopt.specs.base import counted
     from llmopt.step import RunOptions
 
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
-    if any(step.verb == "bench" and step.gates_of is None for step in plan.steps):
+    if any(VERBS[step.verb].yields == "results" and step.gates_of is None for step in plan.steps):
         page.check(folder / "report.html", hint="move it away, or choose another -o")
     ran = execute(plan, RunOptions(device, threads), output)
-    written = [r for r in ran.results if r.step.gates_of is None and r.step.verb != "allocate"]
-    for result in written:
-        if result.step.verb == "bench":
-            made = [other.artifact.path for other in written if other.step.verb != "bench"]
-            show_bench([*made, result.artifact.path], output)
-        else:
+    made, measured = written(ran, "model"), written(ran, "results")
+    for result in ran.results:
+        if result in measured:
+            show_bench([*(each.artifact.path for each in made), result.artifact.path], output)
+        elif result in made:
             output.text(summary_line(result))
     for name, why in ran.refused.items():
         output.text(f"{name}: refused: {why}")
     report = None
-    if any(result.step.verb == "bench" for result in written):
-        report = write_report([result.artifact.path for result in written], folder / "report.html")
+    if measured:
+        folders = [each.artifact.path for each in ran.results if each in made or each in measured]
+        report = write_report(folders, folder / "report.html")
         output.text(f"report: {report}")
     done, reused = (sum(r.reused == how for r in ran.results) for how in (False, True))
     refused = f", {len(ran.refused)} refused" if ran.refused else ""
