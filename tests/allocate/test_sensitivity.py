@@ -91,7 +91,7 @@ def fate(checkpoint: Checkpoint, name: str) -> TensorFate:
 
 
 def _weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    from llmopt.blockwalk.sink import Results
+    from llmopt.blockwalk.sink import PartResults
 
-    weights = LiveWeights(checkpoint, Results())
+    weights = LiveWeights(checkpoint, PartResults())
     return weights.oriented(name, weights.read(f"{name}.weight")).float()
