@@ -12,6 +12,9 @@ from pathlib import Path
 from llmopt.recipe import models
 from llmopt.recipe.schema import json_schema
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS
+from llmopt.verbs.bench.settings import BenchSettings
+from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.quantize.settings import Override, QuantizeSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS = {
@@ -19,10 +22,10 @@ SECTIONS = {
     "CalibrationData": ("data.calibration", models.CalibrationData),
     "EvaluationData": ("data.evaluation", models.EvaluationData),
     "Step": ("A step", models.Step),
-    "QuantizeStep": ("quantize", models.QuantizeStep),
-    "Override": ("quantize.overrides", models.Override),
-    "ConvertStep": ("convert", models.ConvertStep),
-    "BenchStep": ("bench", models.BenchStep),
+    "QuantizeSettings": ("quantize", QuantizeSettings),
+    "Override": ("quantize.overrides", Override),
+    "ConvertSettings": ("convert", ConvertSettings),
+    "BenchSettings": ("bench", BenchSettings),
 }
 
 

@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from llmopt.errors import RequestError
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
-from llmopt.recipe import QuantizeStep
 from llmopt.specs import FORMATS, GRIDS, lookup
 
 #: group sizes that kernels know, the row among them
@@ -23,7 +22,26 @@ _CANDIDATE = re.compile(r"(?P<grid>\S+)(?: (?P<group>row|g\d+))?(?: (?P<zero>sym
 _ENTRY, _PARTS, _FILE = 110, 5, 4096
 
 
-def candidates(settings: QuantizeStep) -> list[Layout]:
+class Choosing(Protocol):
+    """What the candidates of a budget follow from: the settings of a quantization."""
+
+    @property
+    def format(self) -> str: ...
+    @property
+    def grid(self) -> str: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def symmetric(self) -> bool: ...
+    @property
+    def activations(self) -> str: ...
+    @property
+    def target_bpw(self) -> float | None: ...
+    @property
+    def candidates(self) -> list[str]: ...
+
+
+def candidates(settings: Choosing) -> list[Layout]:
     """What `candidates` says, or every integer grid of the format in the usual group sizes.
 
     A finer group saves less per byte than one more bit does: where the format has the grid of one
@@ -48,7 +66,7 @@ def candidates(settings: QuantizeStep) -> list[Layout]:
     ]
 
 
-def with_options(fates: Iterable[TensorFate], settings: QuantizeStep) -> Iterator[TensorFate]:
+def with_options(fates: Iterable[TensorFate], settings: Choosing) -> Iterator[TensorFate]:
     """The fates with those settings that each linear may get.
 
     A linear that an override settles has that one option. `bytes` of the others is their share of
@@ -95,7 +113,7 @@ def _fits(choice: Layout, cols: int, choices: Sequence[Layout]) -> bool:
     return choice.group_size == -1 or cols % choice.group_size == 0
 
 
-def _parse(text: str, settings: QuantizeStep) -> Layout:
+def _parse(text: str, settings: Choosing) -> Layout:
     match = _CANDIDATE.fullmatch(text.strip())
     if match is None:
         raise RequestError(
@@ -110,6 +128,6 @@ def _parse(text: str, settings: QuantizeStep) -> Layout:
     return _settings(settings, grid.id, group, symmetric)
 
 
-def _settings(settings: QuantizeStep, grid: str, group_size: int, symmetric: bool) -> Layout:
+def _settings(settings: Choosing, grid: str, group_size: int, symmetric: bool) -> Layout:
     activations = None if settings.activations == "none" else settings.activations
     return Layout(grid=grid, group_size=group_size, symmetric=symmetric, activations=activations)

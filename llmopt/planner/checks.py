@@ -9,13 +9,16 @@ from llmopt.errors import Mistakes, RecipeError
 from llmopt.evaluate.gates import parse
 from llmopt.model.contents import Contents
 from llmopt.planner.texts import Texts
-from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Source
+from llmopt.recipe import Source
 from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.metrics import needs_base
+from llmopt.verbs.bench.settings import BenchSettings
+from llmopt.verbs.convert.settings import ConvertSettings, GgufSettings
+from llmopt.verbs.quantize.settings import QuantizeSettings
 
 METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
 
@@ -23,9 +26,9 @@ METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHOD
 def of_gates(item: Expanded, texts: Texts) -> Iterator[RecipeError]:
     """Gates that cannot be read, and held-out text that is not there."""
     settings, place, source = item.step.settings, (*item.key, item.step.verb), item.source
-    bench = isinstance(settings, BenchStep)
-    alone = isinstance(settings, BenchStep) and settings.against is None
-    gates = settings.gates if isinstance(settings, BenchStep) else settings.gate
+    bench = isinstance(settings, BenchSettings)
+    alone = isinstance(settings, BenchSettings) and settings.against is None
+    gates: list[str] | None = getattr(settings, "gates" if bench else "gate", None)
     for index, text in enumerate(gates or ()):
         if text != "default" or bench:
             key = (*place, "gates" if bench else "gate", index)
@@ -47,7 +50,9 @@ def of_gates(item: Expanded, texts: Texts) -> Iterator[RecipeError]:
         yield from mistakes
 
 
-def of_idle_settings(settings: QuantizeStep, source: Source, place: Key) -> Iterator[RecipeError]:
+def of_idle_settings(
+    settings: QuantizeSettings, source: Source, place: Key
+) -> Iterator[RecipeError]:
     """A setting that the method does not read is a mistake, not a decoration."""
     used = METHODS[settings.method].settings
     for name in sorted((METHOD_SETTINGS & settings.model_fields_set) - used):
@@ -59,7 +64,7 @@ def of_idle_settings(settings: QuantizeStep, source: Source, place: Key) -> Iter
 
 
 def of_budget(
-    settings: QuantizeStep, sequences: int, source: Source, place: Key
+    settings: QuantizeSettings, sequences: int, source: Source, place: Key
 ) -> Iterator[RecipeError]:
     """Settings that do not go with a budget, or with none."""
     if settings.candidates and not settings.has_budget:
@@ -78,7 +83,7 @@ def of_budget(
 
 
 def of_target(
-    settings: ConvertStep, contents: Contents, source: Source, place: Key
+    settings: ConvertSettings, contents: Contents, source: Source, place: Key
 ) -> Iterator[RecipeError]:
     """Settings that the target of a conversion cannot have."""
     for name in sorted(GgufSettings.model_fields.keys() & settings.model_fields_set):

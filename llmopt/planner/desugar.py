@@ -15,7 +15,7 @@ from llmopt.planner import checks
 from llmopt.planner.graph import members
 from llmopt.planner.steps import MODEL, PlannedStep
 from llmopt.planner.texts import Texts
-from llmopt.recipe import BenchStep, ConvertStep, GgufSettings, QuantizeStep, Recipe, Source
+from llmopt.recipe import Recipe, Source
 from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
@@ -23,10 +23,13 @@ from llmopt.specs import FORMATS, METHODS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.specs.runtimes import AUTO, runtime_for
+from llmopt.verbs.bench.settings import BenchSettings
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert import layouts
 from llmopt.verbs.convert.gguf_plan import GgufRequest, with_types
+from llmopt.verbs.convert.settings import ConvertSettings, GgufSettings
 from llmopt.verbs.quantize.changes import quantize_fates
+from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.shared.changes import check_config, contents_after, linear_names
 from llmopt.verbs.shared.footprints import (
     allocate_footprint,
@@ -66,12 +69,13 @@ class Desugar:
 
     def _steps(self, item: Expanded) -> Iterator[PlannedStep]:
         settings = item.step.settings
-        if isinstance(settings, BenchStep):
+        if isinstance(settings, BenchSettings):
             yield self.bench(item, settings)
             return
-        if isinstance(settings, ConvertStep):
+        if isinstance(settings, ConvertSettings):
             yield from self.converted(item, settings)
             return
+        assert isinstance(settings, QuantizeSettings)
         step = self.quantize(item, settings)
         if settings.has_budget:
             yield from (steps := self._budgeted(step, settings))
@@ -81,7 +85,7 @@ class Desugar:
         if settings.gate:
             yield self.gate(item, settings.gate, step)
 
-    def quantize(self, item: Expanded, settings: QuantizeStep) -> PlannedStep:
+    def quantize(self, item: Expanded, settings: QuantizeSettings) -> PlannedStep:
         """The step alone; a budget's linears have settings that stand for their candidates."""
         place: Key = (*item.key, "quantize")
         parent, contents = self._parent(item, settings.from_)
@@ -111,7 +115,7 @@ class Desugar:
         )
 
     def _calibration(
-        self, settings: QuantizeStep, transform: str, place: Key
+        self, settings: QuantizeSettings, transform: str, place: Key
     ) -> dict[str, Any] | None:
         """The text of a quantize step; importance alone takes it where there is any."""
         needed = METHODS[settings.method].needs_calibration or transform != "none"
@@ -125,7 +129,7 @@ class Desugar:
         what = "scale_search: importance" if wanted else None
         return self._texts.calibration(what, (*place, "scale_search"))
 
-    def converted(self, item: Expanded, settings: ConvertStep) -> Iterator[PlannedStep]:
+    def converted(self, item: Expanded, settings: ConvertSettings) -> Iterator[PlannedStep]:
         """A conversion, and a gate where it rounds."""
         if settings.to == "gguf":
             yield from self.to_gguf(item, settings)
@@ -148,7 +152,7 @@ class Desugar:
             )
         self._check_held(fates, contents, settings, place)
         check_config(fates, contents.naming, settings.to, self._source, (*place, "to"))
-        mine = ConvertStep.model_fields.keys() - GgufSettings.model_fields.keys()
+        mine = ConvertSettings.model_fields.keys() - GgufSettings.model_fields.keys()
         effective = settings.model_dump(by_alias=True, include=mine - {"from_", "gate"})
         self._written[item.step.id] = layouts.contents_after(contents, fates, settings)
         footprint = convert_footprint(contents, fates)
@@ -161,7 +165,7 @@ class Desugar:
         if gates:
             yield self.gate(item, gates, step)
 
-    def to_gguf(self, item: Expanded, settings: ConvertStep) -> Iterator[PlannedStep]:
+    def to_gguf(self, item: Expanded, settings: ConvertSettings) -> Iterator[PlannedStep]:
         """A conversion to GGUF, and a gate where it rounds weights to blocks."""
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
@@ -195,7 +199,7 @@ class Desugar:
         if gates:
             yield self.gate(item, gates, step)
 
-    def importance(self, item: Expanded, settings: ConvertStep) -> PlannedStep:
+    def importance(self, item: Expanded, settings: ConvertSettings) -> PlannedStep:
         """An importance matrix of the parent's linears: no model, nothing is made from it."""
         place: Key = (*item.key, "convert")
         parent, contents = self._parent(item, settings.from_)
@@ -216,7 +220,7 @@ class Desugar:
             replace(footprint, disk_bytes=0),
         )  # fmt: skip
 
-    def _budgeted(self, step: PlannedStep, settings: QuantizeStep) -> list[PlannedStep]:
+    def _budgeted(self, step: PlannedStep, settings: QuantizeSettings) -> list[PlannedStep]:
         """A quantize step with a budget, and its allocation."""
         contents = self._contents_of(step.parents[0])
         key = (*step.key, "candidates")
@@ -226,7 +230,10 @@ class Desugar:
         return self.allocated(step, fates, settings)
 
     def allocated(
-        self, step: PlannedStep, found: list[TensorFate], settings: QuantizeStep | ConvertStep
+        self,
+        step: PlannedStep,
+        found: list[TensorFate],
+        settings: QuantizeSettings | ConvertSettings,
     ) -> list[PlannedStep]:
         """A step with a budget: one that chooses settings, and one that quantizes with them.
 
@@ -249,7 +256,7 @@ class Desugar:
         choosing = replace(step, id=name, verb="allocate", footprint=footprint)
         return [choosing, replace(step, parents=(*step.parents, name))]
 
-    def bench(self, item: Expanded, settings: BenchStep) -> PlannedStep:
+    def bench(self, item: Expanded, settings: BenchSettings) -> PlannedStep:
         """A measurement of what is named, or of all that was written so far."""
         place: Key = (*item.key, "bench")
         measured = [
@@ -287,7 +294,7 @@ class Desugar:
             footprint,
         )
 
-    def _runtimes(self, settings: BenchStep, measured: list[str], key: Key) -> dict[str, str]:
+    def _runtimes(self, settings: BenchSettings, measured: list[str], key: Key) -> dict[str, str]:
         """What runs each model, going by what is installed here.
 
         The base need not run on what those that are compared with it do.
@@ -309,7 +316,7 @@ class Desugar:
     def gate(self, item: Expanded, gates: list[str], step: PlannedStep) -> PlannedStep:
         """The bench step that decides whether a quantized model may be built upon."""
         place: Key = (*item.key, item.step.verb, "gate")
-        settings = BenchStep(from_=[step.id], speed=False)
+        settings = BenchSettings(from_=[step.id], speed=False)
         effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
             "gates": gates,
             "runtimes": {MODEL: "torch", step.id: "torch"},
@@ -325,7 +332,11 @@ class Desugar:
         )
 
     def _check_held(
-        self, fates: tuple[TensorFate, ...], contents: Contents, settings: ConvertStep, place: Key
+        self,
+        fates: tuple[TensorFate, ...],
+        contents: Contents,
+        settings: ConvertSettings,
+        place: Key,
     ) -> None:
         """RecipeError where a format would hold not one of the linears."""
         if settings.to == PLAIN or any(fate.quantize for fate in fates):
@@ -338,7 +349,11 @@ class Desugar:
         )
 
     def _check_mix(
-        self, fates: tuple[TensorFate, ...], contents: Contents, settings: QuantizeStep, place: Key
+        self,
+        fates: tuple[TensorFate, ...],
+        contents: Contents,
+        settings: QuantizeSettings,
+        place: Key,
     ) -> None:
         """Give neighbours different options: a config that cannot say that is found out now."""
         count, mixed = itertools.count(), []

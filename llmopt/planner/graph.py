@@ -7,11 +7,12 @@ from pathlib import Path
 
 from llmopt.errors import Mistakes
 from llmopt.planner.steps import MODEL
-from llmopt.recipe import BenchStep, Source
+from llmopt.recipe import Source
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import COMMAND_LINE
 from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
+from llmopt.verbs.bench.settings import BenchSettings
 
 
 def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, str]:
@@ -19,7 +20,8 @@ def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, st
     found: dict[str, str] = {}
     taken = {MODEL, *(item.step.id for item in expanded)}
     for item in expanded:
-        for typed in item.step.settings.from_ if item.step.verb == "bench" else ():
+        settings = item.step.settings
+        for typed in settings.from_ if isinstance(settings, BenchSettings) else ():
             path = Path(typed)
             if typed in ids or typed in taken or typed in found or not _is_model(path):
                 continue
@@ -73,7 +75,7 @@ def members(name: str, ids: dict[str, list[str]], item: Expanded, source: Source
     if name in known:
         return [name]
     settings = item.step.settings
-    against = isinstance(settings, BenchStep) and name == settings.against
+    against = isinstance(settings, BenchSettings) and name == settings.against
     key = (*item.key, item.step.verb, "against" if against else "from")
     if source.file == COMMAND_LINE:
         raise source.error(f"there is no model folder or .gguf file {shortened(name)}", key)
@@ -84,6 +86,4 @@ def members(name: str, ids: dict[str, list[str]], item: Expanded, source: Source
 def named_parents(item: Expanded) -> list[str]:
     """The steps that a step names as what it is made from, or measures."""
     settings = item.step.settings
-    if not isinstance(settings, BenchStep):
-        return [settings.from_]
-    return [*settings.from_, *([settings.against] if settings.against else [])]
+    return [name for _, _, name in settings.inputs()]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmopt import artifact
 from llmopt.model.change import TensorFate
 from llmopt.model.footprint import NOTHING, Footprint
-from llmopt.recipe import Recipe, Verb
+from llmopt.recipe import Recipe
 from llmopt.recipe.source import Key
 from llmopt.sources import ModelSource
 
-#: what a step does; some verbs no recipe names, the planner makes their steps
-PlannedVerb = Verb | Literal["allocate"]
 MODEL = "model"
 #: raised when a change to a stage makes its old results no longer what it would write
-VERB_VERSIONS: dict[PlannedVerb, int] = {"quantize": 6, "convert": 6, "bench": 2, "allocate": 2}
+VERB_VERSIONS: dict[str, int] = {"quantize": 6, "convert": 6, "bench": 2, "allocate": 2}
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class PlannedStep:
     """
 
     id: str
-    verb: PlannedVerb
+    verb: str
     settings: dict[str, Any]
     parents: tuple[str, ...]
     key: Key

@@ -8,11 +8,12 @@ from typing import Any
 
 from llmopt import artifact
 from llmopt.corpora import source as corpora
-from llmopt.recipe import BenchStep, Recipe, Source
+from llmopt.recipe import Recipe, Source
 from llmopt.recipe.located import located
 from llmopt.recipe.models import CalibrationData, EvaluationData
 from llmopt.recipe.source import Key
 from llmopt.specs.families import family_of
+from llmopt.verbs.bench.settings import BenchSettings
 
 _SHORTEST = 4
 """Tokens of context that a prompt and what is timed after it need."""
@@ -89,7 +90,7 @@ class Texts:
             )
         return {"length": context, "cut_from": data.length}
 
-    def new_tokens(self, settings: BenchStep, key: Key) -> dict[str, int]:
+    def new_tokens(self, settings: BenchSettings, key: Key) -> dict[str, int]:
         """Tokens decoded for speed after a prompt, within the context; see `_length`."""
         context = self._context
         if context is None or settings.new_tokens < context:

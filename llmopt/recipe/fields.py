@@ -7,7 +7,7 @@ the command line spells it (Flag, Short) and whether it names a step (Input).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -26,7 +26,7 @@ from llmopt.specs.runtimes import AUTO
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Flag:
     """How the command line spells a field where that is not --field-name VALUE.
 
@@ -164,3 +164,20 @@ class Strict(BaseModel):
 
 class Settings(Strict):
     """What a recipe may say of a verb or a method; a verb's class is its module's SETTINGS."""
+
+    def inputs(self) -> Iterator[tuple[Input, str, str]]:
+        """What the step is made from, or measures: its role, the key, and a name that it gives."""
+        for field, info in type(self).model_fields.items():
+            for mark in info.metadata:
+                if isinstance(mark, Input):
+                    given = getattr(self, field)
+                    names = given if isinstance(given, list) else [] if given is None else [given]
+                    yield from ((mark, info.alias or field, name) for name in names)
+
+
+def bits_of_grid(text: str) -> str:
+    """The grid that --bits asks for; RequestError where no integer grid has so many."""
+    bits = [str(spec.bits) for spec in GRIDS.values() if spec.id == f"int{spec.bits}"]
+    if text not in bits:
+        raise RequestError(f"{text} is not {', '.join(bits[:-1])} or {bits[-1]}")
+    return f"int{text}"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from llmopt.errors import Mistakes, RequestError
 from llmopt.recipe.mistakes import all_of
-from llmopt.recipe.models import Recipe
+from llmopt.recipe.models import Recipe, recipe_class
 from llmopt.recipe.overrides import apply
 from llmopt.recipe.reader import parse, read_text
 from llmopt.recipe.source import COMMAND_LINE, Option, Source
@@ -72,7 +72,7 @@ def from_data(
 def validate(source: Source) -> Recipe:
     """The recipe in `source`, or a RecipeError about its first mistake, with all others."""
     try:
-        return Recipe.model_validate(source.data)
+        return recipe_class().model_validate(source.data)
     except ValidationError as error:
         mistakes = Mistakes()
         mistakes.add(all_of(source, error.errors(include_url=False)))

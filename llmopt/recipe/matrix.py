@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.recipe.mistakes import explain
-from llmopt.recipe.models import RESERVED_IDS, Recipe, Step
+from llmopt.recipe.models import RESERVED_IDS, Recipe, Step, step_class
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
@@ -114,7 +114,7 @@ def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> St
     name = "-".join([step.id, *(_word(value) for value in values.values())])
     data = {"id": name, step.verb: given | values}
     try:
-        return Step.model_validate(data)
+        return step_class().model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
     mistakes = Mistakes()

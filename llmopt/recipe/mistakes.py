@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from llmopt.errors import RecipeError
-from llmopt.recipe.models import VERBS, Recipe
+from llmopt.recipe.models import recipe_class, step_class
 from llmopt.recipe.source import Key, Source, dotted
 from llmopt.specs import GRIDS, nearest, suggestion
 from llmopt.specs.base import shortened
@@ -48,7 +48,7 @@ def _follows(error: Any, typos: list[Key]) -> bool:
     """Whether something is only missing because its name is misspelt."""
     missing, around = [str(part) for part in error["loc"][-1:]], error["loc"][:-1]
     if error["type"] == "value_error" and "has none" in error["msg"]:
-        missing, around = list(VERBS), error["loc"]
+        missing, around = step_class().verbs(), error["loc"]
     elif error["type"] != "missing":
         return False
     return any(typo[:-1] == around and nearest(str(typo[-1]), missing) for typo in typos)
@@ -120,7 +120,7 @@ def _value_at(value: Any, key: Key) -> Any:
 
 def _model_at(loc: Key) -> type[BaseModel]:
     """The pydantic model that validates what stands at `loc`."""
-    model: type[BaseModel] = Recipe
+    model: type[BaseModel] = recipe_class()
     for part in loc:
         if isinstance(part, int):
             continue

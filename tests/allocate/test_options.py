@@ -8,13 +8,13 @@ from llmopt.allocate.options import byte_budget, candidates, with_options
 from llmopt.errors import RequestError
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
-from llmopt.recipe import QuantizeStep
+from llmopt.verbs.quantize.settings import QuantizeSettings
 
 INT4 = Layout(grid="int4", group_size=128, symmetric=True)
 
 
 def labels(**settings: object) -> list[str]:
-    return [each.label for each in candidates(QuantizeStep(target_bpw=4.0, **settings))]
+    return [each.label for each in candidates(QuantizeSettings(target_bpw=4.0, **settings))]
 
 
 def linear(name: str, rows: int, cols: int, why: str = "") -> TensorFate:
@@ -40,12 +40,12 @@ def test_candidates_are_read_as_their_labels() -> None:
 
 
 def test_groups_that_do_not_fill_a_row_are_left_out() -> None:
-    settings = QuantizeStep(target_bpw=4.0, candidates=["int4 g64", "int4 g128", "int4 row"])
+    settings = QuantizeSettings(target_bpw=4.0, candidates=["int4 g64", "int4 g128", "int4 row"])
     fates = [linear("a", 32, 128), linear("b", 32, 192)]
     found = [[o.label for o in f.options] for f in with_options(fates, settings)]
     # g128 of 128 inputs is a row; 128 does not divide 192
     assert found == [["int4 g64 sym", "int4 row sym"], ["int4 g64 sym", "int4 row sym"]]
-    alone = QuantizeStep(target_bpw=4.0, candidates=["int4 g128"])
+    alone = QuantizeSettings(target_bpw=4.0, candidates=["int4 g128"])
     assert [len(f.options) for f in with_options(fates[:1], alone)] == [1]
     with pytest.raises(RequestError, match="divides the 192 inputs of b"):
         list(with_options(fates, alone))
@@ -53,7 +53,7 @@ def test_groups_that_do_not_fill_a_row_are_left_out() -> None:
 
 def test_a_budget_counts_bits_of_quantized_weights_or_all_bytes() -> None:
     kept = TensorFate("norm.weight", (64,), 128, 128, None, "not a linear")
-    settings = QuantizeStep(target_bpw=4.0)
+    settings = QuantizeSettings(target_bpw=4.0)
     fates = [*with_options([linear("a", 32, 128), linear("b", 64, 64)], settings), kept]
     assert byte_budget(fates, {"target_bpw": 4.5}) == int(2 * 4096 * 4.5 / 8)
     whole = byte_budget(fates, {"target_bpw": None, "target_size": 100_000})

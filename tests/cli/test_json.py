@@ -95,7 +95,7 @@ def test_what_ends_early_writes_one_document_too(
 def choices(command: str, key: str) -> list[str]:
     """What the schema allows at a key of a command's step."""
     verb, _, name = key.partition(".")
-    definition = json_schema()["$defs"].get(f"{verb.title()}Step", {})
+    definition = json_schema()["$defs"].get(f"{verb.title()}Settings", {})
     found = definition.get("properties", {}).get(name, {})
     return [c for option in found.get("anyOf", [found]) for c in option.get("enum", ())]
 
@@ -110,10 +110,10 @@ def test_help_names_every_choice(command: str) -> None:
 
 
 def test_the_schema_offers_what_is_taken() -> None:
-    from llmopt.recipe import models
+    from llmopt.verbs.convert.settings import ConvertSettings
 
     assert choices("convert", "convert.method") == ["rtn", "gptq"]
-    for name, info in models.ConvertStep.model_fields.items():
+    for name, info in ConvertSettings.model_fields.items():
         taken = [
             a for a in typing.get_args(info.annotation) if typing.get_origin(a) is typing.Literal
         ]

@@ -13,8 +13,8 @@ from llmopt.formats.layout import layout_of
 from llmopt.grids.base import GridOptions
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize.base import SolverSettings
-from llmopt.recipe import QuantizeStep
 from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
+from llmopt.verbs.quantize.settings import QuantizeSettings
 from tests.methods.quantize.reference import make_problem, objective
 
 
@@ -125,6 +125,6 @@ def test_tables_name_things_that_exist() -> None:
         assert callable(module(METHODS, name).solve)
     for name in RUNTIMES:
         assert callable(module(RUNTIMES, name).load)
-    known = set(QuantizeStep.model_fields)
+    known = set(QuantizeSettings.model_fields)
     for spec in METHODS.values():
         assert spec.settings <= known, spec.id

@@ -427,6 +427,6 @@ def test_fp8_variants_that_cannot_be_read(
 def test_only_what_can_be_written_is_offered() -> None:
     from llmopt.recipe.schema import json_schema
 
-    offered = json_schema()["$defs"]["QuantizeStep"]["properties"]["format"]["enum"]
+    offered = json_schema()["$defs"]["QuantizeSettings"]["properties"]["format"]["enum"]
     assert "compressed-tensors" in offered
     assert "fp8" not in offered

@@ -162,8 +162,8 @@ def test_dates_are_text_and_exponents_numbers(tmp_path: Path) -> None:
     text = HEAD + "name: 2024-01-01\nsteps: [{id: q, quantize: {damping: 1e-2}}]\n"
     recipe = loaded(tmp_path / "r.yaml", text)
     assert recipe.name == "2024-01-01"
-    assert recipe.steps[0].quantize is not None
-    assert recipe.steps[0].quantize.damping == 0.01
+    assert recipe.steps[0].settings is not None
+    assert recipe.steps[0].settings.damping == 0.01
 
 
 def test_merged_keys_give_way_to_own_ones_and_keep_their_lines(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ steps:
       <<: *base
       grid: int3
 """
-    step = loaded(tmp_path / "r.yaml", text).steps[1].quantize
+    step = loaded(tmp_path / "r.yaml", text).steps[1].settings
     assert step is not None
     assert (step.method, step.grid) == ("rtn", "int3")
     with pytest.raises(RecipeError, match="unknown method") as refused:
@@ -192,6 +192,6 @@ def test_set_takes_keys_as_errors_print_them(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(HEAD + "steps:\n  - {id: q.v2, quantize: {method: rtn}}\n")
     for key in ("steps[0].quantize.grid", "steps.0.quantize.grid", "steps.q.v2.quantize.grid"):
-        step = load(path, [f"{key}=int3"])[0].steps[0].quantize
+        step = load(path, [f"{key}=int3"])[0].steps[0].settings
         assert step is not None
         assert step.grid == "int3"

@@ -47,10 +47,10 @@ def test_set_reaches_steps_by_id_and_by_index(recipe: Path) -> None:
         recipe,
         ["steps.a.quantize.grid=int3", "steps.1.bench.speed=false", "data.evaluation.windows=9"],
     )
-    assert loaded.steps[0].quantize is not None
-    assert loaded.steps[0].quantize.grid == "int3"
-    assert loaded.steps[1].bench is not None
-    assert loaded.steps[1].bench.speed is False
+    assert loaded.steps[0].settings is not None
+    assert loaded.steps[0].settings.grid == "int3"
+    assert loaded.steps[1].settings is not None
+    assert loaded.steps[1].settings.speed is False
     assert loaded.data.evaluation.windows == 9
 
 
@@ -71,7 +71,7 @@ def test_wrong_overrides_are_refused(recipe: Path, override: str, says: str) -> 
 
 
 def test_one_name_is_a_list_of_one(recipe: Path) -> None:
-    step = load(recipe)[0].steps[1].bench
+    step = load(recipe)[0].steps[1].settings
     assert step is not None
     assert step.from_ == ["a"]
 

@@ -26,11 +26,11 @@ from llmopt.methods.quantize.base import check_scales
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
-from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert.layouts import conversions
+from llmopt.verbs.convert.settings import ConvertSettings
 from llmopt.verbs.shared.changes import unquantized
 from llmopt.verbs.shared.records import certificate, ratio
 from llmopt.verbs.shared.side_files import copy_side_files, write_config
@@ -45,7 +45,7 @@ def run(work: Work) -> Outcome:
     parent = next(iter(work.parents.values()))
     checkpoint = Checkpoint.open(parent.path)
     # no plan knows what a budget chose: what counts is what the parent holds now
-    found = conversions(read_contents(parent.path), ConvertStep(**work.settings))
+    found = conversions(read_contents(parent.path), ConvertSettings(**work.settings))
     work = replace(work, fates=tuple(each.fate for each in found))
     conversion = _Conversion(checkpoint, work)
     conversion.survey()

@@ -40,11 +40,11 @@ from llmopt.grids.ggml.affine import to_blocks
 from llmopt.model.contents import Contents
 from llmopt.model.layout import ggml_layout
 from llmopt.model.ledger import LedgerEntry
-from llmopt.recipe import ConvertStep
 from llmopt.runtimes.device import pick_device
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
+from llmopt.verbs.convert.settings import ConvertSettings
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.gguf_about import description, of_imatrix
 from llmopt.verbs.shared.records import certificate, compared, energy, ratio, too_small
@@ -84,8 +84,8 @@ class _Conversion:
     def __init__(self, work: Work, checkpoint: Checkpoint, contents: Contents) -> None:
         self._work, self._checkpoint, self._contents = work, checkpoint, contents
         self.device = pick_device(work.options.device)
-        given = {k: v for k, v in work.settings.items() if k in ConvertStep.model_fields}
-        settings = ConvertStep(**given | {"imatrix": None, "split_size": None})
+        given = {k: v for k, v in work.settings.items() if k in ConvertSettings.model_fields}
+        settings = ConvertSettings(**given | {"imatrix": None, "split_size": None})
         guided = bool(work.settings["imatrix"] or work.settings["calibration"])
         self._settings = settings
         self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)

@@ -15,7 +15,7 @@ from llmopt.formats.gguf.families import gguf_family
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout, ggml_layout
-from llmopt.recipe import ConvertStep, Source
+from llmopt.recipe import Source
 from llmopt.recipe.located import located
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS
@@ -23,6 +23,7 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import find_preset
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.layouts import Conversion
+from llmopt.verbs.convert.settings import ConvertSettings
 
 _FEEDBACK = {"damping": 0.01, "refine": 2}
 
@@ -30,7 +31,7 @@ _FEEDBACK = {"damping": 0.01, "refine": 2}
 class GgufRequest:
     """A convert step's settings, and where they stand."""
 
-    def __init__(self, settings: ConvertStep, source: Source, place: Key) -> None:
+    def __init__(self, settings: ConvertSettings, source: Source, place: Key) -> None:
         self._settings, self._source, self._place = settings, source, place
 
     def check(self, contents: Contents) -> None:
@@ -156,7 +157,7 @@ _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
 def with_types(
-    fates: Sequence[TensorFate], found: Sequence[gguf.Wanted], settings: ConvertStep
+    fates: Sequence[TensorFate], found: Sequence[gguf.Wanted], settings: ConvertSettings
 ) -> Iterator[TensorFate]:
     """The fates with the types that a budget may give each linear in a block.
 
@@ -183,7 +184,7 @@ def with_types(
             yield replace(fate, options=options, bytes=size, why=f"{fate.why}, by budget")
 
 
-def _options(fate: TensorFate, settings: ConvertStep) -> tuple[Layout, ...]:
+def _options(fate: TensorFate, settings: ConvertSettings) -> tuple[Layout, ...]:
     cols = fate.shape[1]
     usual = _K_QUANTS if cols % 256 == 0 else _LEGACY
     types = [t for t in settings.candidates or usual if cols % GGML_TYPES[t].block == 0]

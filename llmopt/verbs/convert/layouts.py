@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
-from llmopt.recipe import ConvertStep
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.verbs.convert.settings import ConvertSettings
 from llmopt.verbs.shared.changes import kept, kept_because, linear_names, linear_shape
 from llmopt.verbs.shared.shapes import packing_fault
 
@@ -34,7 +34,7 @@ class Conversion:
     doubtful: bool = False
 
 
-def conversions(contents: Contents, settings: ConvertStep) -> Iterator[Conversion]:
+def conversions(contents: Contents, settings: ConvertSettings) -> Iterator[Conversion]:
     """What becomes of every tensor, in the checkpoint's order."""
     spec = None if settings.to == PLAIN else FORMATS[settings.to]
     group_size = settings.group_size or _common_group_size(contents, spec)
@@ -71,7 +71,7 @@ def _same_groups(layout: Layout | None, chosen: Layout) -> bool:
 
 
 def contents_after(
-    contents: Contents, fates: Iterable[TensorFate], settings: ConvertStep
+    contents: Contents, fates: Iterable[TensorFate], settings: ConvertSettings
 ) -> Contents:
     """What a model will hold once it is converted."""
     tensors, head = {}, f"{contents.naming.head}.weight"
@@ -97,7 +97,7 @@ def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
 
 
 def _plain(
-    contents: Contents, tensor: LogicalTensor, shape: tuple[int, int], settings: ConvertStep,
+    contents: Contents, tensor: LogicalTensor, shape: tuple[int, int], settings: ConvertSettings,
     why: str,
 ) -> Conversion:  # fmt: skip
     """A linear that is plain afterwards."""
@@ -143,7 +143,7 @@ def _own_group(layout: Layout | None, cols: int) -> int:
 
 def _chosen(
     layout: Layout | None, shape: tuple[int, int], group_size: int | None,
-    settings: ConvertStep, spec: FormatSpec,
+    settings: ConvertSettings, spec: FormatSpec,
 ) -> Layout | str:  # fmt: skip
     """What a linear [outputs, inputs] becomes, or why the format cannot hold it."""
     cols = shape[1]

@@ -10,15 +10,16 @@ from llmopt.errors import Mistakes, RecipeError
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout
-from llmopt.recipe import QuantizeStep, Source
+from llmopt.recipe import Source
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
+from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.shared.changes import check_config, kept, kept_because, linear_names, linear_shape
 from llmopt.verbs.shared.shapes import Shaped, misfit, mistakes_of
 
 
 def quantize_fates(
-    contents: Contents, settings: QuantizeStep, source: Source, place: Key
+    contents: Contents, settings: QuantizeSettings, source: Source, place: Key
 ) -> Iterator[TensorFate]:
     """The fate of every tensor, in the checkpoint's order.
 
@@ -35,7 +36,7 @@ def quantize_fates(
 
 
 def _fates(
-    contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes
+    contents: Contents, settings: QuantizeSettings, source: Source, place: Key, mistakes: Mistakes
 ) -> Iterator[TensorFate]:
     naming = contents.naming
     linears = linear_names(naming, head=settings.head)
@@ -65,7 +66,7 @@ def _fates(
 
 
 def _untied_head(
-    contents: Contents, settings: QuantizeStep, source: Source, place: Key, mistakes: Mistakes,
+    contents: Contents, settings: QuantizeSettings, source: Source, place: Key, mistakes: Mistakes,
     shaped: list[Shaped],
 ) -> TensorFate:  # fmt: skip
     """A head that shares the embedding's weights gets quantized ones of its own."""
@@ -81,7 +82,7 @@ def _untied_head(
     return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
 
 
-def _chosen(settings: QuantizeStep, linear: str) -> tuple[Layout | None, str, dict[str, Key]]:
+def _chosen(settings: QuantizeSettings, linear: str) -> tuple[Layout | None, str, dict[str, Key]]:
     """A linear's settings, None where it is skipped; why; and which keys of the step say them."""
     grid, group_size, symmetric = settings.grid, settings.group_size, settings.symmetric
     keys: dict[str, Key] = {name: (name,) for name in ("grid", "group_size", "symmetric")}
@@ -104,7 +105,7 @@ def _chosen(settings: QuantizeStep, linear: str) -> tuple[Layout | None, str, di
 
 
 def _of_patterns(
-    settings: QuantizeStep, linears: set[str], source: Source, place: Key
+    settings: QuantizeSettings, linears: set[str], source: Source, place: Key
 ) -> Iterator[RecipeError]:
     for index, override in enumerate(settings.overrides):
         if not any(fnmatch.fnmatchcase(name, override.match) for name in linears):
@@ -116,7 +117,7 @@ def _of_patterns(
             )
 
 
-def _of_format(settings: QuantizeStep, source: Source, place: Key) -> Iterator[RecipeError]:
+def _of_format(settings: QuantizeSettings, source: Source, place: Key) -> Iterator[RecipeError]:
     spec = FORMATS[settings.format]
     grids: dict[Key, str | None] = {(*place, "grid"): settings.grid}
     for index, override in enumerate(settings.overrides):
@@ -155,7 +156,7 @@ def _of_format(settings: QuantizeStep, source: Source, place: Key) -> Iterator[R
 
 
 def _of_held(
-    fates: Iterable[TensorFate], contents: Contents, settings: QuantizeStep, source: Source,
+    fates: Iterable[TensorFate], contents: Contents, settings: QuantizeSettings, source: Source,
     place: Key,
 ) -> Iterator[RecipeError]:  # fmt: skip
     """What came quantized and is left alone has to fit into the format as it is."""

@@ -1,0 +1,129 @@
+"""What a recipe may say of a quantization. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmopt.errors import RequestError
+from llmopt.recipe.fields import (
+    Flag,
+    FormatId,
+    Gates,
+    GridId,
+    GroupSize,
+    Input,
+    MethodId,
+    Settings,
+    Short,
+    Size,
+    Strict,
+    bits_of_grid,
+)
+
+
+class Override(Strict):
+    """Other settings for the linears whose name matches a pattern; the last match wins."""
+
+    match: str = Field(description='shell pattern on the full name, e.g. "*.mlp.down_proj"')
+    grid: GridId | None = Field(None, description="another grid")
+    group_size: GroupSize | None = Field(None, description="another group size")
+    symmetric: bool | None = Field(None, description="with or without zero points")
+    skip: bool = Field(False, description="leave these linears as they are")
+
+
+def _override(text: str) -> dict[str, object]:
+    """`PATTERN: grid=int8, group_size=32` or `PATTERN: skip` as a recipe says it."""
+    pattern, colon, said = (part.strip() for part in text.rpartition(":"))
+    override: dict[str, object] = {"match": pattern}
+    for part in said.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not pattern or not colon or not name or (equals and not value):
+            hint = "--override '*.down_proj: grid=int8, group_size=32', or '*.down_proj: skip'"
+            raise RequestError(f"{text} is not PATTERN: KEY=VALUE, ...", hint=hint)
+        override[name] = _value(value) if equals else True
+    return override
+
+
+def _value(text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+class QuantizeSettings(Settings):
+    """Codes for the linears of a model, and a check of the result."""
+
+    from_: Annotated[str, Input("model")] = Field(
+        "model", alias="from", description="the model, or a step's id"
+    )
+    method: MethodId = Field("gptq", description="how codes are chosen")
+    transform: Literal["auto", "none", "awq"] = Field(
+        "auto", description="what is done to weights first; auto: what the method asks for"
+    )
+    grid: Annotated[
+        GridId,
+        Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
+    ] = Field("int4", description="which values a weight may take")
+    group_size: GroupSize = Field(128, description="input channels that share a scale; -1: a row")
+    symmetric: Annotated[bool, Flag(off="--asymmetric", help="A zero point per group.")] = Field(
+        True, description="fixed zero point; false: a zero point per group"
+    )
+    format: FormatId = Field("gptq", description="how the result lies on disk")
+    activations: Literal["none", "int8", "fp8"] = Field(
+        "none", description="grid that activations are rounded to, per token, when it computes"
+    )
+    scale_search: Literal["auto", "minmax", "mse", "importance"] = Field(
+        "auto", description="auto: importance where there is calibration text, else mse"
+    )
+    signed_scales: Annotated[bool, Flag(off="--unsigned-scales")] = Field(
+        True, description="allow negative scales on a symmetric grid"
+    )
+    damping: float = Field(0.01, gt=0, lt=1, description="share of the mean Hessian diagonal")
+    act_order: Literal["none", "group", "full"] = Field(
+        "group", description="column order: stored; by activation within groups; by activation"
+    )
+    static_groups: bool = Field(False, description="fit all scales before any feedback")
+    refine: int = Field(2, ge=0, le=20, description="sweeps over scales and codes after feedback")
+    true_sequential: Annotated[bool, Flag(off="--no-true-sequential")] = Field(
+        True, description="statistics of each linear see the quantized ones before it"
+    )
+    target_bpw: float | None = Field(
+        None, gt=0, le=16, description="stored bits a quantized weight, scales and all; a budget"
+    )
+    target_size: Annotated[Size | None, Flag(metavar="SIZE")] = Field(
+        None, description="budget for the weight files as a whole: 5MB, 1.5GiB, or bytes"
+    )
+    candidates: Annotated[list[str], Flag("--candidate", metavar="SETTING")] = Field(
+        default_factory=list,
+        description='what a budget chooses among, as "int4 g32", "int3 row"; []: the usual ones',
+    )
+    overrides: Annotated[
+        list[Override],
+        Flag("--override", metavar="PATTERN: KEY=VALUE, ...", parse=_override),
+        Short(
+            "--skip",
+            lambda pattern: {"match": pattern, "skip": True},
+            metavar="PATTERN",
+            help="Leave matching linears as they are.",
+        ),
+    ] = Field(
+        default_factory=list,
+        description="other settings for linears whose name matches a pattern; the last one wins",
+    )
+    head: bool = Field(False, description="quantize the output head too")
+    embeddings: bool = Field(False, description="quantize the input embeddings too")
+    batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
+    gate: Gates = Field(
+        default_factory=lambda: ["default"],
+        description='quality gates of the result: "default" (against collapse), expressions, or []',
+    )
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether settings are chosen for each linear so that all together meet a target."""
+        return self.target_bpw is not None or self.target_size is not None
+
+
+SETTINGS = QuantizeSettings
