@@ -19,6 +19,7 @@ from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep
 from llmopt.report import card, card_metadata
 from llmopt.specs.formats import IMATRIX, PLAIN
+from llmopt.specs.kinds import kind_of
 from llmopt.step import Outcome, RunOptions, Stage, Work
 from llmopt.verbs.shared import written
 
@@ -195,7 +196,7 @@ def _run_step(
             work = _work(step, parents, built, folder / "state", options, reporter)
             outcome = _run_stage(step, work, reporter)
             reporter.phase(f"{step.id}: publishing")
-            if _is_model(step, outcome):
+            if _is_model(outcome):
                 outcome.ledger = written.checked(built, outcome.ledger, step.fates, outcome.format)
             manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
@@ -317,11 +318,11 @@ def _manifest(
         "evidence": outcome.evidence,
         "gates": outcome.gates,
     }
-    return manifest | _card(manifest, parents) if _is_model(step, outcome) else manifest
+    return manifest | _card(manifest, parents) if _is_model(outcome) else manifest
 
 
-def _is_model(step: PlannedStep, outcome: Outcome) -> bool:
-    return step.verb not in ("bench", "allocate") and outcome.format != IMATRIX
+def _is_model(outcome: Outcome) -> bool:
+    return kind_of(outcome.format).holds == "model"
 
 
 def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded, expand
 from llmopt.report import card_metadata
 from llmopt.sources import ModelSource, resolve
-from llmopt.specs.formats import IMATRIX
+from llmopt.specs.kinds import kind_of
 
 __all__ = ["MODEL", "Plan", "PlannedStep", "State", "plan", "states"]
 
@@ -121,7 +121,7 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     """A step's folder. What a lone step is prepared by stands hidden beside it."""
     if not single:
         return out / step.id
-    files = {"gguf": (".gguf",), IMATRIX: (".gguf", ".dat")}.get(step.settings.get("to", ""), ())
+    files = kind_of(step.settings.get("to")).files
     if artifact.folder_of(out) != out and out.suffix not in files:
         raise RequestError(f"{out} is a file name, and the result is a folder")
     out = artifact.folder_of(out)

@@ -13,7 +13,7 @@ from llmopt.recipe import Source
 from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS, GRIDS, METHODS, METRICS, lookup
+from llmopt.specs import CHECKPOINT, FORMATS, GRIDS, METHODS, METRICS, lookup
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.metrics import needs_base
 from llmopt.verbs.bench.settings import BenchSettings
@@ -92,7 +92,7 @@ def of_target(
         for name in ("grid", "group_size", "symmetric"):
             if getattr(settings, name) is not None:
                 yield source.error("plain tensors have no such setting", (*place, name))
-        if contents.format is None and not contents.in_gguf:
+        if contents.format is None and contents.kind == CHECKPOINT:
             yield source.error("the model has plain tensors already", (*place, "to"))
         return
     spec = FORMATS[settings.to]

@@ -308,7 +308,7 @@ class Desugar:
         return {
             name: located(
                 self._source, key,
-                lambda name=name, runtime=runtime: runtime_for(runtime, known[name].runs_as),
+                lambda name=name, runtime=runtime: runtime_for(runtime, known[name].kind),
             )
             for name, runtime in asked.items()
         }  # fmt: skip
