@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,21 +15,13 @@ from typing import Any, Protocol
 from llmopt import artifact, machine, preflight, soundness
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
-from llmopt.planner import MODEL, Plan, PlannedStep
+from llmopt.planner import MODEL, Plan, PlannedStep, yields_model
 from llmopt.report import card, card_metadata
-from llmopt.specs.formats import IMATRIX, PLAIN
-from llmopt.specs.kinds import kind_of
-from llmopt.step import Outcome, RunOptions, Stage, Work
+from llmopt.specs import VERBS, load
+from llmopt.specs.formats import PLAIN
+from llmopt.step import Outcome, RunOptions, Runs, StepInput, Work
 from llmopt.verbs.shared import written
 
-STAGES = {
-    "quantize": "llmopt.verbs.quantize.run",
-    "convert": "llmopt.verbs.convert.checkpoint",
-    "bench": "llmopt.verbs.bench.run",
-    "allocate": "llmopt.verbs.allocate.run",
-}
-#: conversions whose target is no checkpoint of ours
-CONVERSIONS = {"gguf": "llmopt.verbs.convert.gguf", IMATRIX: "llmopt.verbs.convert.imatrix"}
 #: bytes of weights that take long enough to be looked at for somebody to wonder
 _LONG_TO_READ = 10**9
 #: what a disk says that takes no more: full, over quota, too large for it, mounted read-only
@@ -106,11 +97,11 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
             reporter.refused(step, why)
             continue
         parents = {name: artifacts[name] for name in step.parents}
-        with _disk_errors(plan.outputs[step.gates_of or step.id]):
-            if step.gates_of is None:
+        with _disk_errors(plan.outputs[step.judges or step.id]):
+            if step.judges is None:
                 result = _run_step(plan, step, parents, options, reporter)
             else:
-                result = _run_gate(step, parents, options, reporter)
+                result = _judge(plan, step, parents, options, reporter)
         artifacts[result.artifact.name] = result.artifact
         ran.results.append(result)
         reporter.finished(step, result)
@@ -121,15 +112,18 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
     return ran
 
 
-def sensitivity(plan: Plan, options: RunOptions, reporter: Reporter) -> list[dict[str, Any]]:
-    """The sensitivity table that the plan's first allocation would begin with; leaves no file."""
-    step = next(step for step in plan.steps if step.verb == "allocate")
+def table(plan: Plan, verb: str, options: RunOptions, reporter: Reporter) -> list[dict[str, Any]]:
+    """The table that the plan's first step of a verb would begin with; leaves no file.
+
+    The verb's module `run` has a function `table` for it.
+    """
+    step = next(step for step in plan.steps if step.verb == verb)
     parents = {name: artifact.open_artifact(name, plan.folder_of(name)) for name in step.parents}
     reporter.phase("loading torch and transformers")
-    module: Any = _stage(step)
+    module = load(f"{VERBS[verb].package}.run")
     from llmopt.runtimes.choice import computing_threads
 
-    _check_parents(step, parents, reporter)
+    _check_models(plan, step, parents, reporter)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = _work(step, parents, folder / "built", folder / "state", options, reporter)
@@ -146,7 +140,7 @@ def _refusal(
         if name in refused:
             return f"it needs {name}, which is refused"
         # measuring what failed is how one learns why
-        if step.verb != "bench" and (failed := artifacts[name].failed_gates):
+        if VERBS[step.verb].yields != "results" and (failed := artifacts[name].failed_gates):
             return f"it builds on {name}, which failed its quality gate: {'; '.join(failed)}"
     return None
 
@@ -165,17 +159,18 @@ def _disk_errors(destination: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_parents(step: PlannedStep, parents: dict[str, Artifact], reporter: Reporter) -> None:
+def _check_models(
+    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], reporter: Reporter
+) -> None:
     """RequestError where a model that a step reads is not sound, before anything is made of it."""
-
     reporter.phase(f"{step.id}: looking at the model")
 
     def progress(done: int, total: int) -> None:
         if total > _LONG_TO_READ:
             reporter.progress(step, "MB looked at", done // 10**6, total // 10**6)
 
-    for parent in parents.values():
-        if (parent.path / "config.json").is_file():  # else an allocation, which is no model
+    for name, parent in parents.items():
+        if plan.is_model(name):
             soundness.check_model(parent.path, progress)
 
 
@@ -189,44 +184,41 @@ def _run_step(
     started = time.monotonic()
     if not reused:
         reporter.started(step)
-        _check_parents(step, parents, reporter)
+        _check_models(plan, step, parents, reporter)
         with artifact.workspace(destination, key) as folder:
             built = folder / "built"
             built.mkdir(exist_ok=True)
             work = _work(step, parents, built, folder / "state", options, reporter)
-            outcome = _run_stage(step, work, reporter)
+            outcome = _run_verb(step, work, reporter)
             reporter.phase(f"{step.id}: publishing")
-            if _is_model(outcome):
+            if yields_model(step):
                 outcome.ledger = written.checked(built, outcome.ledger, step.fates, outcome.format)
             manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
             artifact.publish(built, destination, manifest, record, text)
     artifact.clean(destination)
     artifact.expose(destination)
-    notes = _mended(plan, step, destination)
-    if "new_tokens_cut_from" in step.settings:
-        count = step.settings["new_tokens"]
-        notes += (f"speed is that of {count} new tokens, for want of room in the model's context",)
+    notes = (*_mended(plan, step, destination), *step.notes)
     done = artifact.open_artifact(step.id, destination)
-    verdicts = done.manifest["gates"] if step.verb == "bench" else []
+    verdicts = [] if yields_model(step) else done.manifest["gates"]
     return StepResult(step, done, reused, time.monotonic() - started, verdicts, notes)
 
 
-def _run_gate(
-    step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
+def _judge(
+    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
     reporter: Reporter,
 ) -> StepResult:  # fmt: skip
     """Measure a finished artifact and write the verdict into its manifest."""
-    target = parents[step.gates_of or ""]
+    target = parents[step.judges or ""]
     key = step.digest_key({name: parent.digest for name, parent in parents.items()})
     started = time.monotonic()
     reused = target.manifest.get("gate", {}).get("key") == key
     if not reused:
         reporter.started(step)
-        _check_parents(step, parents, reporter)
+        _check_models(plan, step, parents, reporter)
         with artifact.workspace(target.path, key) as folder:
             work = _work(step, parents, folder / "built", folder / "state", options, reporter)
-            outcome = _run_stage(step, work, reporter)
+            outcome = _run_verb(step, work, reporter)
         verdict = {"key": key, "evidence": outcome.evidence, "corpus": outcome.corpus}
         manifest = target.manifest | {"gates": outcome.gates, "gate": verdict}
         artifact.write_records(target.path, *card.finish(manifest))
@@ -243,7 +235,7 @@ def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
     a run was killed before it was written, is written; one that a user changed is let be.
     """
     manifest, notes = artifact.read_manifest(folder), []
-    gated = any(other.gates_of == step.id for other in plan.steps)
+    gated = any(other.judges == step.id for other in plan.steps)
     lifted = "gate" in manifest and not gated
     if lifted:
         manifest = {name: each for name, each in manifest.items() if name != "gate"}
@@ -256,14 +248,14 @@ def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _run_stage(step: PlannedStep, work: Work, reporter: Reporter) -> Outcome:
+def _run_verb(step: PlannedStep, work: Work, reporter: Reporter) -> Outcome:
     reporter.phase(f"{step.id}: loading torch and transformers")
-    stage = _stage(step)
+    verb: Runs = load(f"{VERBS[step.verb].package}.run")
     from llmopt.runtimes.choice import computing_threads
 
     reporter.phase(f"{step.id}: reading text and model")
     with computing_threads(work.options.threads):
-        return stage.run(work)
+        return verb.run(work)
 
 
 def _work(
@@ -277,23 +269,13 @@ def _work(
         reporter.progress(step, what, done, total)
 
     return Work(
-        settings=step.settings,
-        texts=step.texts,
-        fates=step.fates,
-        gates_of=step.gates_of,
-        parents=parents,
+        step=step,
+        artifacts=parents,
         folder=built,
         state=state,
         options=options,
         progress=progress,
     )
-
-
-def _stage(step: PlannedStep) -> Stage:
-    target = step.settings.get("to", "") if step.verb == "convert" else ""
-    module: Any = importlib.import_module(CONVERSIONS.get(target, STAGES[step.verb]))
-    stage: Stage = module
-    return stage
 
 
 def _manifest(
@@ -307,8 +289,8 @@ def _manifest(
         "verb": step.verb,
         "key": key,
         "format": outcome.format,
-        "settings": step.settings,
-        "parents": [_parent(plan, name, parent) for name, parent in parents.items()],
+        "settings": step.document(),
+        "parents": [_parent(plan, each, parents[each.name]) for each in step.inputs],
         "corpus": outcome.corpus,
         "seed": plan.recipe.seed,
         "versions": artifact.versions(),
@@ -318,11 +300,7 @@ def _manifest(
         "evidence": outcome.evidence,
         "gates": outcome.gates,
     }
-    return manifest | _card(manifest, parents) if _is_model(outcome) else manifest
-
-
-def _is_model(outcome: Outcome) -> bool:
-    return kind_of(outcome.format).holds == "model"
+    return manifest | _card(manifest, parents) if yields_model(step) else manifest
 
 
 def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, Any]:
@@ -335,11 +313,11 @@ def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, A
     return {"files": files, "digest": artifact.digest_of(files), "card": kept}
 
 
-def _parent(plan: Plan, name: str, parent: Artifact) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name, "digest": parent.digest}
+def _parent(plan: Plan, given: StepInput, parent: Artifact) -> dict[str, Any]:
+    entry: dict[str, Any] = {"role": given.role, "name": given.name, "digest": parent.digest}
     if parent.manifest_digest:
         entry[artifact.MANIFEST_DIGEST] = parent.manifest_digest
-    if name == MODEL:
+    if given.name == MODEL:
         entry |= {"source": plan.model.name, "revision": plan.model.revision}
     return entry
 

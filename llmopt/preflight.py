@@ -13,7 +13,7 @@ from llmopt import artifact
 from llmopt.errors import RequestError
 from llmopt.planner import Plan, PlannedStep, State, states
 from llmopt.report.manifest_tables import flatten
-from llmopt.step import RunOptions
+from llmopt.step import RunOptions, Text
 
 #: settings that a refusal names
 _TOLD = 4
@@ -27,7 +27,7 @@ def check(plan: Plan, options: RunOptions) -> None:
     found = states(plan)
     todo = [step for step in plan.steps if found[step.id].what != "done"]
     for step in todo:
-        if step.gates_of is None:
+        if step.judges is None:
             _check_output(plan, step, found[step.id], options)
     _check_disk(plan, todo, found)
     _check_texts(plan, todo)
@@ -40,7 +40,7 @@ def check(plan: Plan, options: RunOptions) -> None:
 def _check_output(plan: Plan, step: PlannedStep, state: State, options: RunOptions) -> None:
     destination = plan.outputs[step.id]
     manifest = artifact.read_manifest(destination)
-    ours = plan.named and step.verb != "allocate" and not options.overwrite
+    ours = plan.named and step.asked_by is None and not options.overwrite
     if manifest and ours and not _same(plan, step, state, manifest):
         raise RequestError(
             f"{destination} holds a finished artifact that was made in another way: "
@@ -61,7 +61,7 @@ def _same(plan: Plan, step: PlannedStep, state: State, manifest: dict[str, Any])
     }
     made = {parent["name"]: parent["digest"] for parent in manifest["parents"]}
     alike = all(made.get(name) == digest for name, digest in outside.items())
-    return alike and (manifest["verb"], manifest["settings"]) == (step.verb, step.settings)
+    return alike and (manifest["verb"], manifest["settings"]) == (step.verb, step.document())
 
 
 def _difference(step: PlannedStep, manifest: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def _difference(step: PlannedStep, manifest: dict[str, Any]) -> str:
     made = f"{manifest['verb']} of {source}"
     if manifest["verb"] != step.verb:
         return made
-    there, here = flatten(manifest["settings"]), flatten(step.settings)
+    there, here = flatten(manifest["settings"]), flatten(step.document())
     names = [
         name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)
     ]
@@ -91,7 +91,7 @@ def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]
     peak: dict[int, int] = defaultdict(int)
     places: dict[int, Path] = {}
     for step in todo:
-        output = plan.outputs[step.gates_of or step.id]
+        output = plan.outputs[step.judges or step.id]
         place = next(folder for folder in output.absolute().parents if folder.is_dir())
         device = place.stat().st_dev
         places.setdefault(device, place)
@@ -99,7 +99,7 @@ def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]
         begun = _size(artifact.work_folder(output, key)) if key else 0
         needed = max(step.footprint.disk_bytes - begun, 0)
         peak[device] = max(peak[device], kept[device] + needed)
-        if step.gates_of is None:
+        if step.judges is None:
             kept[device] += sum(fate.bytes for fate in step.fates) - _size(output)
     for device, place in places.items():
         free = shutil.disk_usage(place).free
@@ -113,22 +113,20 @@ def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]
 
 def _check_texts(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """RequestError where text that a later step measures on is too short, or is not the model's."""
-    asked = [step for step in todo[1:] if step.verb == "bench"]  # the first looks at its own
-    seen: list[Any] = []
-    for step in asked:
-        each = (step.settings["evaluation"], step.texts["evaluation"]["source"])
-        if each not in seen:
-            _check_text(step, *each, plan.model.folder)
-            seen.append(each)
+    seen: list[Text] = []
+    for step in todo[1:]:  # the first looks at its own
+        if step.evaluation is not None and step.evaluation not in seen:
+            _check_text(step, step.evaluation, plan.model.folder)
+            seen.append(step.evaluation)
 
 
-def _check_text(step: PlannedStep, data: dict[str, Any], source: str, folder: Path) -> None:
-    from llmopt.verbs.shared import texts as text
+def _check_text(step: PlannedStep, text: Text, folder: Path) -> None:
+    from llmopt.verbs.shared import texts
 
     try:
-        text.evaluation(data, source, folder)
+        texts.evaluation(text, folder)
     except RequestError as error:
-        if step.gates_of is None:
+        if step.judges is None:
             raise
         ways = [*([error.hint] if error.hint else []), "take no gate (--gate none)"]
         raise RequestError(error.message, hint=", or ".join(ways)) from None

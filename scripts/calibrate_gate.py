@@ -33,6 +33,7 @@ from llmopt.formats.gptq_config import SUFFIXES
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
+from llmopt.step import Text
 from llmopt.verbs.shared import texts as text
 
 Stored = dict[str, Tensor]
@@ -233,8 +234,11 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=256)
     options = parser.parse_args()
     base = resolve(options.model).folder
-    data = {"field": options.field, "windows": options.windows, "length": options.length}
-    judge = Judge(base, text.evaluation(data, options.evaluation, base)[0])
+    held_out = Text(
+        split="evaluation", name=options.evaluation, source=options.evaluation,
+        field=options.field, count=options.windows, length=options.length,
+    )  # fmt: skip
+    judge = Judge(base, text.evaluation(held_out, base)[0])
     calibration = [
         "--calibration", options.calibration, "--field", options.field,
         "--sequences", str(options.sequences), "--length", str(options.length),

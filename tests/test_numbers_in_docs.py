@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from llmopt.evaluate import gates
-from llmopt.planner.desugar import GATE_WINDOWS
 from llmopt.report.quality import CLASSES
+from llmopt.verbs.bench.plan import GATE_WINDOWS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -56,19 +56,20 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             (work.state / "part").write_text("hours of work")
             if control["raises"]:
                 raise control["raises"]
-            if work.gates_of is None:
+            if work.step.judges is None:
                 (work.folder / "result.txt").write_text(repr(sorted(work.settings.items())))
             verdict = {
                 "gate": "kl.mean < 1", "value": 0.5, "passed": control["passed"], "model": "q",
             }  # fmt: skip
             return Outcome(
                 format="fake",
-                evidence={"name": "q", "bytes": 1} if work.gates_of else {},
-                gates=[verdict] if work.gates_of else [],
+                evidence={"name": "q", "bytes": 1} if work.step.judges else {},
+                gates=[verdict] if work.step.judges else [],
             )
 
-    monkeypatch.setattr(pipeline, "_stage", lambda _: Fake)
+    monkeypatch.setattr(pipeline, "load", lambda _: Fake)
     # what they write is no model
+    monkeypatch.setattr(pipeline.soundness, "check_model", lambda *_: None)
     monkeypatch.setattr(pipeline.written, "checked", lambda _folder, ledger, *_: ledger)
     return control
 
@@ -311,7 +312,7 @@ def test_a_card_that_a_kill_took_is_written_again(
     with pytest.raises(KeyboardInterrupt):
         run(made(tmp_path / "killed"))
     monkeypatch.undo()
-    monkeypatch.setattr(pipeline, "_stage", lambda _: pytest.fail("done already"))
+    monkeypatch.setattr(pipeline, "load", lambda _: pytest.fail("done already"))
     assert verify(tmp_path / "killed" / "q") == ["missing: README.md"]
     plan = made(tmp_path / "killed")
     gate_only = replace(plan, steps=plan.steps[:2])

@@ -42,9 +42,12 @@ class Artifact:
         return [v["gate"] for v in self.manifest.get("gates", ()) if not v["passed"]]
 
 
-def step_key(verb: str, version: int, settings: dict[str, Any], parents: dict[str, str]) -> str:
-    """What makes two runs of a step the same: its verb and version, settings and inputs."""
-    document = {"verb": verb, "version": version, "settings": settings, "parents": parents}
+def step_key(verb: str, version: int, settings: dict[str, Any], inputs: list[list[str]]) -> str:
+    """What makes two runs of a step the same: its verb and version, settings and inputs.
+
+    `inputs` are [role, name, digest].
+    """
+    document = {"verb": verb, "version": version, "settings": settings, "inputs": inputs}
     return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 

@@ -53,6 +53,7 @@ def _once(files: list[_File]) -> list[_File]:
 
 
 class _Parent(_Part):
+    role: _Text
     name: _Text
     digest: _Digest
     manifest_digest: _Digest | None = None

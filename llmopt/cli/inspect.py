@@ -72,7 +72,7 @@ def _measured(typed: dict[str, Any], options: RunOptions, output: Output) -> lis
     data["steps"][0]["quantize"] |= {"target_bpw": 16.0, "gate": []}
     plan = planner.plan(*from_data(data, flags("inspect", typed)), out)
     with reporting(output) as reporter:
-        return pipeline.sensitivity(plan, options, reporter)
+        return pipeline.table(plan, "allocate", options, reporter)
 
 
 def _sensitivity(rows: list[dict[str, Any]]) -> Table:

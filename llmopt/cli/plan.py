@@ -50,7 +50,7 @@ def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, Any]:
         "state": state,
         "out": str(made.outputs[step.id]) if step.id in made.outputs else None,
         "parents": list(step.parents),
-        "settings": step.settings,
+        "settings": step.document(),
         "memory_bytes": step.footprint.memory_bytes,
         "disk_bytes": step.footprint.disk_bytes,
         "tensors": [fate.as_dict() for fate in step.fates],
@@ -80,34 +80,13 @@ def _steps_table(made: Plan, states: dict[str, str]) -> Table:
 
 def _does(step: PlannedStep) -> str:
     """What a step does, in a few words; with the length of text that the context cuts."""
-    text = step.settings.get("calibration") or step.settings.get("evaluation") or {}
-    cut = f" on {text['length']} tokens a sequence (the context)" if "cut_from" in text else ""
+    text = step.calibration or step.evaluation
+    cut = ""
+    if text is not None and text.cut_from is not None:
+        cut = f" on {text.length} tokens a sequence (the context)"
     if "new_tokens_cut_from" in step.settings:
         cut += f", speed on {step.settings['new_tokens']} new ones"
-    return _work(step) + cut
-
-
-def _work(step: PlannedStep) -> str:
-    if step.verb == "quantize":
-        s = step.settings
-        return f"{s['method']} {_grid(s)} -> {s['format']}"
-    if step.verb == "convert":
-        return f"convert to {step.settings['to']}"
-    if step.verb == "allocate":
-        return f"choose settings for {_grid(step.settings)}"
-    if step.gates_of:
-        return f"gate: {', '.join(step.settings['gates'])}"
-    return f"bench {', '.join(step.settings['from'])}"
-
-
-def _grid(settings: dict[str, Any]) -> str:
-    if settings["target_bpw"]:
-        return f"{settings['target_bpw']:g} bits per weight"
-    if settings["target_size"]:
-        from llmopt.report.numbers import megabytes
-
-        return f"{megabytes(settings['target_size'])} MB"
-    return f"{settings['grid']} g{settings['group_size']}"
+    return step.summary + cut
 
 
 def _fates_table(step: PlannedStep) -> Table:

@@ -38,7 +38,7 @@ def run(
     from llmopt.step import RunOptions
 
     plan = planner.plan(loaded, source, folder, allow_pickle=allow_pickle)
-    if any(VERBS[step.verb].yields == "results" and step.gates_of is None for step in plan.steps):
+    if any(VERBS[step.verb].yields == "results" and step.judges is None for step in plan.steps):
         page.check(folder / "report.html", hint="move it away, or choose another -o")
     ran = execute(plan, RunOptions(device, threads), output)
     made, measured = written(ran, "model"), written(ran, "results")

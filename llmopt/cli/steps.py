@@ -88,7 +88,7 @@ def written(ran: Ran, yields: str) -> list[StepResult]:
     return [
         result
         for result in ran.results
-        if result.step.gates_of is None and VERBS[result.step.verb].yields == yields
+        if result.step.asked_by is None and VERBS[result.step.verb].yields == yields
     ]
 
 
@@ -115,7 +115,7 @@ def documents(ran: Ran) -> list[dict[str, Any]]:
 def _amount(result: StepResult) -> str:
     """` on 16 windows of 512 tokens`: the text that a step's gates were held to."""
     manifest = result.artifact.manifest
-    corpus = (manifest["gate"] if result.step.gates_of else manifest)["corpus"]
+    corpus = (manifest["gate"] if result.step.judges else manifest)["corpus"]
     return f" on {CorpusName.model_validate(corpus).amount}"
 
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from llmopt import artifact
 from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.formats.quantization import read_contents
-from llmopt.planner.desugar import Desugar
-from llmopt.planner.graph import named_parents, ordered, outside
+from llmopt.planner.context import Context, Shared, planned
+from llmopt.planner.graph import Names, named, ordered, outside
+from llmopt.planner.made import Plan, yields_model
 from llmopt.planner.states import State, states
-from llmopt.planner.steps import MODEL, Plan, PlannedStep
+from llmopt.planner.texts import Texts
 from llmopt.pretrained import has_tokenizer
 from llmopt.recipe import Recipe, Source
-from llmopt.recipe.located import located
 from llmopt.recipe.matrix import Expanded, expand
+from llmopt.recipe.source import COMMAND_LINE
 from llmopt.report import card_metadata
 from llmopt.sources import ModelSource, resolve
-from llmopt.specs.kinds import kind_of
+from llmopt.specs import VERBS
+from llmopt.specs.formats import IMATRIX
+from llmopt.step import MODEL, PlannedStep
 
-__all__ = ["MODEL", "Plan", "PlannedStep", "State", "plan", "states"]
+__all__ = ["MODEL", "Plan", "PlannedStep", "State", "plan", "states", "yields_model"]
 
 
 def plan(
@@ -34,30 +38,57 @@ def plan(
     """
     expanded, ids = expand(recipe, source)
     externals = outside(expanded, ids)
-    ids |= {typed: [name] for typed, name in externals.items()}
-    in_order = ordered(expanded, ids, source, set(externals.values()))
-    model = located(source, ("model",), lambda: resolve(recipe.model, recipe.revision, fetch=fetch))
-    if allow_pickle:
-        model = located(source, ("model",), lambda: _unpickled(model))
-    contents = located(source, ("model",), lambda: read_contents(model.folder))
-    if any(item.step.verb != "bench" for item in expanded):
-        located(source, ("model",), lambda: card_metadata.declared(model.folder))
+    names = Names(
+        {**ids, **{typed: [name] for typed, name in externals.items()}},
+        frozenset(externals.values()),
+    )
+    in_order = ordered(expanded, names, source)
+    model = _model(recipe, source, in_order, fetch=fetch, allow_pickle=allow_pickle)
     folders = {name: _external(Path(typed)) for typed, name in externals.items()}
-    others = {name: read_contents(folder) for name, folder in folders.items()}
-    desugar = Desugar(recipe, source, ids, contents, others, model.name)
-    steps = _desugared(in_order, ids, desugar)
-    _check_ids(steps, source)
-    _check_tokenizers(steps, model.folder, folders, source)
-    single = source.file == "<command line>" and len(expanded) == 1
+    single = source.file == COMMAND_LINE and len(expanded) == 1
     if single:
         artifact.check_name(out)
-    outputs = {s.id: _place(s, out, single=single) for s in steps if s.gates_of is None}
+    shared = _shared(recipe, source, names, model, folders, out if single else None)
+    steps = _planned(in_order, shared)
+    _check_ids(steps, source)
+    _check_tokenizers(steps, model.folder, folders, source)
+    outputs = {s.id: _place(s, out, single=single) for s in steps if s.judges is None}
     inputs = [model.folder, *folders.values(), *_text_folders(recipe)]
-    for name, path in outputs.items():
+    for path in outputs.values():
         artifact.check_apart(path, inputs)
         artifact.check_destination(path)
-        _check_parts(next(s for s in steps if s.id == name), path, source)
     return Plan(recipe, model, tuple(steps), outputs, folders, single)
+
+
+def _model(
+    recipe: Recipe, source: Source, steps: list[Expanded], *, fetch: bool, allow_pickle: bool
+) -> ModelSource:
+    """The model that the recipe begins with; its card is looked at where others are made of it."""
+    with source.at(("model",)):
+        model = resolve(recipe.model, recipe.revision, fetch=fetch)
+        if allow_pickle:
+            model = _unpickled(model)
+        if any(VERBS[item.step.verb].yields == "model" for item in steps):
+            card_metadata.declared(model.folder)
+    return model
+
+
+def _shared(
+    recipe: Recipe, source: Source, names: Names, model: ModelSource,
+    folders: Mapping[str, Path], out: Path | None,
+) -> Shared:  # fmt: skip
+    with source.at(("model",)):
+        contents = read_contents(model.folder)
+    file = artifact.file_of(artifact.folder_of(out)) if out else None
+    return Shared(
+        texts=Texts(recipe, contents.config),
+        names=names,
+        contents={MODEL: contents} | {name: read_contents(path) for name, path in folders.items()},
+        seed=recipe.seed,
+        sequences=recipe.data.calibration.sequences,
+        model_name=model.name,
+        file_name=file.name if file else None,
+    )
 
 
 def _text_folders(recipe: Recipe) -> list[Path]:
@@ -66,22 +97,25 @@ def _text_folders(recipe: Recipe) -> list[Path]:
     return [path for source in sources if source and (path := Path(source)).is_dir()]
 
 
-def _desugared(
-    in_order: list[Expanded], ids: dict[str, list[str]], desugar: Desugar
-) -> list[PlannedStep]:
+def _planned(in_order: list[Expanded], shared: Shared) -> list[PlannedStep]:
     """All planned steps. What builds on a step with a mistake is not looked at any more."""
     steps: list[PlannedStep] = []
     mistakes, failed = Mistakes(), set[str]()
     for item in in_order:
-        named = named_parents(item)
-        if failed & {member for name in named for member in ids.get(name, [name])}:
-            failed.add(item.step.id)
+        step, ids = item.step, shared.names.ids
+        if failed & {member for _, name in named(item) for member in ids.get(name, [name])}:
+            failed.add(step.id)
             continue
+        key = (*item.key, step.verb)
         try:
-            steps += desugar.steps(item)
+            found = planned(step.verb, Context(step.id, key, item.source, step.settings, shared))
         except RecipeError as error:
             mistakes.add(error.all)
-            failed.add(item.step.id)
+            failed.add(step.id)
+            continue
+        steps += found.steps
+        if found.contents is not None:
+            shared.contents[step.id] = found.contents
     mistakes.raise_any()
     return steps
 
@@ -90,7 +124,7 @@ def _check_ids(steps: list[PlannedStep], source: Source) -> None:
     """RecipeError where a step is called what the planner calls one that it adds."""
     names = [step.id for step in steps]
     for step in steps:
-        if names.count(step.id) > 1 and step.gates_of is None and step.verb != "allocate":
+        if names.count(step.id) > 1 and step.asked_by is None:
             message = f"{step.id!r} is what the planner calls a step of its own"
             raise source.error(message, (*step.key[:2], "id"), "choose another id")
 
@@ -100,11 +134,10 @@ def _check_tokenizers(
 ) -> None:
     """RecipeError where a step has text to read, and its model no tokenizer to read it with."""
     for step in steps:
-        first = step.settings.get("against") or step.parents[0]
-        folder = outside.get(first, model)
-        if {"calibration", "evaluation"} & step.texts.keys() and not has_tokenizer(folder):
+        folder = outside.get(step.parents[0], model)
+        if (step.calibration or step.evaluation) and not has_tokenizer(folder):
             hint = "put the model's tokenizer.json into the folder"
-            judges = step.gates_of is not None
+            judges = step.judges is not None
             raise source.error(
                 f"{'the quality gate' if judges else step.verb} reads text, and there is no "
                 f"tokenizer in {folder}",
@@ -118,24 +151,16 @@ def _external(path: Path) -> Path:
 
 
 def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
-    """A step's folder. What a lone step is prepared by stands hidden beside it."""
+    """A step's folder. What a lone step asked for before it stands hidden beside it."""
     if not single:
         return out / step.id
-    files = kind_of(step.settings.get("to")).files
-    if artifact.folder_of(out) != out and out.suffix not in files:
+    files = {"gguf": (".gguf",), IMATRIX: (".gguf", ".dat")}.get(step.writes, ())
+    if artifact.folder_of(out) != out and out.suffix not in files and step.asked_by is None:
         raise RequestError(f"{out} is a file name, and the result is a folder")
     out = artifact.folder_of(out)
-    return out.with_name(f".{out.name}.allocation") if step.verb == "allocate" else out
-
-
-def _check_parts(step: PlannedStep, path: Path, source: Source) -> None:
-    """RecipeError where a conversion to one file would write several."""
-    size, file = step.settings.get("split_size"), artifact.file_of(path)
-    most = step.settings.get("target_size") or sum(fate.bytes for fate in step.fates)
-    if size and file and most > size:
-        message = f"several files of {size:,} bytes cannot be {file.name}"
-        hint = "-o FOLDER, or a larger split size"
-        raise source.error(message, (*step.key, "split_size"), hint)
+    if step.asked_by is None:
+        return out
+    return out.with_name(f".{out.name}.{step.id.removeprefix(f'{step.asked_by}.')}")
 
 
 def _unpickled(model: ModelSource) -> ModelSource:

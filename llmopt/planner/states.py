@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmopt import artifact
-from llmopt.planner.steps import Plan
+from llmopt.planner.made import Plan
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def states(plan: Plan) -> dict[str, State]:
             if name not in digests:  # not a step: the model, or an artifact from outside
                 digests[name] = artifact.known_digest(plan.folder_of(name))
         known = {name: digest for name in step.parents if (digest := digests[name])}
-        folder = plan.outputs[step.gates_of or step.id]
+        folder = plan.outputs[step.judges or step.id]
         manifest = artifact.read_manifest(folder) if folder.is_dir() else {}
         if len(known) < len(step.parents):
             missing = [name for name in step.parents if name not in known]
@@ -39,7 +39,7 @@ def states(plan: Plan) -> dict[str, State]:
             digests.setdefault(step.id, None)
             continue
         key = step.digest_key(known)
-        if step.gates_of:
+        if step.judges:
             done = manifest.get("gate", {}).get("key") == key
         else:
             done = artifact.complete(folder, key)

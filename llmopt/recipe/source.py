@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmopt.errors import RecipeError
+from llmopt.errors import RecipeError, RequestError
 from llmopt.specs.base import shortened
 
 Key = tuple[str | int, ...]
@@ -65,6 +66,18 @@ class Source:
         return RecipeError(
             message, file=self.file, line=line, column=column, key=dotted(key), hint=hint
         )
+
+    @contextmanager
+    def at(self, key: Key) -> Iterator[None]:
+        """What is refused inside gets the place in the recipe that asked for it."""
+        try:
+            yield
+        except RecipeError:
+            raise
+        except RequestError as error:
+            raise self.error(error.message, key, error.hint) from None
+        except OSError as error:  # a name that no file can have, a folder that may not be read
+            raise self.error(error.strerror or str(error), key) from None
 
     def flag(self, key: Key) -> Option | None:
         """The option of the command line that gives what stands at `key`, or around it."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmopt.report.results import Interval
-from llmopt.specs.kinds import weight_files
 
 MISSING = "–"
 
@@ -47,7 +46,7 @@ def interval(estimate: Interval | None) -> str:
 
 def weight_bytes(files: Iterable[dict[str, Any]]) -> int:
     """The size of a model: the bytes of its weight files, among those that its manifest lists."""
-    return sum(f["bytes"] for f in files if f["path"].endswith(weight_files()))
+    return sum(f["bytes"] for f in files if f["path"].endswith((".safetensors", ".gguf")))
 
 
 def megabytes(size: float | None) -> str:

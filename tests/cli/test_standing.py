@@ -115,7 +115,7 @@ def test_a_device_that_is_not_there_takes_no_work(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_stage", lambda _: Killed)
+        patch.setattr(pipeline, "load", lambda _: Killed)
         assert quantize("w4").code == 130
     (work,) = tmp_path.glob(".w4.llmopt-*")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

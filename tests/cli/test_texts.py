@@ -92,12 +92,13 @@ def test_the_context_is_found_wherever_it_stands(config: dict[str, Any]) -> None
     for length, fits in ((64, True), (65, False)):
         data = {"evaluation": {"length": length, "windows": 2}}
         recipe = {"version": 1, "name": "r", "model": "demo", "data": data, "steps": [step]}
-        texts = Texts(*from_data(recipe), config)
+        recipe_, source = from_data(recipe)
+        texts = Texts(recipe_, config)
         if fits:
-            assert texts.evaluation()["length"] == 64
+            assert texts.evaluation(None, source).length == 64
             continue
         with pytest.raises(RecipeError, match="65 tokens a sequence do not fit"):
-            texts.evaluation()
+            texts.evaluation(None, source)
 
 
 def test_no_tokenizer_is_refused_before_work_where_there_is_text(

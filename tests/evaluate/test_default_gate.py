@@ -12,20 +12,23 @@ from pathlib import Path
 import pytest
 
 from llmopt.sources import resolve
+from llmopt.step import Text
 from llmopt.verbs.shared import texts as text
 from scripts.calibrate_gate import DAMAGE, Judge, damaged, quantized, variants
 
 pytestmark = pytest.mark.slow(part="gate")
 
 CALIBRATION = ["--calibration", "demo", "--sequences", "32", "--length", "256"]
-EVALUATION = {"field": "text", "windows": 16, "length": 256}
+EVALUATION = Text(
+    split="evaluation", name="demo", source="demo", field="text", count=16, length=256
+)
 SOUND = variants([32, 128])
 
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
     base = resolve("demo").folder
-    return Judge(base, text.evaluation(EVALUATION, "demo", base)[0])
+    return Judge(base, text.evaluation(EVALUATION, base)[0])
 
 
 @pytest.mark.parametrize("name", SOUND)

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from llmopt.allocate import document
-from llmopt.allocate.options import byte_budget
 from llmopt.allocate.search import search
 from llmopt.allocate.sensitivity import Group, Sensitivity
 from llmopt.artifact import write_json
@@ -31,6 +30,7 @@ from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.budget import byte_budget
 from llmopt.verbs.shared.gguf_about import description
 from llmopt.verbs.shared.solving import Solver
 
@@ -44,7 +44,7 @@ def run(work: Work) -> Outcome:
     """Write allocation.json into `work.folder`."""
     checkpoint, sensitivity, held_out, corpus = _sensitivity(work)
     groups = sensitivity.groups()
-    budget = byte_budget(work.fates, work.settings) - _header(work, checkpoint)
+    budget = _budget(work) - _header(work, checkpoint)
     windows = HeldOut(
         checkpoint, held_out, kl_divergence,
         batch_size=work.settings["batch_size"], device=pick_device(work.options.device),
@@ -72,7 +72,7 @@ def table(work: Work) -> list[dict[str, Any]]:
 
 def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str, Any] | None]:
     """Walk backward over the parent model, on all calibration windows but those held out."""
-    parent = next(iter(work.parents.values()))
+    parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     windows, corpus = text.checked_calibration(work, checkpoint.folder)
     seen, held_out = split(windows)
@@ -86,15 +86,20 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
 
     spec = FORMATS[work.settings["format"]]
     folder = work.state / "sensitivity"
-    sensitivity = Sensitivity(checkpoint.naming, work.fates, spec, solve, folder)
+    sensitivity = Sensitivity(checkpoint.naming, work.step.fates, spec, solve, folder)
     walk_backward(
         checkpoint, seen, sensitivity, work.state / "walk",
-        seed=work.settings["seed"],
+        seed=work.step.seed,
         batch_size=work.settings["batch_size"],
         device=pick_device(work.options.device),
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     return checkpoint, sensitivity, held_out, corpus
+
+
+def _budget(work: Work) -> int:
+    settings = work.settings
+    return byte_budget(work.step.fates, settings["target_bpw"], settings["target_size"])
 
 
 def _header(work: Work, checkpoint: Checkpoint) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -31,18 +32,17 @@ def run(work: Work) -> Outcome:
     """Measure every model that the step names; write bench.json and return the verdicts."""
     settings = work.settings
     base_name = settings["against"]
-    first = work.parents[base_name or settings["from"][0]]
-    windows, corpus = text.evaluation(
-        settings["evaluation"], work.texts["evaluation"]["source"], first.path
-    )
+    first = work.artifacts[base_name or settings["from"][0]]
+    assert work.step.evaluation is not None
+    windows, corpus = text.evaluation(work.step.evaluation, first.path)
     entries = _quality(work, windows)
     # by now no model is left in this process
     speeds = _speeds(work, [e["name"] for e in entries], windows) if settings["speed"] else {}
-    verdicts = _judge(settings["gates"], entries, work.parents)
+    verdicts = _judge(settings["gates"], entries, work.artifacts)
     document = {"schema": 1, "corpus": corpus, "base": base_name, "entries": entries}
-    if work.gates_of is None:
+    if work.step.judges is None:
         write_json(work.folder / "bench.json", document)
-    evidence = dict(next((e for e in entries if e["name"] == work.gates_of), {}))
+    evidence = dict(next((e for e in entries if e["name"] == work.step.judges), {}))
     evidence.pop(MANIFEST_DIGEST, None)  # the verdict goes into that manifest
     run = {"speed": speeds, "threads": torch.get_num_threads()}
     return Outcome(format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run=run)
@@ -52,7 +52,7 @@ def _quality(work: Work, windows: Tensor) -> list[dict[str, Any]]:
     """An entry for each model, the base's first; base and model run side by side."""
     settings, runtimes = work.settings, work.settings["runtimes"]
     base_name = settings["against"]
-    against = work.parents[base_name] if base_name else None
+    against = work.artifacts[base_name] if base_name else None
     base = _load(work, against, runtimes[base_name]) if against else None
     entries: list[dict[str, Any]] = []
     if against is not None:
@@ -60,17 +60,17 @@ def _quality(work: Work, windows: Tensor) -> list[dict[str, Any]]:
     for name in settings["from"]:
         if name == base_name:
             continue
-        engine = _load(work, work.parents[name], runtimes[name])
+        engine = _load(work, work.artifacts[name], runtimes[name])
         measured = _measure(work, name, base, engine, windows)
-        entry = _entry(work.parents[name], measured, against) | {"runtime": runtimes[name]}
+        entry = _entry(work.artifacts[name], measured, against) | {"runtime": runtimes[name]}
         entries.append(entry)
         if against is not None and isinstance(measured, Comparison):
-            entry |= _code_errors(work.parents[name], against)
+            entry |= _code_errors(work.artifacts[name], against)
             entries[0]["perplexity"] = asdict(measured.perplexity.base)
         del engine
     if base is not None and len(entries) == 1:
         entries[0]["perplexity"] = asdict(
-            perplexity(base.logits, windows, seed=settings["seed"]).perplexity
+            perplexity(base.logits, windows, seed=work.step.seed).perplexity
         )
     return entries
 
@@ -91,7 +91,7 @@ def _opening(work: Work, runtime: str) -> dict[str, str]:
 def _measure(
     work: Work, name: str, base: Engine | None, engine: Engine, windows: Tensor
 ) -> Comparison | Perplexity:
-    seed = work.settings["seed"]
+    seed = work.step.seed
 
     def progress(done: int) -> None:
         work.progress(f"windows of {name}", done, len(windows))
@@ -149,7 +149,7 @@ def _size(artifact: Artifact, base: Artifact | None) -> dict[str, Any]:
     return {
         **({MANIFEST_DIGEST: seal} if seal else {}),
         "name": artifact.name,
-        "format": artifact.manifest.get("format") or contents.stored_as,
+        "format": artifact.manifest.get("format") or contents.runs_as or "hf",
         "digest": artifact.digest,
         "bytes": size,
         "size_ratio": size / whole if whole else None,
@@ -158,7 +158,7 @@ def _size(artifact: Artifact, base: Artifact | None) -> dict[str, Any]:
 
 
 def _judge(
-    wanted: list[str], entries: list[dict[str, Any]], parents: dict[str, Artifact]
+    wanted: list[str], entries: list[dict[str, Any]], parents: Mapping[str, Artifact]
 ) -> list[dict[str, Any]]:
     """Every gate held to every measured model but the base; verdicts stand in the entries too."""
     verdicts = []
@@ -199,7 +199,7 @@ def _speeds(work: Work, names: list[str], windows: Tensor) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with stopwatch() as watch:
         for done, name in enumerate(names):
-            runtime, folder = work.settings["runtimes"][name], str(work.parents[name].path)
+            runtime, folder = work.settings["runtimes"][name], str(work.artifacts[name].path)
             work.progress("models timed", done, len(names))
             found[name] = watch.measure(
                 Job(

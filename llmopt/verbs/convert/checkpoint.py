@@ -42,11 +42,11 @@ _NEAREST = {"method": "rtn", "scale_search": "mse", "signed_scales": True}
 
 def run(work: Work) -> Outcome:
     """Convert the parent model into `work.folder`."""
-    parent = next(iter(work.parents.values()))
+    parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     # no plan knows what a budget chose: what counts is what the parent holds now
     found = conversions(read_contents(parent.path), ConvertSettings(**work.settings))
-    work = replace(work, fates=tuple(each.fate for each in found))
+    work = replace(work, step=replace(work.step, fates=tuple(each.fate for each in found)))
     conversion = _Conversion(checkpoint, work)
     conversion.survey()
     records = conversion.write()
@@ -62,7 +62,7 @@ class _Conversion:
         self._checkpoint, self._work, self._target = checkpoint, work, work.settings["to"]
         self._fates = {
             _module(fate): fate
-            for fate in work.fates
+            for fate in work.step.fates
             if fate.quantize is not None or _module(fate) in checkpoint.layers
         }
         self._codec = None if self._target == PLAIN else codec_of(self._target)
@@ -106,7 +106,7 @@ class _Conversion:
 
     def fates(self) -> Iterator[TensorFate]:
         """What was planned, as the survey left it."""
-        for fate in self._work.fates:
+        for fate in self._work.step.fates:
             chosen = self._wanted(fate)
             if chosen == fate.quantize or chosen is None:
                 yield fate
@@ -142,7 +142,7 @@ class _Conversion:
     def write_config(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """config.json of the result; gives what the manifest says of it."""
         layers, ragged = {}, False
-        for fate in self._work.fates:
+        for fate in self._work.step.fates:
             module, chosen = _module(fate), self._wanted(fate)
             if chosen is not None:
                 layers[module] = replace(chosen, desc_act=records[module]["desc_act"])
@@ -155,7 +155,7 @@ class _Conversion:
             self._work.folder,
             format_id=None if self._codec is None else self._target,
             layers=layers,
-            unquantized=unquantized(self._work.fates, self._checkpoint.naming),
+            unquantized=unquantized(self._work.step.fates, self._checkpoint.naming),
             dtype=self._dtype if decoded else None,
         )
         found["loading"] |= {"ragged": ragged} if ragged else {}

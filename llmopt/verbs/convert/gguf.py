@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmopt.allocate import document
+from llmopt.artifact import ONE_FILE
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
@@ -40,7 +41,6 @@ from llmopt.model.contents import Contents
 from llmopt.model.layout import ggml_layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import KINDS
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
@@ -57,7 +57,7 @@ _MOVED = {"exact": True, "error": 0.0, "how": "moved"}
 
 def run(work: Work) -> Outcome:
     """Convert the parent model into model.gguf in `work.folder`."""
-    parent = next(iter(work.parents.values()))
+    parent = work.input()
     checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
     conversion = _Conversion(work, checkpoint, contents)
     conversion.check_values()
@@ -85,13 +85,13 @@ class _Conversion:
         self._work, self._checkpoint, self._contents = work, checkpoint, contents
         self.device = pick_device(work.options.device)
         given = {k: v for k, v in work.settings.items() if k in ConvertSettings.model_fields}
-        settings = ConvertSettings(**given | {"imatrix": None, "split_size": None})
-        guided = bool(work.settings["imatrix"] or work.settings["calibration"])
+        settings = ConvertSettings(**given)
+        guided = bool(work.step.files or work.step.calibration)
         self._settings = settings
         self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
         self.allocation: dict[str, Any] | None = None
         if settings.has_budget:
-            self.allocation = document.read(list(work.parents.values())[1].path)
+            self.allocation = document.read(work.input("allocation").path)
             self._wanted = gguf.budgeted(self._wanted, self.allocation.pop("linears"))
         #: whether the file's embedding is also its head, and has to be encoded as such
         self._shared = checkpoint.tied and not self._embedding_is_ready()
@@ -129,7 +129,7 @@ class _Conversion:
 
     def tokenizer_differences(self) -> list[str]:
         """What llama.cpp cuts otherwise; the tokenizer of a GGUF file is carried over."""
-        if self._contents.kind == "gguf":
+        if self._contents.in_gguf:
             return []
         return tokenizer_differences(self._checkpoint.folder, self._checkpoint.config)
 
@@ -149,7 +149,7 @@ class _Conversion:
         if not types.keys() & {*linears, naming.head}:
             return None
         tokens, corpus = None, None
-        if settings["calibration"] is not None:
+        if self._work.step.calibration is not None:
             tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
         importance = self._importance(types)
         operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
@@ -193,10 +193,11 @@ class _Conversion:
 
         RequestError where a linear's type is of no use without it.
         """
-        if self._work.settings["imatrix"] is None:
+        file = self._work.step.files.get("imatrix")
+        if file is None:
             return {}
-        matrix = read_imatrix(Path(self._work.texts["imatrix"]["source"]))
-        self._about |= of_imatrix(matrix, self._work.settings["imatrix"]["name"])
+        matrix = read_imatrix(Path(file.source))
+        self._about |= of_imatrix(matrix, file.name)
         found: dict[str, Tensor] = {}
         for each in self._wanted:
             place = each.placement
@@ -237,8 +238,7 @@ class _Conversion:
             self._contents, self._checkpoint.folder, self._about,
             gguf.file_type(self._settings, self._wanted),
         )  # fmt: skip
-        path = self._work.folder / KINDS["gguf"].files[".gguf"]
-        write_gguf(path, said, entries, self._work.settings["split_size"])
+        write_gguf(self._work.folder / ONE_FILE, said, entries, self._work.settings["split_size"])
 
     def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
         """Where the bytes of a tensor of the file come from."""

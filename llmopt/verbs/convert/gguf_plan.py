@@ -9,30 +9,111 @@ from pathlib import Path
 from typing import Any
 
 from llmopt import artifact
-from llmopt.allocate.options import CANDIDATES_ALONE
 from llmopt.errors import Mistakes, RequestError
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout, ggml_layout
-from llmopt.recipe import Source
-from llmopt.recipe.located import located
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS
+from llmopt.specs.formats import IMATRIX
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import find_preset
+from llmopt.step import NamedFile, PlanContext, Planned, PlannedStep, StepInput
 from llmopt.verbs.convert import gguf_types as gguf
-from llmopt.verbs.convert.layouts import Conversion
+from llmopt.verbs.convert.layouts import refuse_loss
 from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.shared.budget import CANDIDATES_ALONE
+from llmopt.verbs.shared.footprints import quantize_footprint
 
 _FEEDBACK = {"damping": 0.01, "refine": 2}
+
+
+def plan(settings: ConvertSettings, context: PlanContext) -> tuple[Planned, bool]:
+    """A conversion to GGUF, its allocation before it, and whether it rounds weights to blocks."""
+    model = context.model()
+    contents = context.contents(model.name)
+    request = GgufRequest(settings, context)
+    request.check(contents)
+    calibration = None
+    if settings.imatrix is None and request.rounds:
+        calibration = context.calibration(*request.calibrated_for())
+    found = request.wanted(contents, guided=bool(calibration or settings.imatrix))
+    lost = list(gguf.conversions(contents, found))
+    refuse_loss(lost, context, exact=settings.exact)
+    fates = tuple(each.fate for each in lost)
+    step = PlannedStep(
+        id=context.id,
+        verb="convert",
+        settings=request.effective(),
+        inputs=(model,),
+        key=context.key,
+        writes="gguf",
+        seed=context.seed,
+        calibration=calibration,
+        held_out=context.held_out() if calibration else None,
+        files=request.files(),
+        fates=fates,
+        footprint=quantize_footprint(contents, fates, calibration, settings.batch_size),
+        summary="convert to gguf",
+    )
+    request.check_parts(step)
+    after = gguf.contents_after(contents, found)
+    steps = _with_budget(step, found, settings, context) if settings.has_budget else (step,)
+    return Planned(steps, after), any(each.loss and each.fate.quantize for each in lost)
+
+
+def _with_budget(
+    step: PlannedStep, found: Sequence[gguf.Wanted], settings: ConvertSettings,
+    context: PlanContext,
+) -> tuple[PlannedStep, ...]:  # fmt: skip
+    """The step with options for each linear, after the allocation that chooses among them."""
+    with context.source.at((*context.key, "candidates")):
+        fates = tuple(with_types(step.fates, found, settings))
+    asked = {
+        "from": step.inputs[0].name, "format": "gguf", "batch_size": settings.batch_size,
+        "target_bpw": settings.target_bpw, "target_size": settings.target_size,
+        "solving": step.settings,
+    }  # fmt: skip
+    before = context.step("allocate", asked, "allocation", fates=fates)
+    inputs = (*step.inputs, StepInput("allocation", before[-1].id))
+    return (*before, replace(step, fates=fates, inputs=inputs))
+
+
+def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
+    """An importance matrix of the model's linears: no model, nothing is made from it."""
+    model = context.model()
+    contents = context.contents(model.name)
+    allowed = {"from_", "to", "batch_size", *([] if settings.gate else ["gate"])}
+    for name in sorted(settings.model_fields_set - allowed):
+        key = (*context.key, name)
+        raise context.source.error("an importance matrix has no such setting", key)
+    found = GgufRequest(settings, context).wanted(contents, guided=True)
+    calibration = context.calibration("an importance matrix", (*context.key, "to"))
+    fates = tuple(each.fate for each in gguf.conversions(contents, found))
+    footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
+    step = PlannedStep(
+        id=context.id,
+        verb="convert",
+        settings={"to": IMATRIX, "batch_size": settings.batch_size},
+        inputs=(model,),
+        key=context.key,
+        writes=IMATRIX,
+        seed=context.seed,
+        calibration=calibration,
+        held_out=context.held_out(),
+        footprint=replace(footprint, disk_bytes=0),
+        summary=f"convert to {IMATRIX}",
+    )
+    return Planned((step,))
 
 
 class GgufRequest:
     """A convert step's settings, and where they stand."""
 
-    def __init__(self, settings: ConvertSettings, source: Source, place: Key) -> None:
-        self._settings, self._source, self._place = settings, source, place
+    def __init__(self, settings: ConvertSettings, context: PlanContext) -> None:
+        self._settings, self._context = settings, context
+        self._source, self._place = context.source, context.key
 
     def check(self, contents: Contents) -> None:
         """RecipeError for settings that do not go together or that the model has, all of them."""
@@ -98,34 +179,18 @@ class GgufRequest:
         tied = head not in contents.tensors
         name = "overrides" if self._settings.overrides else "preset"
         key = (*self._place, name if name in self._settings.model_fields_set else "to")
-        found: list[gguf.Wanted] = located(
-            self._source, key,
-            lambda: gguf.wanted(contents, self._settings, tied=tied, guided=guided),
-        )  # fmt: skip
-        return found
-
-    def conversions(self, contents: Contents, found: Sequence[gguf.Wanted]) -> list[Conversion]:
-        """What becomes of each tensor; RecipeError where it has to be exact and is not."""
-        result = list(gguf.conversions(contents, found))
-        lost = next((each for each in result if each.loss), None)
-        if lost and self._settings.exact:
-            rounding = self._source.says((*self._place, "exact"), value=False)
-            raise self._error(
-                f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
-                "exact",
-                f"{rounding} it is rounded, and reported",
-            )
-        return result
+        with self._source.at(key):
+            return gguf.wanted(contents, self._settings, tied=tied, guided=guided)
 
     def effective(self) -> dict[str, Any]:
         """The settings with nothing left to decide."""
-        left_out = {"from_", "gate", "grid", "group_size", "symmetric"}
+        left_out = {"from_", "gate", "gate_base", "grid", "group_size", "symmetric", "imatrix"}
         effective = self._settings.model_dump(by_alias=True, exclude=left_out)
         effective |= {
             "method": self._settings.method or "rtn",
             "search": self._settings.search or "best",
-            "imatrix": located(self._source, (*self._place, "imatrix"), self._imatrix),
             "format": "gguf",
+            "model_name": self._context.model_name.rpartition("/")[2],
         }
         if effective["method"] == "gptq":
             return effective | {
@@ -134,18 +199,24 @@ class GgufRequest:
             }
         return {name: value for name, value in effective.items() if name not in _FEEDBACK}
 
-    def places(self) -> dict[str, dict[str, Any]]:
-        """Where the importance matrix lies."""
-        path = self._settings.imatrix
-        return {} if path is None else {"imatrix": {"source": path}}
-
-    def _imatrix(self) -> dict[str, str] | None:
+    def files(self) -> dict[str, NamedFile]:
+        """The importance matrix, where one is given."""
         if self._settings.imatrix is None:
-            return None
+            return {}
         path = Path(self._settings.imatrix)
-        if not path.is_file():
-            raise self._error(f"there is no file {path}", "imatrix")
-        return {"name": path.name, "digest": artifact.file_digest(path)}
+        with self._source.at((*self._place, "imatrix")):
+            if not path.is_file():
+                raise RequestError(f"there is no file {path}")
+            digest = artifact.file_digest(path)
+        return {"imatrix": NamedFile(path.name, digest, str(path))}
+
+    def check_parts(self, step: PlannedStep) -> None:
+        """RecipeError where what -o names as one file would be several."""
+        size, file = self._settings.split_size, self._context.file_name
+        most = self._settings.target_size or sum(fate.bytes for fate in step.fates)
+        if size and file and most > size:
+            message = f"several files of {size:,} bytes cannot be {file}"
+            raise self._error(message, "split_size", "-o FOLDER, or a larger split size")
 
     def _error(self, message: str, name: str, hint: str | None = None) -> RequestError:
         return self._source.error(message, (*self._place, name), hint)

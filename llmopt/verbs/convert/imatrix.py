@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmopt.artifact import IMATRIX
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.export import placements
@@ -15,7 +16,6 @@ from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import KINDS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.shared import texts as text
@@ -26,7 +26,7 @@ def run(work: Work) -> Outcome:
 
     Twice, for tools that read llama.cpp's older form: the files are small.
     """
-    parent = next(iter(work.parents.values()))
+    parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     tokens, corpus = text.checked_calibration(work, checkpoint.folder)
     device = pick_device(work.options.device)
@@ -46,8 +46,8 @@ def run(work: Work) -> Outcome:
         entries=entries, chunks=len(tokens), chunk_size=tokens.shape[1],
         datasets=(str(corpus["name"]),),
     )  # fmt: skip
-    for name in KINDS["imatrix"].files.values():
-        write_imatrix(work.folder / name, matrix)
+    for suffix in (".gguf", ".dat"):
+        write_imatrix((work.folder / IMATRIX).with_suffix(suffix), matrix)
     return Outcome(format="imatrix", corpus=corpus, run={"device": str(device)})
 
 

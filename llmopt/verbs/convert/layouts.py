@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
-from llmopt.specs import CHECKPOINT, FORMATS, GRIDS
+from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.step import PlanContext
 from llmopt.verbs.convert.settings import ConvertSettings
 from llmopt.verbs.shared.changes import kept, kept_because, linear_names, linear_shape
 from llmopt.verbs.shared.shapes import packing_fault
@@ -66,6 +67,18 @@ def conversions(contents: Contents, settings: ConvertSettings) -> Iterator[Conve
         yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful)
 
 
+def refuse_loss(found: Sequence[Conversion], context: PlanContext, *, exact: bool) -> None:
+    """RecipeError where a conversion has to be exact, and layouts alone say that it is not."""
+    lost = next((each for each in found if each.loss), None)
+    if lost and exact:
+        key = (*context.key, "exact")
+        raise context.source.error(
+            f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
+            key,
+            f"{context.source.says(key, value=False)} it is rounded, and reported",
+        )
+
+
 def _same_groups(layout: Layout | None, chosen: Layout) -> bool:
     return layout is not None and layout.group_size == chosen.group_size
 
@@ -86,7 +99,7 @@ def contents_after(
             shape = shape[::-1]
         tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
     format_id = None if settings.to == PLAIN else settings.to
-    return replace(contents, tensors=tensors, format=format_id, kind=CHECKPOINT)
+    return replace(contents, tensors=tensors, format=format_id, in_gguf=False)
 
 
 def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:

@@ -150,6 +150,9 @@ class ConvertSettings(GgufSettings):
     gate: Gates | None = Field(
         None, description='as in quantize; null: ["default"] where weights are rounded, else []'
     )
+    gate_base: Literal["parent", "model"] = Field(
+        "parent", description="what gates compare with: what the step is made from, or the model"
+    )
 
     @model_validator(mode="before")
     @classmethod

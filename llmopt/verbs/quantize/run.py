@@ -37,17 +37,17 @@ from llmopt.verbs.shared.solving import Solver
 def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
     settings = work.settings
-    parent = next(iter(work.parents.values()))
+    parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     others = copy_side_files(checkpoint, work.folder)
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings["format"]]
     work, allocation = _settled(work)
-    codec, held = codec_of(spec.id), _held(work.fates)
+    codec, held = codec_of(spec.id), _held(work.step.fates)
     _check_held(checkpoint, held, codec)
-    fates = {fate.name.removesuffix(".weight"): fate for fate in work.fates}
-    operation = _Quantize(settings, fates)
+    fates = {fate.name.removesuffix(".weight"): fate for fate in work.step.fates}
+    operation = _Quantize(settings, fates, calibrated=tokens is not None)
     awq = Awq(operation.options_of, frozenset(held))
     writer = ShardWriter(work.state / "parts")
     work.progress("blocks", 0, checkpoint.naming.block_count + settings["head"])
@@ -62,10 +62,10 @@ def run(work: Work) -> Outcome:
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
-    others |= _write_config(checkpoint, settings, work.fates, records, work.folder)
+    others |= _write_config(checkpoint, settings, work.step.fates, records, work.folder)
     return Outcome(
         format=settings["format"],
-        ledger=_ledger(work.fates, records, checkpoint),
+        ledger=_ledger(work.step.fates, records, checkpoint),
         corpus=corpus,
         evidence=others | ({"allocation": allocation} if allocation else {}),
         run={"device": str(device)},
@@ -77,11 +77,12 @@ def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
 
     All of it goes into the manifest, so that the allocation's own folder is not needed any more.
     """
-    if not any(fate.options for fate in work.fates):
+    if not any(fate.options for fate in work.step.fates):
         return work, None
-    found = document.read(list(work.parents.values())[1].path)
-    fates = document.settled(work.fates, found.pop("linears"), FORMATS[work.settings["format"]])
-    return replace(work, fates=tuple(fates)), found
+    found = document.read(work.input("allocation").path)
+    spec = FORMATS[work.settings["format"]]
+    fates = document.settled(work.step.fates, found.pop("linears"), spec)
+    return replace(work, step=replace(work.step, fates=tuple(fates))), found
 
 
 def _held(fates: tuple[TensorFate, ...]) -> dict[str, Layout]:
@@ -101,7 +102,7 @@ def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec) -> No
 
 def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dict[str, Any] | None]:
     """The calibration windows int64 [sequences, length], and what the manifest says of them."""
-    if work.settings["calibration"] is None:
+    if work.step.calibration is None:
         return None, None
     return text.checked_calibration(work, checkpoint.folder)
 
@@ -109,9 +110,11 @@ def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dic
 class _Quantize:
     """The block walk's operation: one solve for all linears that share input and settings."""
 
-    def __init__(self, settings: dict[str, Any], fates: dict[str, TensorFate]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], fates: dict[str, TensorFate], *, calibrated: bool
+    ) -> None:
         self._fates, self._solver = fates, Solver(settings)
-        self.needs_statistics = settings["calibration"] is not None
+        self.needs_statistics = calibrated
 
     def apply(self, inlet: Inlet) -> None:
         """Quantize what the plan says of this inlet's linears."""

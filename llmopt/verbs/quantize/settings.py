@@ -119,6 +119,9 @@ class QuantizeSettings(Settings):
         default_factory=lambda: ["default"],
         description='quality gates of the result: "default" (against collapse), expressions, or []',
     )
+    gate_base: Literal["parent", "model"] = Field(
+        "parent", description="what gates compare with: what the step is made from, or the model"
+    )
 
     @property
     def has_budget(self) -> bool:

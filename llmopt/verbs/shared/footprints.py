@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.footprint import Footprint
+from llmopt.step import Text
 
 #: resident memory of Python with torch and transformers loaded, before any model (measured)
 _LIBRARIES = 480 << 20
@@ -20,7 +20,7 @@ _HESSIAN_COPIES = 4
 def quantize_footprint(
     contents: Contents,
     fates: Sequence[TensorFate],
-    calibration: dict[str, Any] | None,
+    calibration: Text | None,
     batch_size: int,
 ) -> Footprint:
     """One block in float32, the activations, and the largest Hessian with its factor.
@@ -39,10 +39,10 @@ def quantize_footprint(
     if calibration is None:
         return Footprint(_LIBRARIES + 2 * max(block, outside), written * 2)
     hidden = _hidden_size(contents.config)
-    activations = calibration["sequences"] * calibration["length"] * hidden * 4
+    activations = calibration.count * calibration.length * hidden * 4
     known = 2 * activations  # at most: inputs that blockwalk.shortcuts keeps
     widest = max((f.shape[1] for f in fates if f.quantize), default=0)
-    batch = batch_size * calibration["length"] * max(widest, hidden) * 4 * 6
+    batch = batch_size * calibration.length * max(widest, hidden) * 4 * 6
     hessian = widest * widest * 4 * _HESSIAN_COPIES + (block if any(naming.experts) else 0)
     memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + known + batch
     return Footprint(memory, written * 2 + activations)
@@ -59,42 +59,42 @@ def convert_footprint(contents: Contents, fates: Sequence[TensorFate]) -> Footpr
 
 
 def allocate_footprint(
-    contents: Contents, fates: Sequence[TensorFate], settings: dict[str, Any]
+    contents: Contents, fates: Sequence[TensorFate], calibration: Text, batch_size: int
 ) -> Footprint:
     """A quantize step's, a graph of one block for autograd, logits; every option's weights on disk.
 
     On disk are the inputs of all blocks, and float16 weights of the options: about half of them,
     those on their hulls.
     """
-    calibration, batch = settings["calibration"], settings["batch_size"]
-    quantize = quantize_footprint(contents, fates, calibration, batch)
+    quantize = quantize_footprint(contents, fates, calibration, batch_size)
     hidden = _hidden_size(contents.config)
     widest = max((max(f.shape) for f in fates if f.quantize), default=0)
-    graph = batch * calibration["length"] * max(widest, hidden) * 4 * 24
-    logits = calibration["length"] * int(contents.config.get("vocab_size", 0)) * 4 * 6
+    graph = batch_size * calibration.length * max(widest, hidden) * 4 * 24
+    logits = calibration.length * int(contents.config.get("vocab_size", 0)) * 4 * 6
     head = hidden * int(contents.config.get("vocab_size", 0)) * 4
-    activations = calibration["sequences"] * calibration["length"] * hidden * 4
+    activations = calibration.count * calibration.length * hidden * 4
     kept = sum(math.prod(f.shape) * len(f.options) for f in fates)
     disk = activations * contents.naming.block_count + kept
     return Footprint(quantize.memory_bytes + graph + logits + head, disk)
 
 
 def bench_footprint(
-    contents: Contents, models: int, evaluation: dict[str, Any], *, speed: bool
+    contents: Contents, models: int, length: int, *, speed: bool, keeps: bool = True
 ) -> Footprint:
     """Two models in float32 at a time, and the logits of one window from both.
 
-    With `speed`, afterwards: one model in a process of its own, which has the libraries again.
+    `length` is that of a window. With `speed`, afterwards: one model in a process of its own, which
+    has the libraries again. With `keeps` it leaves results.
     """
     weights = contents.weight_count * 4
-    logits = evaluation["length"] * int(contents.config.get("vocab_size", 0)) * 4
+    logits = length * int(contents.config.get("vocab_size", 0)) * 4
     memory = _LIBRARIES + min(models, 2) * weights + 6 * logits
-    return Footprint(max(memory, (2 * _LIBRARIES + weights) * speed), 1 << 20)
+    return Footprint(max(memory, (2 * _LIBRARIES + weights) * speed), keeps << 20)
 
 
-def _hidden_size(config: dict[str, Any]) -> int:
+def _hidden_size(config: Mapping[str, object]) -> int:
     for name in ("hidden_size", "n_embd", "d_model"):
-        if isinstance(config.get(name), int):
-            return int(config[name])
+        if isinstance(size := config.get(name), int):
+            return size
     text = config.get("text_config")
     return int(text["hidden_size"]) if isinstance(text, dict) else 0

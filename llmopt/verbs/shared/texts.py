@@ -13,23 +13,18 @@ from llmopt.corpora.windows import calibration_windows, evaluation_windows, over
 from llmopt.errors import RequestError, about
 from llmopt.formats.quantization import read_contents
 from llmopt.runtimes.tokens import check_tokens
-from llmopt.step import Work
+from llmopt.step import Text, Work
 
 #: a share of common text above which an evaluation measures memory
 _LARGEST_OVERLAP = 0.02
 
 
-def calibration(
-    data: dict[str, Any], source: str, folder: Path, seed: int
-) -> tuple[Tensor, dict[str, Any]]:
-    """Windows int64 [sequences, length] in the tokens of the model in `folder`, and their name.
-
-    `data` is a step's calibration settings, `source` where the text lies on this machine.
-    """
-    tokens, described = _read(data, source, "calibration", folder)
-    windows = calibration_windows(tokens, data["sequences"], data["length"], seed)
+def calibration(text: Text, folder: Path, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """Windows int64 [sequences, length] in the tokens of the model in `folder`, and their name."""
+    tokens, described = _read(text, "calibration", folder)
+    windows = calibration_windows(tokens, text.count, text.length, seed)
     _check_ids(windows, "calibration", folder)
-    return windows, described | _shape(data, data["sequences"])
+    return windows, described | _shape(text)
 
 
 def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, dict[str, Any]]:
@@ -37,20 +32,20 @@ def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, dict[str, Any
 
     `folder` is the model that they are tokenized for.
     """
-    source, held_out = work.texts["calibration"]["source"], work.texts["evaluation"]
-    settings = work.settings
-    windows, corpus = calibration(settings["calibration"], source, folder, settings["seed"])
-    if source != held_out["source"]:  # one source has splits that share nothing
-        refuse_overlap(windows, evaluation(held_out, held_out["source"], folder)[0])
+    seen, held_out = work.step.calibration, work.step.held_out
+    assert seen is not None
+    windows, corpus = calibration(seen, folder, work.step.seed)
+    if held_out and seen.source != held_out.source:  # one source has splits that share nothing
+        refuse_overlap(windows, evaluation(held_out, folder)[0])
     return windows, corpus
 
 
-def evaluation(data: dict[str, Any], source: str, folder: Path) -> tuple[Tensor, dict[str, Any]]:
+def evaluation(text: Text, folder: Path) -> tuple[Tensor, dict[str, Any]]:
     """Windows int64 [windows, length], and their name; see `calibration`."""
-    tokens, described = _read(data, source, "evaluation", folder)
-    windows = evaluation_windows(tokens, data["windows"], data["length"])
+    tokens, described = _read(text, "evaluation", folder)
+    windows = evaluation_windows(tokens, text.count, text.length)
     _check_ids(windows, "evaluation", folder)
-    return windows, described | _shape(data, data["windows"])
+    return windows, described | _shape(text)
 
 
 def refuse_overlap(seen: Tensor, held_out: Tensor) -> None:
@@ -71,14 +66,12 @@ def _check_ids(windows: Tensor, split: Split, folder: Path) -> None:
         check_tokens(windows, None, rows)
 
 
-def _read(
-    data: dict[str, Any], source: str, split: Split, folder: Path
-) -> tuple[Tokens, dict[str, Any]]:
-    corpus = load(source, split=split, field=data["field"], tokenizer_folder=folder)
+def _read(text: Text, split: Split, folder: Path) -> tuple[Tokens, dict[str, Any]]:
+    corpus = load(text.source, split=split, field=text.field, tokenizer_folder=folder)
     return tokenize(corpus, folder), {"name": corpus.name, "sha256": corpus.sha256}
 
 
-def _shape(data: dict[str, Any], windows: int) -> dict[str, int]:
+def _shape(text: Text) -> dict[str, int]:
     """How much text is used; `cut_from` is the length that the model's context had no room for."""
-    cut = {"cut_from": data["cut_from"]} if "cut_from" in data else {}
-    return {"windows": windows, "length": data["length"], **cut}
+    cut = {} if text.cut_from is None else {"cut_from": text.cut_from}
+    return {"windows": text.count, "length": text.length, **cut}

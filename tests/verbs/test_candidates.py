@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from llmopt.allocate.options import byte_budget, candidates, with_options
 from llmopt.errors import RequestError
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
+from llmopt.verbs.quantize.candidates import candidates, with_options
 from llmopt.verbs.quantize.settings import QuantizeSettings
+from llmopt.verbs.shared.budget import byte_budget
 
 INT4 = Layout(grid="int4", group_size=128, symmetric=True)
 
@@ -55,6 +56,6 @@ def test_a_budget_counts_bits_of_quantized_weights_or_all_bytes() -> None:
     kept = TensorFate("norm.weight", (64,), 128, 128, None, "not a linear")
     settings = QuantizeSettings(target_bpw=4.0)
     fates = [*with_options([linear("a", 32, 128), linear("b", 64, 64)], settings), kept]
-    assert byte_budget(fates, {"target_bpw": 4.5}) == int(2 * 4096 * 4.5 / 8)
-    whole = byte_budget(fates, {"target_bpw": None, "target_size": 100_000})
+    assert byte_budget(fates, 4.5, None) == int(2 * 4096 * 4.5 / 8)
+    whole = byte_budget(fates, None, 100_000)
     assert 90_000 < whole < 100_000 - 128

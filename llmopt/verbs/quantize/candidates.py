@@ -6,42 +6,20 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
 from llmopt.errors import RequestError
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, GRIDS, lookup
+from llmopt.verbs.quantize.settings import QuantizeSettings
 
 #: group sizes that kernels know, the row among them
 _GROUP_SIZES = (32, 64, 128, -1)
 _COARSE = 128
-CANDIDATES_ALONE = "only a budget chooses among candidates"
 _CANDIDATE = re.compile(r"(?P<grid>\S+)(?: (?P<group>row|g\d+))?(?: (?P<zero>sym|asym))?")
-#: bytes of a tensor's entry in a safetensors header beside its name, and tensors of a linear
-_ENTRY, _PARTS, _FILE = 110, 5, 4096
 
 
-class Choosing(Protocol):
-    """What the candidates of a budget follow from: the settings of a quantization."""
-
-    @property
-    def format(self) -> str: ...
-    @property
-    def grid(self) -> str: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def symmetric(self) -> bool: ...
-    @property
-    def activations(self) -> str: ...
-    @property
-    def target_bpw(self) -> float | None: ...
-    @property
-    def candidates(self) -> list[str]: ...
-
-
-def candidates(settings: Choosing) -> list[Layout]:
+def candidates(settings: QuantizeSettings) -> list[Layout]:
     """What `candidates` says, or every integer grid of the format in the usual group sizes.
 
     A finer group saves less per byte than one more bit does: where the format has the grid of one
@@ -66,7 +44,7 @@ def candidates(settings: Choosing) -> list[Layout]:
     ]
 
 
-def with_options(fates: Iterable[TensorFate], settings: Choosing) -> Iterator[TensorFate]:
+def with_options(fates: Iterable[TensorFate], settings: QuantizeSettings) -> Iterator[TensorFate]:
     """The fates with those settings that each linear may get.
 
     A linear that an override settles has that one option. `bytes` of the others is their share of
@@ -92,20 +70,6 @@ def with_options(fates: Iterable[TensorFate], settings: Choosing) -> Iterator[Te
         yield replace(fate, options=options, bytes=size, why="by budget")
 
 
-def byte_budget(fates: Sequence[TensorFate], settings: dict[str, Any]) -> int:
-    """Bytes for all quantized linears together, of a step's effective settings.
-
-    target_bpw counts their weights; target_size the weight files as a whole, what is kept and the
-    files' headers included.
-    """
-    quantized = [fate for fate in fates if fate.options]
-    if settings["target_bpw"] is not None:
-        return int(sum(math.prod(f.shape) for f in quantized) * settings["target_bpw"] / 8)
-    kept = sum(fate.bytes + len(fate.name) + _ENTRY for fate in fates if not fate.options)
-    headers = sum(_PARTS * (len(fate.name) + _ENTRY) for fate in quantized) + _FILE
-    return int(settings["target_size"]) - kept - headers
-
-
 def _fits(choice: Layout, cols: int, choices: Sequence[Layout]) -> bool:
     """Whether groups fill a row; one group as wide as a row is the row, if that is a candidate."""
     if choice.group_size == cols:
@@ -113,7 +77,7 @@ def _fits(choice: Layout, cols: int, choices: Sequence[Layout]) -> bool:
     return choice.group_size == -1 or cols % choice.group_size == 0
 
 
-def _parse(text: str, settings: Choosing) -> Layout:
+def _parse(text: str, settings: QuantizeSettings) -> Layout:
     match = _CANDIDATE.fullmatch(text.strip())
     if match is None:
         raise RequestError(
@@ -128,6 +92,6 @@ def _parse(text: str, settings: Choosing) -> Layout:
     return _settings(settings, grid.id, group, symmetric)
 
 
-def _settings(settings: Choosing, grid: str, group_size: int, symmetric: bool) -> Layout:
+def _settings(settings: QuantizeSettings, grid: str, group_size: int, symmetric: bool) -> Layout:
     activations = None if settings.activations == "none" else settings.activations
     return Layout(grid=grid, group_size=group_size, symmetric=symmetric, activations=activations)

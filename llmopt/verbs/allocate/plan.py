@@ -1,0 +1,53 @@
+"""An allocation: what a budget leaves for the linears, checked before work. No torch."""
+
+from __future__ import annotations
+
+from llmopt.model.change import TensorFate
+from llmopt.specs import FORMATS
+from llmopt.specs.base import FormatSpec
+from llmopt.step import PlanContext, Planned, PlannedStep
+from llmopt.verbs.allocate.settings import AllocateSettings
+from llmopt.verbs.shared.budget import byte_budget, goal
+from llmopt.verbs.shared.footprints import allocate_footprint
+
+
+def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
+    """The step that chooses among the options that the asking step gives each linear."""
+    model, spec = context.model(), FORMATS[settings.format]
+    least = sum(_smallest(fate, spec) for fate in context.fates)
+    budget = byte_budget(context.fates, settings.target_bpw, settings.target_size)
+    key = (*context.key, "target_bpw" if settings.target_bpw else "target_size")
+    if budget < least:
+        raise context.source.error(
+            f"the budget leaves {max(budget, 0):,} bytes for the quantized linears, "
+            f"and the smallest candidates take {least:,}",
+            key,
+            "raise the target, or allow smaller candidates",
+        )
+    calibration = context.calibration("a budget", key)
+    assert calibration is not None
+    contents = context.contents(model.name)
+    return Planned((
+        PlannedStep(
+            id=context.id,
+            verb="allocate",
+            settings=settings.solving,
+            inputs=(model,),
+            key=context.key,
+            writes="allocation",
+            seed=context.seed,
+            calibration=calibration,
+            held_out=context.held_out(),
+            fates=context.fates,
+            footprint=allocate_footprint(
+                contents, context.fates, calibration, settings.batch_size
+            ),
+            summary=f"choose settings for {goal(settings.target_bpw, settings.target_size)}",
+        ),
+    ))  # fmt: skip
+
+
+def _smallest(fate: TensorFate, spec: FormatSpec) -> int:
+    """The fewest bytes that a linear's options take; 0 for other tensors."""
+    rows, cols = (*fate.shape, 0, 0)[:2]
+    return min((option.bytes((rows, cols), spec) for option in fate.options), default=0)

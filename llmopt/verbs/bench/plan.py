@@ -1,0 +1,126 @@
+"""What a bench measures, on which engine, on which text. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from llmopt.errors import Mistakes, RecipeError
+from llmopt.recipe.source import Key
+from llmopt.specs.runtimes import AUTO, runtime_for
+from llmopt.step import MODEL, PlanContext, Planned, PlannedStep, StepInput
+from llmopt.verbs.bench.settings import BenchSettings
+from llmopt.verbs.shared import gates
+from llmopt.verbs.shared.footprints import bench_footprint
+
+BASE = "base"
+#: windows that a gate is judged on, at most
+GATE_WINDOWS = 16
+#: tokens of context that a prompt and what is timed after it need
+_SHORTEST = 4
+
+
+def plan(settings: BenchSettings, context: PlanContext) -> Planned:
+    """A measurement of what is named, or of all that was written so far."""
+    (mistakes := Mistakes()).add(_mistakes(settings, context))
+    with mistakes.gathered():
+        step = _step(settings, context)
+    mistakes.raise_any()
+    return Planned((step,))
+
+
+def _mistakes(settings: BenchSettings, context: PlanContext) -> Iterator[RecipeError]:
+    if context.judges is None:  # else who asked has looked at them
+        yield from gates.mistakes(settings.gates, "gates", context, alone=settings.against is None)
+
+
+def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
+    base, measured = _inputs(settings, context)
+    names = [each.name for each in measured]
+    effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
+        "from": names,
+        "runtimes": _runtimes(settings, base, names, context),
+    }
+    notes: tuple[str, ...] = ()
+    if settings.speed:
+        effective |= (cut := _new_tokens(settings, context))
+        if "new_tokens_cut_from" in cut:
+            count = cut["new_tokens"]
+            notes = (
+                f"speed is that of {count} new tokens, for want of room in the model's context",
+            )
+    evaluation = context.evaluation(GATE_WINDOWS if context.judges else None)
+    inputs = (*([base] if base else []), *measured)
+    models = len({each.name for each in inputs})
+    return PlannedStep(
+        id=context.id,
+        verb="bench",
+        settings=effective,
+        inputs=inputs,
+        key=context.key,
+        writes="bench",
+        seed=context.seed,
+        evaluation=evaluation,
+        footprint=bench_footprint(
+            context.contents(MODEL), models, evaluation.length,
+            speed=settings.speed, keeps=context.judges is None,
+        ),
+        summary=_summary(settings, names, context),
+        notes=notes,
+    )  # fmt: skip
+
+
+def _summary(settings: BenchSettings, names: Sequence[str], context: PlanContext) -> str:
+    if context.judges:
+        return f"gate: {', '.join(settings.gates)}"
+    return f"bench {', '.join(names)}"
+
+
+def _inputs(
+    settings: BenchSettings, context: PlanContext
+) -> tuple[StepInput | None, Sequence[StepInput]]:
+    """The base, and what is measured: all that was written so far, where nothing is named."""
+    for role, key in ((MODEL, "from"), (BASE, "against")):
+        for each in context.inputs(role):
+            if not context.is_model(each.name):
+                what = "is no model" if role == MODEL else "is not one step's model"
+                raise context.source.error(f"{each.name!r} {what}", (*context.key, key))
+    base = context.model(BASE) if settings.against is not None else None
+    measured = context.inputs(MODEL)
+    return base, measured or tuple(StepInput(MODEL, name) for name in context.models())
+
+
+def _runtimes(
+    settings: BenchSettings, base: StepInput | None, measured: Sequence[str], context: PlanContext
+) -> dict[str, str]:
+    """What runs each model, going by what is installed here.
+
+    The base need not run on what those that are compared with it do.
+    """
+    against, wanted = base.name if base else None, settings.runtime
+    others = [name for name in measured if name != against]
+    asked = dict.fromkeys(others, wanted)
+    if against is not None:
+        asked[against] = AUTO if others and context.judges is None else wanted
+    key: Key = (*context.key, "runtime")
+    found = {}
+    for name, runtime in asked.items():
+        with context.source.at(key):
+            found[name] = runtime_for(runtime, context.contents(name).runs_as)
+    return found
+
+
+def _new_tokens(settings: BenchSettings, context: PlanContext) -> dict[str, int]:
+    """Tokens decoded for speed after a prompt; a default that does not fit the context is cut.
+
+    RecipeError for a number that was asked for.
+    """
+    length, wanted = context.context_length, settings.new_tokens
+    if length is None or wanted < length:
+        return {"new_tokens": wanted}
+    if "new_tokens" in settings.model_fields_set or length < _SHORTEST:
+        raise context.source.error(
+            f"{wanted:,} tokens after a prompt do not fit the model's context of {length:,}",
+            (*context.key, "new_tokens"),
+            f"at most {length - 1:,}" if length >= _SHORTEST else "measure without speed",
+        )
+    return {"new_tokens": length // 2, "new_tokens_cut_from": wanted}

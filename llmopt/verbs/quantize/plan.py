@@ -1,0 +1,156 @@
+"""What quantizing a model takes: an allocation where there is a budget, and a gate. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llmopt.errors import Mistakes, RecipeError
+from llmopt.model.change import TensorFate
+from llmopt.model.contents import Contents
+from llmopt.recipe.source import Key
+from llmopt.specs import METHODS
+from llmopt.step import PlanContext, Planned, PlannedStep, StepInput, Text
+from llmopt.verbs.quantize.candidates import with_options
+from llmopt.verbs.quantize.changes import quantize_fates
+from llmopt.verbs.quantize.settings import QuantizeSettings
+from llmopt.verbs.shared import gates
+from llmopt.verbs.shared.budget import CANDIDATES_ALONE, goal
+from llmopt.verbs.shared.changes import check_config, contents_after
+from llmopt.verbs.shared.footprints import quantize_footprint
+
+METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
+
+
+def plan(settings: QuantizeSettings, context: PlanContext) -> Planned:
+    """The step, the allocation before it and the gate after it that it asks for."""
+    (mistakes := Mistakes()).add(gates.mistakes(settings.gate, "gate", context))
+    planned = Planned(())
+    with mistakes.gathered():
+        planned = _quantized(settings, context)
+    mistakes.raise_any()
+    return gates.gated(planned, settings.gate, settings.gate_base, context)
+
+
+def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
+    model, contents = context.model(), context.contents(context.model().name)
+    method = METHODS[settings.method]
+    transform = method.transform if settings.transform == "auto" else settings.transform
+    calibration: Text | None = None
+    fates: tuple[TensorFate, ...] = ()
+    (mistakes := Mistakes()).add(_idle(settings, context))
+    mistakes.add(_of_budget(settings, context))
+    with mistakes.gathered():
+        calibration = _calibration(settings, transform, context)
+    with mistakes.gathered():
+        fates = tuple(quantize_fates(contents, settings, context.source, context.key))
+    mistakes.raise_any()
+    wanted = goal(settings.target_bpw, settings.target_size)
+    step = PlannedStep(
+        id=context.id,
+        verb="quantize",
+        settings=_effective(settings, transform, calibration),
+        inputs=(model,),
+        key=context.key,
+        writes=settings.format,
+        seed=context.seed,
+        calibration=calibration,
+        held_out=context.held_out() if calibration else None,
+        fates=fates,
+        footprint=quantize_footprint(contents, fates, calibration, settings.batch_size),
+        summary=f"{settings.method} {wanted or _grid(settings)} -> {settings.format}",
+    )
+    if settings.has_budget:
+        return _with_budget(step, settings, context)
+    return Planned((step,), contents_after(contents, fates, settings.format))
+
+
+def _grid(settings: QuantizeSettings) -> str:
+    return f"{settings.grid} g{settings.group_size}"
+
+
+def _effective(
+    settings: QuantizeSettings, transform: str, calibration: Text | None
+) -> dict[str, Any]:
+    effective = settings.model_dump(by_alias=True, exclude={"from_", "gate", "gate_base"})
+    for name in METHOD_SETTINGS - METHODS[settings.method].settings:
+        del effective[name]
+    if effective.get("scale_search") == "auto":
+        effective["scale_search"] = "importance" if calibration else "mse"
+    return effective | {"transform": transform}
+
+
+def _with_budget(step: PlannedStep, settings: QuantizeSettings, context: PlanContext) -> Planned:
+    """The step with options for each linear, after the allocation that chooses among them."""
+    contents = context.contents(step.inputs[0].name)
+    with context.source.at((*context.key, "candidates")):
+        fates = tuple(with_options(step.fates, settings))
+    _check_mix(fates, contents, settings, context)
+    asked = {
+        "from": step.inputs[0].name, "format": settings.format, "batch_size": settings.batch_size,
+        "target_bpw": settings.target_bpw, "target_size": settings.target_size,
+        "solving": step.settings,
+    }  # fmt: skip
+    before = context.step("allocate", asked, "allocation", fates=fates)
+    inputs = (*step.inputs, StepInput("allocation", before[-1].id))
+    planned = replace(step, fates=fates, inputs=inputs)
+    return Planned((*before, planned), contents_after(contents, fates, settings.format))
+
+
+def _calibration(settings: QuantizeSettings, transform: str, context: PlanContext) -> Text | None:
+    """The text of a quantize step; importance alone takes it where there is any."""
+    method: Key = (*context.key, "method")
+    if settings.has_budget:
+        return context.calibration("a budget", method)
+    if METHODS[settings.method].needs_calibration or transform != "none":
+        return context.calibration(f"method {settings.method}", method)
+    if settings.scale_search not in ("auto", "importance"):
+        return None
+    wanted = settings.scale_search == "importance"
+    what = "scale_search: importance" if wanted else None
+    return context.calibration(what, (*context.key, "scale_search"))
+
+
+def _idle(settings: QuantizeSettings, context: PlanContext) -> Iterator[RecipeError]:
+    """A setting that the method does not read is a mistake, not a decoration."""
+    used = METHODS[settings.method].settings
+    for name in sorted((METHOD_SETTINGS & settings.model_fields_set) - used):
+        yield context.source.error(
+            f"method {settings.method} has no such setting",
+            (*context.key, name),
+            f"{settings.method} reads: {', '.join(sorted(used))}",
+        )
+
+
+def _of_budget(settings: QuantizeSettings, context: PlanContext) -> Iterator[RecipeError]:
+    """Settings that do not go with a budget, or with none."""
+    source, key = context.source, context.key
+    if settings.candidates and not settings.has_budget:
+        budget = source.says((*key, "target_bpw"), 4.5)
+        yield source.error(CANDIDATES_ALONE, (*key, "candidates"), budget)
+    for refused, name, message, hint in (
+        (settings.target_bpw and settings.target_size, "target_size",
+         "a step has one budget: target_bpw or target_size", None),
+        (settings.head, "head", "a budget covers the linears in blocks, and not the head",
+         source.says((*key, "head"), value=False)),
+        (context.sequences < 2, "target_bpw", "a budget takes calibration text to measure on, too",
+         source.says(("data", "calibration", "sequences"), 2)),
+    ):  # fmt: skip
+        if refused and settings.has_budget:
+            yield source.error(message, (*key, name), hint)
+
+
+def _check_mix(
+    fates: Sequence[TensorFate], contents: Contents, settings: QuantizeSettings,
+    context: PlanContext,
+) -> None:  # fmt: skip
+    """Give neighbours different options: a config that cannot say that is found out now."""
+    count, mixed = itertools.count(), []
+    for fate in fates:
+        if fate.options:
+            fate = replace(fate, quantize=fate.options[next(count) % len(fate.options)])
+        mixed.append(fate)
+    key: Key = (*context.key, "format")
+    check_config(mixed, contents.naming, settings.format, context.source, key)
