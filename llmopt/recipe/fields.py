@@ -7,13 +7,25 @@ the command line spells it (Flag, Short) and whether it names a step (Input).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 from pydantic import GetCoreSchemaHandler as CoreHandler
 from pydantic import GetJsonSchemaHandler as JsonHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from llmopt.errors import RequestError
@@ -24,6 +36,7 @@ from llmopt.specs.presets import PRESETS
 from llmopt.specs.runtimes import AUTO
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -163,16 +176,120 @@ class Strict(BaseModel):
 
 
 class Settings(Strict):
-    """What a recipe may say of a verb or a method; a verb's class is its module's SETTINGS."""
+    """What a recipe may say of a verb or a method; a verb's class is its module's SETTINGS.
+
+    A class may have one field with a Variant. Its keys stand beside the others, in recipes and in
+    documents alike.
+    """
+
+    @classmethod
+    def variant(cls) -> tuple[str, Variant] | None:
+        """The field whose class another one chooses, and how."""
+        for name, info in cls.model_fields.items():
+            for mark in marks(info, Variant):
+                return name, mark
+        return None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested(cls, data: Any) -> Any:
+        """What is no key of this class is one of the variant's."""
+        if (found := cls.variant()) is None or not isinstance(data, dict):
+            return data
+        own = {word for name, f in cls.model_fields.items() for word in (name, f.alias or name)}
+        if isinstance(data.get(found[0]), Settings):
+            return data
+        own.discard(found[0])
+        inner = {key: value for key, value in data.items() if key not in own}
+        return {key: value for key, value in data.items() if key in own} | {found[0]: inner}
+
+    @model_serializer(mode="wrap")
+    def _flat(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        found = self.variant()
+        return data | data.pop(found[0], {}) if found else data
+
+    def document(self) -> dict[str, JsonValue]:
+        """All settings as keys say them, for manifests; what the step is made from is not one."""
+        data = self.model_dump(mode="json", by_alias=True)
+        inputs = {
+            info.alias or n for n, info in type(self).model_fields.items() if marks(info, Input)
+        }
+        return {key: value for key, value in data.items() if key not in inputs}
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The keys that were written."""
+        found = self.variant()
+        inner = getattr(self, found[0]).given if found else frozenset[str]()
+        names = self.model_fields_set - {found[0]} if found else self.model_fields_set
+        return frozenset(type(self).model_fields[name].alias or name for name in names) | inner
 
     def inputs(self) -> Iterator[tuple[Input, str, str]]:
         """What the step is made from, or measures: its role, the key, and a name that it gives."""
-        for field, info in type(self).model_fields.items():
-            for mark in info.metadata:
-                if isinstance(mark, Input):
-                    given = getattr(self, field)
-                    names = given if isinstance(given, list) else [] if given is None else [given]
-                    yield from ((mark, info.alias or field, name) for name in names)
+        for name, info in type(self).model_fields.items():
+            for mark in marks(info, Input):
+                given = getattr(self, name)
+                names = given if isinstance(given, list) else [] if given is None else [given]
+                yield from ((mark, info.alias or name, each) for each in names)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The field holds the settings that follow from another one's value, of a class of their own.
+
+    `chooser` is that other field, which stands before this one; `classes` has a class for each of
+    its values, however it may be written. `said` puts a value into words.
+    """
+
+    chooser: str
+    classes: Callable[[], Mapping[str, type[Settings]]]
+    said: str = "{}"
+
+    def __get_pydantic_core_schema__(self, source: object, handler: CoreHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._chosen)
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: JsonHandler) -> dict[str, Any]:
+        return {}  # its keys stand beside the others: see `schema`
+
+    def _chosen(self, value: Any, info: ValidationInfo) -> Any:
+        chosen = self.classes().get(info.data.get(self.chooser, ""))
+        if chosen is None or isinstance(value, chosen):
+            return value  # a choice that is none is a mistake of the other field
+        return chosen.model_validate(value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key that a recipe may have. `when`: a chooser -> its values that the key goes with."""
+
+    key: str
+    info: FieldInfo
+    when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def settings_in(model: type[BaseModel]) -> dict[str, Setting]:
+    """All keys of a class, those of its variants among them."""
+    found: dict[str, Setting] = {}
+    for name, info in model.model_fields.items():
+        variants = marks(info, Variant)
+        if not variants:
+            found[info.alias or name] = Setting(info.alias or name, info)
+        for variant in variants:
+            for choice, inner in variant.classes().items():
+                for key, each in settings_in(inner).items():
+                    before = found.get(key, each)
+                    when = {
+                        chooser: tuple(dict.fromkeys((*before.when.get(chooser, ()), *values)))
+                        for chooser, values in ((variant.chooser, (choice,)), *each.when.items())
+                    }
+                    found[key] = Setting(key, before.info, when)
+    return found
+
+
+def marks(info: FieldInfo, kind: type[M]) -> list[M]:
+    """What of this kind stands beside a field."""
+    return [mark for mark in info.metadata if isinstance(mark, kind)]
 
 
 def bits_of_grid(text: str) -> str:

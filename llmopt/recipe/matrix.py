@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmopt.errors import Mistakes, RecipeError
-from llmopt.recipe.mistakes import explain
+from llmopt.recipe.fields import settings_in
+from llmopt.recipe.mistakes import all_of
 from llmopt.recipe.models import RESERVED_IDS, Recipe, Step, step_class
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import suggestion
@@ -94,8 +95,7 @@ def _combinations(step: Step, source: Source, key: Key) -> Iterator[Expanded]:
 
 def _mistakes(step: Step, source: Source, key: Key) -> Iterator[RecipeError]:
     """What is wrong with a matrix itself."""
-    fields = type(step.settings).model_fields
-    known = {info.alias or name for name, info in fields.items()}
+    known = settings_in(type(step.settings))
     for name, values in step.matrix.items():
         place = (*key, name)
         if name not in known:
@@ -110,7 +110,7 @@ def _mistakes(step: Step, source: Source, key: Key) -> Iterator[RecipeError]:
 
 
 def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> Step:
-    given = step.settings.model_dump(by_alias=True, exclude_unset=True)
+    given = source.value((*key, step.verb))
     name = "-".join([step.id, *(_word(value) for value in values.values())])
     data = {"id": name, step.verb: given | values}
     try:
@@ -118,9 +118,7 @@ def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> St
     except ValidationError as error:
         found = error.errors(include_url=False)
     mistakes = Mistakes()
-    for each in found:
-        place: Key = (*key, *each["loc"][:2])
-        mistakes.add([explain(source, each, source.moved.get(place, place))])
+    mistakes.add(all_of(source, [{**each, "loc": (*key, *each["loc"])} for each in found]))
     mistakes.raise_any()
     raise AssertionError("a validation error without a mistake")
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from llmopt.errors import RecipeError
-from llmopt.recipe.models import recipe_class, step_class
+from llmopt.errors import RecipeError, RequestError
+from llmopt.recipe.fields import Flag, Setting, Settings, Short, marks, settings_in
+from llmopt.recipe.models import Data, recipe_class, step_class
 from llmopt.recipe.source import Key, Source, dotted
-from llmopt.specs import GRIDS, nearest, suggestion
+from llmopt.specs import nearest, suggestion
 from llmopt.specs.base import shortened
-
-#: options of the command line that recipes say otherwise
-_OPTIONS = {
-    "bits": "grid: {0} (bits is short for it on the command line alone)",
-    "asymmetric": "symmetric: false",
-    "skip": 'overrides: [{{match: "*.down_proj", skip: true}}]',
-    "calibration": "data.calibration.source, beside steps",
-    "evaluation": "data.evaluation.source, beside steps",
-    "sequences": "data.calibration.sequences, beside steps",
-    "length": "data.calibration.length, beside steps",
-}
-
 
 #: what pydantic says in terms of Python
 _SAID = {
@@ -37,7 +27,8 @@ _SAID = {
 
 def all_of(source: Source, errors: Iterable[Any]) -> Iterator[RecipeError]:
     """A sentence for each of pydantic's error records, in the order of their places."""
-    errors = sorted(errors, key=lambda error: source.place(error["loc"])[0] or 0)
+    placed = [{**error, "loc": _flat(error["loc"])} for error in errors]
+    errors = sorted(placed, key=lambda error: source.place(source.given_at(error["loc"]))[0] or 0)
     typos = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     for error in errors:
         if not _follows(error, typos):
@@ -58,7 +49,7 @@ def explain(source: Source, mistake: Any, key: Key) -> RecipeError:
     """One of pydantic's error records as a sentence about what stands at `key`."""
     kind, location = mistake["type"], mistake["loc"]
     if kind == "extra_forbidden":
-        return source.error("unknown key", location, _meant(source, location))
+        return _not_a_key(source, location)
     if kind == "missing":
         return source.error(f"{dotted(location)} is required", key)
     if kind == "value_error":
@@ -90,18 +81,70 @@ def _not_a_choice(source: Source, mistake: Any, key: Key) -> RecipeError:
     return source.error(message, key, hint)
 
 
-def _meant(source: Source, loc: Key) -> str:
-    """What somebody who wrote an unknown key may have meant."""
-    name = str(loc[-1])
-    if loc[:1] == ("steps",) and len(loc) == 4 and name in _OPTIONS:
-        return _OPTIONS[name].format(_grid_of(_value_at(source.data, loc)))
-    return suggestion(name, _field_names(_model_at(loc[:-1])))
+def _not_a_key(source: Source, loc: Key) -> RecipeError:
+    """What is wrong with a key that its place does not have."""
+    name, known = str(loc[-1]), _keys_at(loc[:-1])
+    if name in known:
+        return _of_another_choice(source, loc, known[name])
+    given = source.value(loc)
+    hint = _flag_of_verb(name, given, known) if loc[:1] == ("steps",) and len(loc) == 4 else None
+    return source.error("unknown key", loc, hint or suggestion(name, known))
 
 
-def _grid_of(bits: Any) -> str:
-    """The integer grid of so many bits; all of them where there is none."""
-    grid = f"int{bits}"
-    return grid if grid in GRIDS else ", ".join(name for name in GRIDS if name.startswith("int"))
+def _of_another_choice(source: Source, loc: Key, setting: Setting) -> RecipeError:
+    """A setting that exists, but not where another one has the value that it has."""
+    name, place, model = str(loc[-1]), loc[:-1], _model_at(loc[:-1])
+    while issubclass(model, Settings) and (found := model.variant()) is not None:
+        variant, chooser = found[1], (*place, found[1].chooser)
+        chosen = source.value(chooser) or model.model_fields[variant.chooser].default
+        inner = variant.classes()[chosen]
+        if name in (reads := settings_in(inner)):
+            model = inner
+            continue
+        others = setting.when[variant.chooser]
+        hint = f"{chosen} reads: {', '.join(sorted(reads))}"
+        hint = hint if reads else f"{source.says(chooser, others[0])} has it"
+        return source.error(f"{variant.said.format(chosen)} has no such setting", loc, hint)
+    raise AssertionError(f"{dotted(loc)} is a setting")
+
+
+def _flag_of_verb(name: str, given: object, known: Mapping[str, Setting]) -> str | None:
+    """How a recipe says what a flag of this name does on the command line."""
+    flag = f"--{name.replace('_', '-')}"
+    for key, setting in known.items():
+        many = get_origin(setting.info.annotation) is list
+        for short in (each for each in marks(setting.info, Short) if each.name == flag):
+            alone = f"({name} is short for it on the command line alone"
+            try:
+                value = short.parse(str(given))
+            except RequestError as error:
+                return f"{key} {alone}, and {error.message})"
+            return f"{key}: {_written([value] if many else value)} {alone})"
+        if any(each.off == flag for each in marks(setting.info, Flag)):
+            return f"{key}: false"
+    return _flag_of_text(flag)
+
+
+def _flag_of_text(flag: str) -> str | None:
+    """The key of the recipe's texts that a flag sets."""
+    for key, text in settings_in(Data).items():
+        for inner, setting in settings_in(_inside(text.info.annotation)).items():
+            names = [each.name for each in marks(setting.info, Flag)] or [f"--{inner}"]
+            if flag in names:
+                return f"data.{key}.{inner}, beside steps"
+    return None
+
+
+def _written(value: object) -> str:
+    """A value as YAML has it on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_written(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    return text if text.isalnum() else f'"{text}"'
 
 
 def _is_number(text: str) -> bool:
@@ -112,30 +155,51 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _value_at(value: Any, key: Key) -> Any:
-    for part in key:
-        value = value[part]
-    return value
+def _flat(loc: Key) -> Key:
+    """Where a mistake stands in the recipe: what holds the keys of a variant is no key."""
+    models: list[type[BaseModel]] = [recipe_class()]
+    found: Key = ()
+    for part in loc:
+        if inner := [each for model in models for each in _held_by(model, part)]:
+            models = inner
+            continue
+        found = (*found, part)
+        if not isinstance(part, int):
+            infos = (_info(model, part) for model in models)
+            models = [m for info in infos if info for m in _models_in(info.annotation)]
+    return found
+
+
+def _held_by(model: type[BaseModel], part: str | int) -> Iterable[type[BaseModel]]:
+    found = model.variant() if issubclass(model, Settings) else None
+    return found[1].classes().values() if found and found[0] == part else ()
+
+
+def _info(model: type[BaseModel], part: str) -> FieldInfo | None:
+    named = (info for name, info in model.model_fields.items() if part in (name, info.alias))
+    return next(named, None)
+
+
+def _keys_at(loc: Key) -> dict[str, Setting]:
+    """The keys that what stands at `loc` may have."""
+    return settings_in(_model_at(loc))
 
 
 def _model_at(loc: Key) -> type[BaseModel]:
-    """The pydantic model that validates what stands at `loc`."""
+    """The class that validates what stands at `loc`."""
     model: type[BaseModel] = recipe_class()
     for part in loc:
-        if isinstance(part, int):
-            continue
-        for name, info in model.model_fields.items():
-            if part in (name, info.alias):
-                model = next(iter(_models_in(info.annotation)), model)
+        if not isinstance(part, int) and (setting := settings_in(model).get(part)):
+            model = next(iter(_models_in(setting.info.annotation)), model)
     return model
 
 
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
+def _inside(annotation: object) -> type[BaseModel]:
+    return next(iter(_models_in(annotation)))
+
+
+def _models_in(annotation: object) -> Iterable[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from _models_in(inner)
-
-
-def _field_names(model: type[BaseModel]) -> list[str]:
-    return [info.alias or name for name, info in model.model_fields.items()]

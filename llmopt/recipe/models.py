@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from llmopt.recipe.fields import Flag, Settings, StepId, Strict
+from llmopt.recipe.fields import Flag, Settings, StepId, Strict, settings_in
 from llmopt.specs import VERBS, VerbSpec, load
 
 RESERVED_IDS = frozenset({"model", "report"})
@@ -70,14 +70,17 @@ class Step(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _vary_required(cls, data: Any) -> Any:
-        """A setting that has no default may come from the matrix alone: its first value stands."""
+    def _vary_deciding(cls, data: Any) -> Any:
+        """What other settings follow from may come from the matrix alone: its first value stands.
+
+        So may what has no default.
+        """
         matrix = data.get("matrix") if isinstance(data, dict) else None
         if not isinstance(matrix, dict):
             return data
         firsts = {key: v[0] for key, v in matrix.items() if isinstance(v, list) and v}
         filled = {
-            verb: {key: firsts[key] for key in required(verb) if key in firsts} | settings
+            verb: {key: firsts[key] for key in deciding(verb) if key in firsts} | settings
             for verb in cls.verbs()
             if isinstance(settings := data.get(verb), dict)
         }
@@ -123,10 +126,11 @@ def settings_of(verb: str) -> type[Settings]:
     return found
 
 
-def required(verb: str) -> list[str]:
-    """The settings of a verb that have no default."""
-    fields = settings_of(verb).model_fields
-    return [info.alias or name for name, info in fields.items() if info.is_required()]
+def deciding(verb: str) -> set[str]:
+    """The settings of a verb that have no default, or that choose which others there are."""
+    found = settings_in(settings_of(verb)).values()
+    choosers = {chooser for each in found for chooser in each.when}
+    return choosers | {each.key for each in found if each.info.is_required()}
 
 
 def step_class() -> type[Step]:

@@ -98,7 +98,7 @@ class Source:
 
     def given_at(self, key: Key) -> Key:
         """Where the value of a setting really stands: `to: gguf:Q4_K_M` gives a preset, too."""
-        key = self.moved.get(key, key)
+        key = self._moved(key)
         there = self.existing(key) == key or key in self.places
         return key if there or key[-1:] != ("preset",) else (*key[:-1], "to")
 
@@ -110,6 +110,22 @@ class Source:
                 value = value[part]
             except (KeyError, IndexError, TypeError):
                 return key[:count]
+        return key
+
+    def value(self, key: Key) -> Any:
+        """What is written for the setting at `key`, in a matrix too; None where nothing is."""
+        value: Any = self.data
+        for part in self._moved(key):
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    def _moved(self, key: Key) -> Key:
+        for count in range(len(key), 0, -1):
+            if (there := self.moved.get(key[:count])) is not None:
+                return (*there, *key[count:])
         return key
 
     def _nearest(self, key: Key) -> Key:
