@@ -87,7 +87,7 @@ def generation(request: Request) -> Iterator[Generation]:
 
     _check(request)
     folder = resolve(request.model).folder
-    chosen = runtime_for(request.runtime, read_contents(folder).runs_as)
+    chosen = runtime_for(request.runtime, read_contents(folder).kind)
     if request.sampling.beams > 1 and not RUNTIMES[chosen].beams:
         raise RequestError(f"{chosen} has no beam search", hint="leave out --beams")
     tokenizer = tokenizer_of(folder)

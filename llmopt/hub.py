@@ -13,6 +13,7 @@ from typing import Any
 
 from llmopt import artifact
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.specs.kinds import kind_of
 from llmopt.verification import verify
 
 
@@ -50,8 +51,9 @@ def checked(folder: Path, *, failed_gate_ok: bool = False) -> dict[str, Any]:
             f"{folder} has no {artifact.MANIFEST}: only llmopt's artifacts can be pushed",
             hint="for other folders: hf upload REPO FOLDER",
         )
-    if manifest["verb"] in ("bench", "allocate"):
-        raise RequestError(f"{folder} holds no model, but the results of a {manifest['verb']} step")
+    kind = kind_of(manifest["format"])
+    if kind.holds != "model":
+        raise RequestError(f"{folder} holds no model, but {kind.title}")
     failed = [verdict["gate"] for verdict in manifest["gates"] if not verdict["passed"]]
     if failed and not failed_gate_ok:
         raise RequestError(

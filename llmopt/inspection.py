@@ -8,8 +8,9 @@ from typing import Any
 
 from llmopt.artifact import read_manifest
 from llmopt.errors import RequestError
-from llmopt.formats.headers import Headers, read_headers
+from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
+from llmopt.formats.tensor_header import Headers
 from llmopt.model import ledger
 from llmopt.report import numbers
 from llmopt.report.results import CorpusName

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmopt import artifact
-from llmopt.formats.headers import read_headers
-from llmopt.formats.values import check_values
+from llmopt.formats.kind import kind_in, reader
 
 #: of what is looked at; a change means to look anew
 _VERSION = 1
@@ -31,10 +30,7 @@ def check_model(folder: Path, progress: Callable[[int, int], None] = lambda *_: 
     key = _key(folder)
     if key in known:
         return
-    from llmopt.formats.fit import check_tensors  # torch, for what was not looked at before
-
-    check_tensors(folder)
-    check_values(read_headers(folder), progress)
+    reader(kind_in(folder)).check(folder, progress)
     artifact.write_cache(_file(), dict.fromkeys([*known, key][-_MOST:], True))
 
 

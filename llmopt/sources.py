@@ -1,4 +1,4 @@
-"""Find the model a recipe names: the bundled one, a folder, a GGUF file or a hub id. No torch."""
+"""Find the model a recipe names: the bundled one, a folder, a file or a hub id. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmopt.artifact import ONE_FILE, cache_folder, folder_of
+from llmopt.artifact import cache_folder, folder_of
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.formats.gguf.view import model_folder
+from llmopt.formats.kind import model_folder
 from llmopt.formats.side_files import NOT_FETCHED
+from llmopt.specs import KindSpec
 from llmopt.specs.base import shortened
+from llmopt.specs.kinds import kind_of_file, model_files
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -29,7 +31,7 @@ class ModelSource:
 def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> ModelSource:
     """The folder that holds `model`; a hub id is downloaded if `fetch`, else only looked up.
 
-    For a GGUF file it is the artifact that stands behind it, or a folder among the caches with a
+    For a file it is the artifact that stands behind it, or a folder among the caches with a
     config, a tokenizer and a link to it.
     Raises RequestError for a model that is nowhere, LlmoptError where the hub cannot be reached.
     """
@@ -43,11 +45,13 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
     folder = Path(model).expanduser()
     if folder.is_dir():
         return ModelSource(folder.resolve().name, folder)
-    if folder.is_file() and folder.name.endswith(".gguf"):
-        return ModelSource(folder.name.removesuffix(".gguf"), _behind(folder))
+    kind = kind_of_file(folder)
+    if folder.is_file() and kind is not None:
+        return ModelSource(folder.stem, _behind(folder, kind))
     if folder.is_file():
+        others = "".join(f", or a {end}" for end in model_files())
         raise RequestError(
-            f"{model} is a file; a model is a folder with config.json and safetensors, or a .gguf",
+            f"{model} is a file; a model is a folder with config.json and safetensors{others}",
             hint="name the folder it lies in",
         )
     if os.path.lexists(folder):
@@ -55,16 +59,18 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> M
         raise RequestError(f"{model} is {what}")
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or not _HUB_ID.match(model):
         raise RequestError(f"there is no model folder {model}")
-    if folder.suffix == ".gguf":
+    if kind is not None:
         raise RequestError(f"there is no file {model}")
     return _from_hub(model, revision, fetch)
 
 
-def _behind(file: Path) -> Path:
+def _behind(file: Path, kind: KindSpec) -> Path:
+    """The folder to read for a file: the artifact's that it stands for, or one among the caches."""
     own = folder_of(file)
-    if (own / ONE_FILE).is_file() and file.samefile(own / ONE_FILE):
+    inside = own / kind.files[file.suffix]
+    if inside.is_file() and file.samefile(inside):
         return own
-    return model_folder(file, cache_folder())
+    return model_folder(kind, file, cache_folder())
 
 
 def _from_hub(model: str, revision: str | None, fetch: bool) -> ModelSource:

@@ -17,12 +17,13 @@ LAYERS: list[set[str]] = [
     {"specs"},
     {"model"},
     {"recipe", "artifact", "machine", "pretrained"},
+    {"step"},
+    {"report"},
     {"processor"},
-    {"grids", "linalg", "corpora"},
+    {"linalg", "corpora"},
+    {"grids"},
     {"methods", "formats"},
     {"sources", "soundness"},
-    {"report"},
-    {"step"},
     {"blockwalk", "runtimes"},
     {"evaluate"},
     {"allocate"},
@@ -34,8 +35,6 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-#: pairs within one layer that may import each other in this direction
-FRIENDS = {("grids", "linalg"), ("methods", "linalg")}
 NO_TORCH = {
     "threads",
     "planner",
@@ -99,7 +98,7 @@ def test_imports_run_one_way(path: Path) -> None:
         target = name.split(".")[1]
         if not any((ROOT / f"{target}{suffix}").exists() for suffix in ("", ".py")):
             continue  # a name from llmopt/__init__.py
-        allowed = target == package or layer(target) < own or (package, target) in FRIENDS
+        allowed = target == package or layer(target) < own
         assert allowed, f"{name_of(path)} imports {name}, which is not below it"
 
 
@@ -120,7 +119,23 @@ def test_no_module_is_in_a_cycle() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if package_of(p) in NO_TORCH], ids=name_of)
+def test_verbs_do_not_import_each_other() -> None:
+    for path in ROOT.glob("verbs/*/*.py"):
+        for name in imports(path):
+            if name.startswith("llmopt.verbs."):
+                verb = name.split(".")[2]
+                assert verb in (path.parent.name, "shared"), f"{name_of(path)} imports {name}"
+
+
+#: torch-free besides: what plans are made of
+NO_TORCH_FILES = sorted([*ROOT.glob("verbs/*/settings.py"), *ROOT.glob("verbs/*/plan.py")])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*NO_TORCH_FILES, *(p for p in modules() if package_of(p) in NO_TORCH)],
+    ids=name_of,
+)
 def test_fast_modules_do_not_name_torch(path: Path) -> None:
     assert not {n for n in imports(path, at_run_time=True) if n.split(".")[0] == "torch"}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmopt import soundness
 from llmopt.errors import RequestError
+from llmopt.formats import values
 from llmopt.soundness import check_model
 from tests import models
 
@@ -50,9 +50,9 @@ def test_weights_are_read_once_and_again_after_a_change(
 ) -> None:
     models.save(tmp_path)
     looks = []
-    check_values = soundness.check_values
+    check_values = values.check_values
     monkeypatch.setattr(
-        soundness, "check_values", lambda *args: looks.append(1) or check_values(*args)
+        values, "check_values", lambda *args: looks.append(1) or check_values(*args)
     )
     done: list[tuple[int, int]] = []
     check_model(tmp_path, lambda *both: done.append(both))

@@ -13,8 +13,6 @@ Where a model is one file and the user names it (`-o model.gguf`), the artifact 
 """
 
 from llmopt.artifact.destination import (
-    IMATRIX,
-    ONE_FILE,
     at,
     check_apart,
     check_destination,
@@ -66,10 +64,8 @@ from llmopt.artifact.workspace import clean, complete, publish, workspace
 
 __all__ = [
     "CARD",
-    "IMATRIX",
     "MANIFEST",
     "MANIFEST_DIGEST",
-    "ONE_FILE",
     "RUN_RECORD",
     "SCHEMA",
     "Artifact",

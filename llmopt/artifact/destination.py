@@ -11,11 +11,9 @@ from llmopt.artifact.documents import unfinished
 from llmopt.artifact.files import CARD, MANIFEST, RUN_RECORD, entries, file_digest
 from llmopt.artifact.manifest import parse_manifest, read_manifest
 from llmopt.errors import RequestError
+from llmopt.specs.kinds import artifact_files
 
-#: what artifacts call the file of a model that is one file, and of an importance matrix
-ONE_FILE, IMATRIX = "model.gguf", "imatrix.gguf"
-#: ends of file names that stand for an artifact, which is a folder, under -o
-_FILES = (".gguf", ".dat")
+#: what follows the name of a file that stands for an artifact in the name of its folder
 _FOLDER_OF_FILE = ".llmopt"
 #: bytes of a file's name on every usual file system
 _LONGEST_NAME = 255
@@ -26,7 +24,7 @@ _AWAY = f"move them away, or {_ELSEWHERE}"
 
 def folder_of(out: Path) -> Path:
     """The artifact's folder where the user says -o `out`."""
-    return out.with_name(out.name + _FOLDER_OF_FILE) if out.suffix in _FILES else out
+    return out.with_name(out.name + _FOLDER_OF_FILE) if out.suffix in artifact_files() else out
 
 
 def at(path: Path) -> Path:
@@ -38,7 +36,9 @@ def at(path: Path) -> Path:
 def file_of(folder: Path) -> Path | None:
     """The file that stands for the artifact in `folder`, None where it stands for itself."""
     name = folder.name.removesuffix(_FOLDER_OF_FILE)
-    return folder.with_name(name) if name != folder.name and name.endswith(_FILES) else None
+    return (
+        folder.with_name(name) if name != folder.name and name.endswith(artifact_files()) else None
+    )
 
 
 def work_folder(destination: Path, key: str) -> Path:

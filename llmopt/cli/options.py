@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from llmopt.specs import FORMATS, RUNTIMES
+from llmopt.specs import CHECKPOINT, FORMATS, RUNTIMES
 
 
 def one_of(names: Iterable[str], default: str) -> str:
@@ -16,7 +16,7 @@ def one_of(names: Iterable[str], default: str) -> str:
     return f"{', '.join(names)}. [default: {default}]"
 
 
-WRITTEN = [id_ for id_, spec in FORMATS.items() if spec.grids and not spec.one_file]
+WRITTEN = [id_ for id_, spec in FORMATS.items() if spec.grids and spec.kind == CHECKPOINT]
 
 Model = Annotated[
     str, typer.Argument(help="A folder, a hub id, a .gguf file, an artifact, or demo.")

@@ -9,11 +9,12 @@ from typing import Any, Protocol
 
 from llmopt.errors import RequestError
 from llmopt.formats.files import read_json
-from llmopt.formats.headers import Headers, read_headers
+from llmopt.formats.kind import kind_in, reader
 from llmopt.formats.layout import Quantization
+from llmopt.formats.tensor_header import Headers
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
-from llmopt.specs import load, suggestion
+from llmopt.specs import CHECKPOINT, FORMATS, load, suggestion
 from llmopt.specs.families import family_of
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
@@ -21,14 +22,7 @@ QUANTIZE_CONFIG = "quantize_config.json"
 #: ends of the names of scales that other tools store for activations; no runtime here uses them
 STATIC_ACTIVATIONS = (".input_scale", ".activation_scale")
 #: quant_method -> the module whose `parse` reads such a config
-_READERS = {
-    "gptq": "llmopt.formats.gptq_config",
-    "awq": "llmopt.formats.awq_config",
-    "compressed-tensors": "llmopt.formats.compressed_tensors_config",
-    "fp8": "llmopt.formats.fp8_config",
-    "gguf": "llmopt.formats.gguf.quantization",
-    "bitsandbytes": "llmopt.formats.bitsandbytes_config",
-}
+_READERS = {spec.quant_method or id_: spec.config_module for id_, spec in FORMATS.items()}
 
 
 class Stored(Protocol):
@@ -120,14 +114,17 @@ def logical_tensors(
 
 def read_contents(folder: Path) -> Contents:
     """What a model directory holds, from its config and headers alone."""
-    headers = read_headers(folder)
+    return reader(kind_in(folder)).contents(folder)
+
+
+def contents_of(headers: Headers, kind: str = CHECKPOINT) -> Contents:
+    """What headers and a config say of a model that lies in this kind of artifact."""
     family = family_of(headers.config)
     naming = family.naming(headers.tensors)
-    quantization = read_quantization(folder, headers.config)
+    quantization = read_quantization(headers.folder, headers.config)
     logical = {
         naming.rename(name): replace(tensor, name=naming.rename(name))
         for name, tensor in logical_tensors(headers, quantization).items()
     }
     found = quantization.format if quantization else None
-    in_gguf = any(header.file.suffix == ".gguf" for header in headers.tensors.values())
-    return Contents(headers.config, family, naming, logical, found, in_gguf)
+    return Contents(headers.config, family, naming, logical, found, kind)

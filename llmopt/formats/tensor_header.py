@@ -1,11 +1,13 @@
-"""Where a tensor lies on disk, whatever the container. No torch."""
+"""Where the tensors of a model lie on disk, whatever the container. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmopt.formats.gguf.order import Arrangement
+from llmopt.formats.side_files import SideFiles, side_files
 
 #: bytes of an element of each dtype that a checkpoint may hold
 DTYPE_BYTES = {
@@ -55,3 +57,27 @@ class TensorHeader:
     def plain(self) -> bool:
         """Whether its bytes, copied, are the tensor; else they have to be read and written."""
         return self.arranged is None and self.dtype in DTYPE_BYTES
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A model folder without its data: its config and where its tensors lie.
+
+    read_besides: names of files that say where, and are part of the weights like these.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorHeader]
+    read_besides: frozenset[str] = frozenset()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight files as a whole."""
+        return sum(file.stat().st_size for file in {t.file for t in self.tensors.values()})
+
+    @property
+    def side_files(self) -> SideFiles:
+        """The files that came with the model, and which of them stay behind."""
+        read = {tensor.file.name for tensor in self.tensors.values()}
+        return side_files(self.folder, self.read_besides | read)

@@ -17,9 +17,8 @@ import numpy as np
 from llmopt.errors import RequestError
 from llmopt.formats.files import open_regular
 from llmopt.formats.gguf.restore import BLOCKS
-from llmopt.formats.headers import Headers
 from llmopt.formats.quantization import read_quantization
-from llmopt.formats.tensor_header import DTYPE_BYTES, TensorHeader
+from llmopt.formats.tensor_header import DTYPE_BYTES, Headers, TensorHeader
 from llmopt.specs.ggml import GGML_TYPES
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt.model.layout import Layout
+from llmopt.specs.base import CHECKPOINT
 from llmopt.specs.families import FamilySpec, Naming
+from llmopt.specs.formats import PLAIN
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Contents:
     """A model as plans see it: on disk, or what a step is going to write.
 
     `tensors` are logical ones under the names that our files have (Naming.rename), in the
-    checkpoint's order. `in_gguf`: they lie in a GGUF file, if only as plain numbers.
+    checkpoint's order. format: an id in specs.FORMATS; None where nothing is quantized. kind: what
+    it lies in, an id in specs.KINDS.
     """
 
     config: dict[str, Any]
@@ -39,7 +42,7 @@ class Contents:
     naming: Naming
     tensors: Mapping[str, LogicalTensor]
     format: str | None
-    in_gguf: bool = False
+    kind: str = CHECKPOINT
 
     @property
     def nbytes(self) -> int:
@@ -52,9 +55,9 @@ class Contents:
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
-    def runs_as(self) -> str | None:
-        """The format by which runtimes are chosen; None for plain tensors in safetensors."""
-        return "gguf" if self.in_gguf else self.format
+    def stored_as(self) -> str:
+        """The format as manifests say it."""
+        return self.format or (PLAIN if self.kind == CHECKPOINT else self.kind)
 
     @property
     def code_bits(self) -> float:

@@ -21,7 +21,7 @@ from llmopt.recipe.source import COMMAND_LINE
 from llmopt.report import card_metadata
 from llmopt.sources import ModelSource, resolve
 from llmopt.specs import VERBS
-from llmopt.specs.formats import IMATRIX
+from llmopt.specs.kinds import kind_of
 from llmopt.step import MODEL, PlannedStep
 
 __all__ = ["MODEL", "Plan", "PlannedStep", "State", "plan", "states", "yields_model"]
@@ -154,7 +154,7 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     """A step's folder. What a lone step asked for before it stands hidden beside it."""
     if not single:
         return out / step.id
-    files = {"gguf": (".gguf",), IMATRIX: (".gguf", ".dat")}.get(step.writes, ())
+    files = kind_of(step.writes).files
     if artifact.folder_of(out) != out and out.suffix not in files and step.asked_by is None:
         raise RequestError(f"{out} is a file name, and the result is a folder")
     out = artifact.folder_of(out)

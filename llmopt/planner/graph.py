@@ -13,6 +13,7 @@ from llmopt.recipe.matrix import Expanded
 from llmopt.recipe.source import COMMAND_LINE, Key
 from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
+from llmopt.specs.kinds import kind_of_file, model_files
 from llmopt.step import MODEL
 
 
@@ -36,7 +37,8 @@ class Names:
         if name in known:
             return [name]
         if source.file == COMMAND_LINE:
-            raise source.error(f"there is no model folder or .gguf file {shortened(name)}", key)
+            files = " or ".join(model_files())
+            raise source.error(f"there is no model folder or {files} file {shortened(name)}", key)
         hint = suggestion(name, {MODEL, *self.ids, *known})
         raise source.error(f"no step is called {shortened(name)!r}", key, hint)
 
@@ -62,7 +64,8 @@ def outside(expanded: list[Expanded], ids: dict[str, list[str]]) -> dict[str, st
 
 def _is_model(path: Path) -> bool:
     try:
-        return path == Path("demo") or path.is_dir() or (path.is_file() and path.suffix == ".gguf")
+        of_file = kind_of_file(path) is not None and path.is_file()
+        return path == Path("demo") or path.is_dir() or of_file
     except OSError:  # a name that no file can have
         return False
 

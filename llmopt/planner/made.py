@@ -7,8 +7,7 @@ from pathlib import Path
 
 from llmopt.recipe import Recipe
 from llmopt.sources import ModelSource
-from llmopt.specs import VERBS
-from llmopt.specs.formats import IMATRIX
+from llmopt.specs.kinds import kind_of
 from llmopt.step import MODEL, PlannedStep
 
 
@@ -45,4 +44,4 @@ class Plan:
 
 def yields_model(step: PlannedStep) -> bool:
     """Whether a step leaves a model, and not results or advice."""
-    return step.writes != IMATRIX and VERBS[step.verb].yields == "model"
+    return step.judges is None and kind_of(step.writes).holds == "model"

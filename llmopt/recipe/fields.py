@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from llmopt.errors import RequestError
-from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES, lookup
+from llmopt.specs import CHECKPOINT, FORMATS, GRIDS, METHODS, RUNTIMES, lookup
 from llmopt.specs.base import shortened
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import PRESETS
@@ -118,7 +118,7 @@ def checked(check: Callable[[], T]) -> T:
 
 def written_formats() -> list[str]:
     """The formats of checkpoints that a step can write."""
-    return [id_ for id_, spec in FORMATS.items() if spec.grids and not spec.one_file]
+    return [id_ for id_, spec in FORMATS.items() if spec.grids and spec.kind == CHECKPOINT]
 
 
 _SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,18})?) ?(?P<unit>[kmgt]i?)?b?", re.IGNORECASE)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmopt.report.results import Interval
+from llmopt.specs.kinds import weight_files
 
 MISSING = "–"
 
@@ -46,7 +47,7 @@ def interval(estimate: Interval | None) -> str:
 
 def weight_bytes(files: Iterable[dict[str, Any]]) -> int:
     """The size of a model: the bytes of its weight files, among those that its manifest lists."""
-    return sum(f["bytes"] for f in files if f["path"].endswith((".safetensors", ".gguf")))
+    return sum(f["bytes"] for f in files if f["path"].endswith(weight_files()))
 
 
 def megabytes(size: float | None) -> str:

@@ -1,8 +1,10 @@
-"""What exists, as data: grids, methods, formats, runtimes, verbs, model families."""
+"""What exists, as data: grids, methods, formats, artifact kinds, runtimes, verbs, families."""
 
 from llmopt.specs.base import (
+    CHECKPOINT,
     FormatSpec,
     GridSpec,
+    KindSpec,
     LoaderSpec,
     MethodSpec,
     RuntimeSpec,
@@ -14,6 +16,7 @@ from llmopt.specs.base import (
 )
 from llmopt.specs.formats import FORMATS
 from llmopt.specs.grids import GRIDS
+from llmopt.specs.kinds import KINDS
 from llmopt.specs.loaders import LOADERS
 from llmopt.specs.methods import METHODS
 from llmopt.specs.metrics import METRICS
@@ -21,8 +24,10 @@ from llmopt.specs.runtimes import OPTIONAL_PACKAGES, RUNTIMES
 from llmopt.specs.verbs import VERBS
 
 __all__ = [
+    "CHECKPOINT",
     "FORMATS",
     "GRIDS",
+    "KINDS",
     "LOADERS",
     "METHODS",
     "METRICS",
@@ -31,6 +36,7 @@ __all__ = [
     "VERBS",
     "FormatSpec",
     "GridSpec",
+    "KindSpec",
     "LoaderSpec",
     "MethodSpec",
     "RuntimeSpec",

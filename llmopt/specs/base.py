@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal, TypeVar
 
 from llmopt.errors import RequestError
 
 T = TypeVar("T")
+
+#: the kind of most artifacts: a folder of transformers' with config.json and safetensors
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,29 @@ class MethodSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KindSpec:
+    """What an artifact is on disk.
+
+    `title` is what sentences call it. What holds a model has a `module`, which implements
+    llmopt.formats.kind.Kind.
+    """
+
+    id: str
+    title: str
+    holds: Literal["model", "results", "advice"]
+    module: str | None = None
+    #: ends of the names of files that may stand for it (`-o FILE`, and MODEL for a model) -> what
+    #: such a file is called in the artifact's folder
+    files: Mapping[str, str] = field(default_factory=dict)
+    #: ends of the names of its files with weights
+    weights: tuple[str, ...] = ()
+    #: ids of what runs it, the preferred one first
+    runtimes: tuple[str, ...] = ()
+    #: whether running it runs code that came with it: only what was made here, or is trusted, runs
+    native_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class FormatSpec:
     """A container layout on disk. One that holds no grid is read, never written."""
 
@@ -87,8 +113,6 @@ class FormatSpec:
     repeats_config: bool = False
     quantizes_head: bool = True
     quantizes_embeddings: bool = False
-    #: ids of what runs it, the preferred one first
-    runtimes: tuple[str, ...] = ("torch",)
     #: input and output widths must be multiples of these for the codes to pack
     in_multiple: int = 1
     out_multiple: int = 1
@@ -100,9 +124,10 @@ class FormatSpec:
     min_zero: int = 0
     #: whether linears that share an input are one to its engines, and so have the same settings
     fuses: bool = True
-    #: whether a model is one file, which a conversion writes; how it is quantized is not for
-    #: `quantize` to say
-    one_file: bool = False
+    #: what artifacts in it are: an id in specs.KINDS
+    kind: str = CHECKPOINT
+    #: what `quant_method` in config.json says, where it is not the id
+    quant_method: str | None = None
     #: quantize_config value, for layouts that come in versions
     version: str | None = None
 

@@ -6,9 +6,9 @@ import importlib.util
 
 from llmopt.errors import RequestError
 from llmopt.specs.base import RuntimeSpec
-from llmopt.specs.formats import FORMATS
+from llmopt.specs.kinds import KINDS
 
-#: a runtime's name that leaves the choice to the format, and a device's and dtype's likewise
+#: a runtime's name that leaves the choice to the kind, and a device's and dtype's likewise
 AUTO = "auto"
 
 RUNTIMES: dict[str, RuntimeSpec] = {
@@ -37,18 +37,17 @@ OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
 }
 
 
-def runtime_for(wanted: str, format_id: str | None) -> str:
-    """The runtime of a format (formats.quantization.Contents.runs_as); AUTO: its own, if installed.
+def runtime_for(wanted: str, kind: str) -> str:
+    """What runs an artifact of this kind; AUTO: the preferred one that is installed.
 
-    RequestError where the one that is asked for does not run the format.
+    RequestError where the one that is asked for does not run the kind.
     """
-    offered = FORMATS[format_id].runtimes if format_id in FORMATS else ("torch",)
+    offered = KINDS[kind].runtimes
     if wanted == AUTO:
         return next(runtime for runtime in offered if _installed(runtime))
     if wanted not in offered:
-        what = "a plain checkpoint" if format_id is None else f"format {format_id}"
         raise RequestError(
-            f"{wanted} does not run {what}", hint=f"--runtime {' or '.join(offered)}"
+            f"{wanted} does not run {KINDS[kind].title}", hint=f"--runtime {' or '.join(offered)}"
         )
     return wanted
 

@@ -72,7 +72,7 @@ def test_a_name_and_further_metadata(llmopt: Llmopt, tmp_path: Path) -> None:
 def test_what_cannot_run_is_refused(llmopt: Llmopt) -> None:
     done = llmopt("bench", "demo", *FAST, "--runtime", "llama.cpp")
     assert done.code == 2
-    assert "llama.cpp does not run a plain checkpoint" in done.err
+    assert "llama.cpp does not run a Hugging Face checkpoint" in done.err
     done = llmopt("bench", "demo", "--runtime", "lama.cpp")
     assert done.code == 2
     assert "did you mean 'llama.cpp'" in done.err

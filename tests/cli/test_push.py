@@ -138,13 +138,13 @@ def test_what_is_not_fit_to_give_away_is_refused(
     manifest = artifact.read_manifest(make(tmp_path / "forged"))
     (tmp_path / "forged" / "llmopt.json").write_text(json.dumps(manifest | {"seed": 5}))
     (tmp_path / "foreign").mkdir()
-    make(tmp_path / "scores", verb="bench")
+    make(tmp_path / "scores", format="bench")
     for name, code, says in (
         ("damaged", 1, "damaged is not what llmopt wrote: content differs: config.json"),
         ("edited", 1, "content differs: README.md"),
         ("forged", 1, "llmopt.json was changed"),
         ("foreign", 2, "foreign has no llmopt.json"),
-        ("scores", 2, "scores holds no model, but the results of a bench step"),
+        ("scores", 2, "scores holds no model, but results of a bench step"),
         ("nowhere", 2, "there is no folder nowhere"),
     ):
         done = llmopt("push", name, "me/w4")

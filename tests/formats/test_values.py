@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 
 from llmopt.errors import RequestError
 from llmopt.formats import values
-from llmopt.formats.headers import Headers
 from llmopt.formats.safetensors import TORCH_DTYPES
 from llmopt.formats.safetensors_header import read_file_headers
-from llmopt.formats.tensor_header import DTYPE_BYTES, TensorHeader
+from llmopt.formats.tensor_header import DTYPE_BYTES, Headers, TensorHeader
 from llmopt.formats.values import check_values
 from llmopt.grids import ggml
 from llmopt.specs.ggml import GGML_TYPES

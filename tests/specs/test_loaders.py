@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from llmopt.specs import FORMATS, LOADERS
+from llmopt.specs import CHECKPOINT, FORMATS, LOADERS
 from llmopt.specs.families import FAMILIES
 from llmopt.specs.loaders import LOADS, loaders
 
 GROUPS = (-1, 16, 32, 48, 64, 128, 256)
-WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids and not spec.one_file)
+WRITTEN = sorted(id_ for id_, spec in FORMATS.items() if spec.grids and spec.kind == CHECKPOINT)
 
 
 def layouts(format_id: str) -> Iterator[dict[str, Any]]:

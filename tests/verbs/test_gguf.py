@@ -60,7 +60,7 @@ def converted(tmp_path: Path, source: Path, **settings: Any) -> Artifact:
 
 
 def types(made: Artifact) -> dict[str, str]:
-    return {name: t.type_id for name, t in read_gguf(made.path / artifact.ONE_FILE).tensors.items()}
+    return {name: t.type_id for name, t in read_gguf(made.path / "model.gguf").tensors.items()}
 
 
 def output_errors(made: Artifact) -> float:
@@ -91,7 +91,7 @@ def test_the_file_has_the_models_name(tmp_path: Path, model: Path) -> None:
     model = model.rename(tmp_path / "Phi-3-mini")
     made = converted(tmp_path, model, preset="F16", calibrated=False)
     # without the hyphen: llama.cpp would look for Phi-3's tokens, which this model has not
-    assert read_gguf(made.path / artifact.ONE_FILE).metadata["general.name"] == "Phi 3-mini"
+    assert read_gguf(made.path / "model.gguf").metadata["general.name"] == "Phi 3-mini"
 
 
 def test_eight_bits_compute_nearly_the_same(tmp_path: Path, model: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_reference_search_writes_what_llama_quantize_writes(
     import ctypes
 
     llama_cpp = pytest.importorskip("llama_cpp")
-    base = converted(tmp_path, model, preset="F32", calibrated=False).path / artifact.ONE_FILE
+    base = converted(tmp_path, model, preset="F32", calibrated=False).path / "model.gguf"
     base = base.rename(tmp_path / "base.gguf")
     ours = converted(tmp_path, model, preset="Q4_K_S", search="reference", calibrated=False)
     params = llama_cpp.llama_model_quantize_default_params()
@@ -124,7 +124,7 @@ def test_the_reference_search_writes_what_llama_quantize_writes(
     theirs = tmp_path / "theirs.gguf"
     paths = str(base).encode(), str(theirs).encode()
     assert llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) == 0
-    assert tensors(ours.path / artifact.ONE_FILE) == tensors(theirs)
+    assert tensors(ours.path / "model.gguf") == tensors(theirs)
 
 
 def tensors(path: Path) -> dict[str, bytes]:
@@ -158,11 +158,11 @@ def test_exact_refuses_before_work_starts(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_file_copies_itself_exactly(tmp_path: Path, model: Path) -> None:
-    first = converted(tmp_path, model, preset="Q4_K_M", calibrated=False).path / artifact.ONE_FILE
+    first = converted(tmp_path, model, preset="Q4_K_M", calibrated=False).path / "model.gguf"
     first = first.rename(tmp_path / "model.gguf")
     again = converted(tmp_path, first, exact=True, calibrated=False)
     assert again.manifest["evidence"]["certificate"]["rounded"] == 0
-    assert tensors(again.path / artifact.ONE_FILE) == tensors(first)
+    assert tensors(again.path / "model.gguf") == tensors(first)
 
 
 def test_exact_refuses_values_that_turn_out_not_to_fit(tmp_path: Path, model: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_file_of_mostly_fp4(tmp_path: Path, model: Path) -> None:
     for type_id, number in (("MXFP4", 38), ("NVFP4", 39)):
         rules = [{"match": "blk.*.[af]*[npqkv].weight", "type": type_id}]
         made = converted(tmp_path, model, overrides=rules, calibrated=False)
-        path = made.path / artifact.ONE_FILE
+        path = made.path / "model.gguf"
         assert read_gguf(path).metadata["general.file_type"] == number
 
 
@@ -259,7 +259,7 @@ def test_biases_that_llama_cpp_has_no_place_for(tmp_path: Path) -> None:
 
 def test_an_importance_matrix_that_lacks_a_tensor(tmp_path: Path, model: Path) -> None:
     made = converted(tmp_path, model, to="imatrix")
-    matrix = read_imatrix(made.path / artifact.IMATRIX)
+    matrix = read_imatrix(made.path / "imatrix.gguf")
     entries = {n: e for n, e in matrix.entries.items() if n != "blk.1.attn_k.weight"}
     write_imatrix(tmp_path / "less.gguf", replace(matrix, entries=entries))
     wanted = {"preset": "IQ2_XS", "imatrix": str(tmp_path / "less.gguf"), "calibrated": False}
@@ -272,7 +272,7 @@ def test_the_experts_of_an_importance_matrix_have_what_reached_them(tmp_path: Pa
     shutil.rmtree(folder)
     models.save_with_bytes(folder, "qwen3_moe")
     made = converted(tmp_path, folder, to="imatrix")
-    matrix, tokens = read_imatrix(made.path / artifact.IMATRIX), 8 * 48
+    matrix, tokens = read_imatrix(made.path / "imatrix.gguf"), 8 * 48
     gates = matrix.entries["blk.0.ffn_gate_exps.weight"]
     assert gates.counts.sum() == 2 * tokens  # of four experts each token chooses two
     assert len(set(gates.counts.tolist())) > 1
@@ -283,11 +283,11 @@ def test_the_experts_of_an_importance_matrix_have_what_reached_them(tmp_path: Pa
 
 def test_an_importance_matrix_is_written_and_read(tmp_path: Path, model: Path) -> None:
     made = converted(tmp_path, model, to="imatrix")
-    path = (made.path / artifact.IMATRIX).rename(tmp_path / "imatrix.gguf")
+    path = (made.path / "imatrix.gguf").rename(tmp_path / "imatrix.gguf")
     matrix = read_imatrix(path)
     assert {"blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"} <= set(matrix.entries)
     assert matrix.chunks == 8
-    older = read_imatrix((made.path / artifact.IMATRIX).with_suffix(".dat"))
+    older = read_imatrix((made.path / "imatrix.gguf").with_suffix(".dat"))
     assert older.entries.keys() == matrix.entries.keys()
     for name, entry in matrix.entries.items():
         torch.testing.assert_close(older.entries[name].mean, entry.mean, rtol=1e-6, atol=0)
@@ -318,7 +318,7 @@ def test_a_budget_is_met_and_its_types_are_written(tmp_path: Path, model: Path) 
 def test_a_size_is_that_of_the_whole_file(tmp_path: Path, model: Path) -> None:
     target = 850_000
     made = converted(tmp_path, model, target_size=target, candidates=["Q2_K", "Q4_K", "Q8_0"])
-    size = (made.path / artifact.ONE_FILE).stat().st_size
+    size = (made.path / "model.gguf").stat().st_size
     assert 0.9 * target < size <= target
 
 
@@ -381,17 +381,17 @@ def test_llama_cpp_has_no_opt(tmp_path: Path) -> None:
 
 def test_a_type_that_the_source_has_needs_no_importance(tmp_path: Path, model: Path) -> None:
     rules = [{"match": "blk.*.ffn_up.weight", "type": "IQ2_XS"}]
-    first = converted(tmp_path, model, preset="Q8_0", overrides=rules).path / artifact.ONE_FILE
+    first = converted(tmp_path, model, preset="Q8_0", overrides=rules).path / "model.gguf"
     first = first.rename(tmp_path / "model.gguf")
     again = converted(tmp_path, first, overrides=rules, calibrated=False, exact=True)
-    assert tensors(again.path / artifact.ONE_FILE) == tensors(first)
+    assert tensors(again.path / "model.gguf") == tensors(first)
 
 
 def test_a_killed_conversion_goes_on_to_the_same_file(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"preset": "Q4_K_S", "method": "gptq"}
-    whole = converted(tmp_path, model, **settings).path / artifact.ONE_FILE
+    whole = converted(tmp_path, model, **settings).path / "model.gguf"
     expected = whole.read_bytes()
     shutil.rmtree(tmp_path / "out")
     from llmopt.blockwalk.plan import Plan
@@ -407,7 +407,7 @@ def test_a_killed_conversion_goes_on_to_the_same_file(
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 converted(tmp_path, model, **settings)
-    again = converted(tmp_path, model, **settings).path / artifact.ONE_FILE
+    again = converted(tmp_path, model, **settings).path / "model.gguf"
     assert again.read_bytes() == expected
 
 

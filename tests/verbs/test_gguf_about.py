@@ -40,15 +40,15 @@ def model(tmp_path: Path) -> Path:
 
 
 def read(made: artifact.Artifact) -> dict[str, Any]:
-    return dict(read_gguf(made.path / artifact.ONE_FILE).metadata)
+    return dict(read_gguf(made.path / "model.gguf").metadata)
 
 
 def extended(tmp_path: Path, model: Path, **keys: Any) -> Path:
     """A GGUF file of another tool: ours, with keys added."""
     made = converted(tmp_path / "base", model, preset="F32", calibrated=False)
-    source = read_gguf(made.path / artifact.ONE_FILE)
+    source = read_gguf(made.path / "model.gguf")
     entries = []
-    data = (made.path / artifact.ONE_FILE).read_bytes()
+    data = (made.path / "model.gguf").read_bytes()
     for each in source.tensors.values():
         piece = data[each.start : each.end]
         entries.append(
@@ -78,7 +78,7 @@ def test_a_file_keeps_what_llama_quantize_keeps(tmp_path: Path, model: Path) -> 
     theirs = tmp_path / "quantized.gguf"
     paths = str(source).encode(), str(theirs).encode()
     assert llama_cpp.llama_model_quantize(*paths, ctypes.byref(params)) == 0
-    ours = read_gguf(made.path / artifact.ONE_FILE).typed
+    ours = read_gguf(made.path / "model.gguf").typed
     assert ours == read_gguf(theirs).typed
     assert ours["vendor.double"] == Typed(0.1, 12)
     assert "tokenizer" not in made.manifest["evidence"]
@@ -110,7 +110,7 @@ def test_a_folder_s_card_is_carried_over_and_back(tmp_path: Path, model: Path) -
         "general.dataset.0.repo_url": "https://huggingface.co/org/words",
     }
     # as a file of its own, without the manifest that knows more
-    path = (made.path / artifact.ONE_FILE).rename(tmp_path / "alone.gguf")
+    path = (made.path / "model.gguf").rename(tmp_path / "alone.gguf")
     back = converted(tmp_path / "back", path, to="hf", calibrated=False)
     card = yaml.safe_load((back.path / artifact.CARD).read_text().split("---")[1])
     assert (card["license"], card["license_name"]) == ("other", "tiny")
@@ -184,7 +184,7 @@ def test_cards_that_say_nothing_of_use(tmp_path: Path, model: Path) -> None:
 
 
 def test_an_importance_matrix_is_noted(tmp_path: Path, model: Path) -> None:
-    path = (converted(tmp_path, model, to="imatrix").path / artifact.IMATRIX).rename(
+    path = (converted(tmp_path, model, to="imatrix").path / "imatrix.gguf").rename(
         tmp_path / "seen.gguf"
     )
     guided = {"preset": "Q4_0", "imatrix": str(path), "calibrated": False}

@@ -60,7 +60,7 @@ def test_every_tensor_keeps_its_dtype(tmp_path: Path, model: Path) -> None:
         assert torch.equal(back.read(name).float(), there.read(name).float()), name
     assert difference(model, made.path) == 0.0
     # and llama.cpp computes with the mix
-    path = made.path / artifact.ONE_FILE
+    path = made.path / "model.gguf"
     tokens = [int(token) for token in models.tokens()[0][:16]]
     ours = load(model, dtype="float32").logits(torch.tensor([tokens]))[0]
     assert float((llama_cpp_logits(path, tokens) - ours).norm() / ours.norm()) < 1e-2

@@ -43,7 +43,7 @@ def metadata(
     about: general.name and what else is said of the model. A file made of another GGUF file has
     all that stands there, as llama-quantize does it, but for what `about` replaces.
     """
-    if contents.in_gguf and (source := first_file(folder)):
+    if contents.kind == "gguf" and (source := first_file(folder)):
         found = {**_kept(read_gguf(source), file_type), **about}
     else:
         name = about["general.name"]

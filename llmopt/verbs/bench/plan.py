@@ -105,7 +105,7 @@ def _runtimes(
     found = {}
     for name, runtime in asked.items():
         with context.source.at(key):
-            found[name] = runtime_for(runtime, context.contents(name).runs_as)
+            found[name] = runtime_for(runtime, context.contents(name).kind)
     return found
 
 

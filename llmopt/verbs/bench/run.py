@@ -149,7 +149,7 @@ def _size(artifact: Artifact, base: Artifact | None) -> dict[str, Any]:
     return {
         **({MANIFEST_DIGEST: seal} if seal else {}),
         "name": artifact.name,
-        "format": artifact.manifest.get("format") or contents.runs_as or "hf",
+        "format": artifact.manifest.get("format") or contents.stored_as,
         "digest": artifact.digest,
         "bytes": size,
         "size_ratio": size / whole if whole else None,

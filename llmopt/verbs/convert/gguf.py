@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llmopt.allocate import document
-from llmopt.artifact import ONE_FILE
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.errors import LlmoptError, RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
@@ -41,6 +40,7 @@ from llmopt.model.contents import Contents
 from llmopt.model.layout import ggml_layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
+from llmopt.specs import KINDS
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
@@ -129,7 +129,7 @@ class _Conversion:
 
     def tokenizer_differences(self) -> list[str]:
         """What llama.cpp cuts otherwise; the tokenizer of a GGUF file is carried over."""
-        if self._contents.in_gguf:
+        if self._contents.kind == "gguf":
             return []
         return tokenizer_differences(self._checkpoint.folder, self._checkpoint.config)
 
@@ -238,7 +238,8 @@ class _Conversion:
             self._contents, self._checkpoint.folder, self._about,
             gguf.file_type(self._settings, self._wanted),
         )  # fmt: skip
-        write_gguf(self._work.folder / ONE_FILE, said, entries, self._work.settings["split_size"])
+        path = self._work.folder / KINDS["gguf"].files[".gguf"]
+        write_gguf(path, said, entries, self._work.settings["split_size"])
 
     def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
         """Where the bytes of a tensor of the file come from."""

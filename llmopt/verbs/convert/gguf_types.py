@@ -113,7 +113,7 @@ def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
                 layout = ggml_layout(each.type_id)
             size = math.prod(shape) // spec.block * spec.nbytes
             tensors[name] = LogicalTensor(name, shape, size, layout, each.type_id)
-    return replace(contents, tensors=tensors, format="gguf", in_gguf=True)
+    return replace(contents, tensors=tensors, format="gguf", kind="gguf")
 
 
 def held(contents: Contents, place: Placement) -> Iterator[tuple[str, LogicalTensor]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmopt.artifact import IMATRIX
 from llmopt.blockwalk import Inlet, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.export import placements
@@ -16,6 +15,7 @@ from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.runtimes.device import pick_device
+from llmopt.specs import KINDS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.shared import texts as text
@@ -46,8 +46,8 @@ def run(work: Work) -> Outcome:
         entries=entries, chunks=len(tokens), chunk_size=tokens.shape[1],
         datasets=(str(corpus["name"]),),
     )  # fmt: skip
-    for suffix in (".gguf", ".dat"):
-        write_imatrix((work.folder / IMATRIX).with_suffix(suffix), matrix)
+    for name in KINDS["imatrix"].files.values():
+        write_imatrix(work.folder / name, matrix)
     return Outcome(format="imatrix", corpus=corpus, run={"device": str(device)})
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
-from llmopt.specs import FORMATS, GRIDS
+from llmopt.specs import CHECKPOINT, FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES
@@ -99,7 +99,7 @@ def contents_after(
             shape = shape[::-1]
         tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
     format_id = None if settings.to == PLAIN else settings.to
-    return replace(contents, tensors=tensors, format=format_id, in_gguf=False)
+    return replace(contents, tensors=tensors, format=format_id, kind=CHECKPOINT)
 
 
 def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
-from llmopt.specs import FORMATS, GRIDS
+from llmopt.specs import CHECKPOINT, FORMATS, GRIDS
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.step import PlanContext, Planned, PlannedStep
 from llmopt.verbs.convert import gguf_plan, layouts
@@ -74,7 +74,7 @@ def _of_target(
         for name in ("grid", "group_size", "symmetric"):
             if getattr(settings, name) is not None:
                 yield source.error("plain tensors have no such setting", (*place, name))
-        if contents.format is None and not contents.in_gguf:
+        if contents.format is None and contents.kind == CHECKPOINT:
             yield source.error("the model has plain tensors already", (*place, "to"))
         return
     yield from _of_format(settings, context)

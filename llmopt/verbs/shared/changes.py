@@ -14,7 +14,7 @@ from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.recipe import Source
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS
+from llmopt.specs import CHECKPOINT, FORMATS
 from llmopt.specs.families import Naming
 from llmopt.specs.ggml import GGML_TYPES
 
@@ -48,7 +48,7 @@ def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: s
         elif fate.quantize is not None:
             layout = fate.quantize
             tensors[fate.name] = LogicalTensor(fate.name, fate.shape, fate.bytes, layout)
-    return replace(contents, tensors=tensors, format=format_id, in_gguf=False)
+    return replace(contents, tensors=tensors, format=format_id, kind=CHECKPOINT)
 
 
 def linear_names(naming: Naming, *, head: bool) -> set[str]:

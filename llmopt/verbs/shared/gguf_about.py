@@ -14,7 +14,7 @@ from llmopt.step import Work
 def description(work: Work, contents: Contents) -> dict[str, Any]:
     """The keys that are not the model's own; a GGUF source's are carried over without them."""
     settings, parent = work.settings, work.input()
-    found = {} if contents.in_gguf else general(front_matter(parent), settings["model_name"])
+    found = {} if contents.kind == "gguf" else general(front_matter(parent), settings["model_name"])
     if settings["name"] is not None:
         found["general.name"] = settings["name"]
     return found | dict(sorted(settings["metadata"].items()))
