@@ -1,93 +1,86 @@
-"""llmopt bench"""
+"""The commands of verbs that yield results: of many artifacts, against what they were made from."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmopt.cli import flags as f
 from llmopt.cli import options as o
+from llmopt.cli.verbs import REQUIRED, Call, checked, function, print_as_recipe
+from llmopt.errors import Mistakes
+from llmopt.recipe.source import Option
 
 if TYPE_CHECKING:
     from llmopt.cli.output import Output
     from llmopt.recipe import Recipe, Source
-    from llmopt.step import RunOptions
+    from llmopt.specs import VerbSpec
+
+_Artifacts = Annotated[
+    list[str], typer.Argument(metavar="ARTIFACTS...", help="Models or artifacts to measure.")
+]
+_Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Keep the results in this folder.")
+]
+_Html = Annotated[Path | None, typer.Option(help="Write the report page to this file.")]
 
 
-def bench(
-    artifacts: Annotated[list[str], typer.Argument(help="Models or artifacts to measure.")],
-    against: Annotated[
-        str | None,
-        typer.Option(help="The base of KL and agreement. [default: the artifact's own source]"),
-    ] = None,
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(help='Fail with exit 3 unless this holds: "kl.mean < 0.05".'),
-    ] = None,
-    evaluation: o.Evaluation = None,
-    field: o.Field = None,
-    windows: o.Windows = None,
-    length: o.Length = None,
-    speed: Annotated[bool, typer.Option(help="Measure speed and memory too.")] = True,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Keep the results in this folder.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report page to this file.")] = None,
-    seed: o.Seed = None,
-    runtime: o.Runtime = "auto",
-    device: o.Device = "auto",
-    threads: o.Threads = None,
-    overwrite: o.Overwrite = False,
-    print_recipe: o.PrintRecipe = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-) -> None:
-    """Measure quality against a base, size, speed and memory."""
-    typed = dict(locals())
-    from llmopt.cli.flags import flags, recipe_of
-    from llmopt.cli.output import Output
-    from llmopt.recipe import from_data
-    from llmopt.recipe.source import Option
-    from llmopt.step import RunOptions
+def command(verb: VerbSpec) -> Callable[..., None]:
+    """`llmopt VERB ARTIFACTS... [flags]`; the input `base` is the artifacts' own source, if any."""
+    flags = [*f.verb_flags(verb.id), *f.recipe_flags(f.EVALUATION | f.SEED)]
+    own = {"artifacts": (_Artifacts, REQUIRED), "out": (_Out, None), "html": (_Html, None)}
+    return function(verb, flags, own, _run)
 
-    base = against or _source_of(artifacts[0])
-    if base is None:
-        Output(json, quiet).note("no --against: only perplexity, size and speed are measured")
-    root = base or artifacts[0]
-    folder = out or Path(tempfile.mkdtemp(prefix="llmopt-bench-")) / "bench"
-    named = ["model" if name == root else _as_path(name) for name in artifacts]
-    data = recipe_of("bench", typed | {"against": root, "artifacts": named}, folder)
-    data["steps"][0]["bench"]["against"] = "model" if base else None
-    names = flags("bench", typed)
-    if against is None:
-        names["model"] = Option("ARTIFACTS")
+
+def _run(call: Call) -> None:
+    kept: Path | None = call.given["out"]
+    folder = kept or Path(tempfile.mkdtemp(prefix="llmopt-bench-")) / call.verb.id
+    mistakes, output = Mistakes(), call.output()
     try:
-        recipe, source = from_data(data, names)
-        if print_recipe:
-            from llmopt.cli.steps import print_as_recipe
-
-            print_as_recipe(data, Output(json, quiet))
+        data, names = _recipe(call, folder, mistakes, output)
+        recipe, source = checked(data, names, mistakes)
+        if call.given["print_recipe"]:
+            print_as_recipe(data, output)
         else:
-            options = RunOptions(device, threads, overwrite)
-            _measure(recipe, source, folder, html, options, Output(json, quiet))
+            _measure(recipe, source, folder, call, output)
     finally:
-        if out is None:
+        if kept is None:
             shutil.rmtree(folder.parent)
 
 
-def _measure(
-    recipe: Recipe, source: Source, folder: Path, html: Path | None, options: RunOptions,
-    output: Output,
-) -> None:  # fmt: skip
+def _recipe(
+    call: Call, folder: Path, mistakes: Mistakes, output: Output
+) -> tuple[dict[str, Any], dict[str, Option]]:
+    """The recipe, whose model is the base, and the flags of its keys."""
+    verb, artifacts = call.verb.id, call.given["artifacts"]
+    base_flag = next(flag for flag in call.flags if flag.role == "base")
+    base = call.typed.get(base_flag) or _source_of(artifacts[0])
+    if base is None:
+        output.note("no --against: only perplexity, size and speed are measured")
+    root = str(base or artifacts[0])
+    typed = {flag: text for flag, text in call.typed.items() if flag != base_flag}
+    data = f.recipe_of(verb, root, typed, folder, mistakes)
+    data["steps"][0][verb] |= {
+        "from": ["model" if name == root else f.as_path(name) for name in artifacts],
+        "against": "model" if base else None,
+    }
+    which = Option("ARTIFACTS")
+    model = Option(base_flag.name) if base_flag in call.typed else which
+    return data, f.named(call.flags, call.typed) | {"model": model, f"{verb}.from": which}
+
+
+def _measure(recipe: Recipe, source: Source, folder: Path, call: Call, output: Output) -> None:
     from llmopt.report import page
 
+    html: Path | None = call.given["html"]
     if html is not None:
         hint = "--overwrite replaces it, or choose another --html"
-        page.check(html, overwrite=options.overwrite, hint=hint, apart=[folder])
+        page.check(html, overwrite=call.options.overwrite, hint=hint, apart=[folder])
     output.note(f"{recipe.model}: checking the request ...")
     from llmopt import planner  # what takes long to import comes after the first line
     from llmopt.cli.reporting import bench_result, show_bench, write_report
@@ -97,19 +90,13 @@ def _measure(
     plan = planner.plan(recipe, source, folder)
     models = [plan.folder_of(name) for name in plan.steps[-1].parents]
     manifests_of(models)  # what the report could not read is said before the work
-    ran = execute(plan, options, output)
+    ran = execute(plan, call.options, output)
     show_bench([*models, folder], output)
     if html is not None:
         write_report([*models, folder], html)
         output.text(f"report: {html}")
     output.result(bench_result(folder, models))
     raise_if_failed(ran)
-
-
-def _as_path(name: str) -> str:
-    """A folder or file here as no step is called, whatever its name."""
-    here = name != "demo" and not Path(name).is_absolute() and Path(name).exists()
-    return f"./{name}" if here else name
 
 
 def _source_of(name: str) -> str | None:

@@ -61,11 +61,15 @@ def application() -> typer.Typer:
 
 def built(name: str) -> Any:
     """The command of a name with its options, as Click's object."""
-    module = load(f"llmopt.cli.{name}")
-    if hasattr(module, "app"):
-        return typer.main.get_command(module.app)
     app = typer.Typer(add_completion=False, **_SETTINGS)
-    app.command(name)(getattr(module, name))
+    if verb := VERBS.get(name):
+        module = load("llmopt.cli.bench" if verb.yields == "results" else "llmopt.cli.verbs")
+        app.command(name, help=verb.summary)(module.command(verb))
+    else:
+        module = load(f"llmopt.cli.{name}")
+        if hasattr(module, "app"):
+            return typer.main.get_command(module.app)
+        app.command(name)(getattr(module, name))
     return typer.main.get_command(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, an artifact, or demo.")],
+    model: o.Model,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     sensitivity: Annotated[
         bool,
@@ -28,9 +29,12 @@ def inspect(
         list[str] | None,
         typer.Option(metavar="SETTING", help='Settings to measure, e.g. "int4 g32".'),
     ] = None,
-    calibration: o.Calibration = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Calibration text: a file, a dataset folder, or demo."),
+    ] = None,
     sequences: Annotated[
-        int | None, typer.Option(help="Calibration sequences. [default: 128]")
+        str | None, typer.Option(metavar="NUMBER", help="Calibration sequences. [default: 128]")
     ] = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
@@ -39,7 +43,7 @@ def inspect(
     verbose: o.Verbose = False,
 ) -> None:
     """Show what a model or artifact is: family, sizes, formats, where it came from."""
-    typed = dict(locals())
+    typed = {"--candidate": candidate, "--calibration": calibration, "--sequences": sequences}
     from llmopt.cli.output import Output
     from llmopt.inspection import describe
     from llmopt.sources import resolve
@@ -51,26 +55,31 @@ def inspect(
     if sensitivity:
         kept = found["manifest"].get("evidence", {}).get("allocation")
         options = RunOptions(device, threads)
-        found["sensitivity"] = kept["sensitivity"] if kept else _measured(typed, options, output)
+        found["sensitivity"] = kept["sensitivity"] if kept else _measured(model, typed, options, output)
         output.show(_sensitivity(found["sensitivity"]))
     if tensors:
         output.show(_tensors(found["tensors"]))
     output.result(found)
 
 
-def _measured(typed: dict[str, Any], options: RunOptions, output: Output) -> list[dict[str, Any]]:
+def _measured(
+    model: str, typed: Mapping[str, object], options: RunOptions, output: Output
+) -> list[dict[str, Any]]:
     """The table of a model that was not quantized to a budget, as if it were to be."""
     from pathlib import Path
 
     from llmopt import pipeline, planner
-    from llmopt.cli.flags import flags, recipe_of
+    from llmopt.cli import flags as f
     from llmopt.cli.output import reporting
-    from llmopt.recipe import from_data
+    from llmopt.cli.verbs import checked
+    from llmopt.errors import Mistakes
 
-    out = Path("sensitivity")
-    data = recipe_of("inspect", typed, out, verb="quantize")
+    mistakes, out = Mistakes(), Path("sensitivity")
+    known = [*f.verb_flags("quantize"), *f.recipe_flags(f.CALIBRATION)]
+    given = {flag: typed[flag.name] for flag in known if typed.get(flag.name) is not None}
+    data = f.recipe_of("quantize", model, given, out, mistakes)
     data["steps"][0]["quantize"] |= {"target_bpw": 16.0, "gate": []}
-    plan = planner.plan(*from_data(data, flags("inspect", typed)), out)
+    plan = planner.plan(*checked(data, f.named(known, given), mistakes), out)
     with reporting(output) as reporter:
         return pipeline.table(plan, "allocate", options, reporter)
 

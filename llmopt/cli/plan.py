@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    recipe: o.RecipeName,
     out: o.RunFolder = None,
     set_: o.Sets = None,
     tensors: Annotated[

@@ -32,7 +32,7 @@ def list_(json: o.Json = False) -> None:
 
 @app.command()
 def show(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    recipe: o.RecipeName,
     effective: Annotated[
         bool, typer.Option("--effective", help="With every default and override filled in.")
     ] = False,

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from llmopt.cli import options as o
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    recipe: o.RecipeName,
     out: o.RunFolder = None,
     set_: o.Sets = None,
     device: o.Device = "auto",

@@ -1,78 +1,25 @@
-"""Subcommands as one-step recipes: the command line and YAML cannot drift apart."""
+"""Plans are run, and what came of their steps is said."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from llmopt.artifact import file_of
 from llmopt.cli.output import Output, found, reporting
-from llmopt.errors import GateFailed, Mistakes, RecipeError
+from llmopt.errors import GateFailed
 from llmopt.model import ledger as ledgers
-from llmopt.recipe import from_data
-from llmopt.recipe.source import Option
 from llmopt.report import card, numbers
 from llmopt.report.collect import run_record
 from llmopt.report.quality import class_of
 from llmopt.report.results import CorpusName, Entry
-from llmopt.specs import GRIDS, VERBS
+from llmopt.specs import VERBS
 from llmopt.specs.base import counted
 
 if TYPE_CHECKING:
     from llmopt.pipeline import Ran, StepResult
     from llmopt.planner import Plan
     from llmopt.step import RunOptions
-
-
-def grid_named(grid: str | None, bits: int | None) -> str | None:
-    """The grid that --grid or --bits asks for."""
-    known = [spec.bits for spec in GRIDS.values() if spec.id == f"int{spec.bits}"]
-    if bits is not None and grid is not None:
-        raise RecipeError("says the same thing as --grid: give one of them", where="--bits")
-    if bits is not None and bits not in known:
-        choices = f"{', '.join(map(str, known[:-1]))} or {known[-1]}"
-        raise RecipeError(f"{bits} is not {choices}", where="--bits")
-    return grid if bits is None else f"int{bits}"
-
-
-def gates_typed(gate: list[str] | None) -> list[str] | None:
-    """Gates as recipes say them: `none` is for no gate."""
-    return [] if gate == ["none"] else gate
-
-
-def run_single(
-    data: dict[str, Any], flags: Mapping[str, Option], mistakes: Mistakes, out: Path,
-    options: RunOptions, *, allow_pickle: bool, print_recipe: bool, json: bool, quiet: bool,
-) -> None:  # fmt: skip
-    """Run the one step of a command's recipe and print what came of it.
-
-    `mistakes` are those that the command found itself.
-    """
-    with mistakes.gathered():
-        recipe, source = from_data(data, flags)
-    mistakes.raise_any()
-    output = Output(json, quiet)
-    if print_recipe:
-        print_as_recipe(data, output)
-        return
-    output.note(f"{recipe.model}: checking the request ...")
-    from llmopt import planner  # what takes long to import comes after the first line
-
-    plan = planner.plan(recipe, source, out, allow_pickle=allow_pickle)
-    ran = execute(plan, options, output)
-    for result in written(ran, "model"):
-        output.text(summary_line(result))
-    output.result(documents(ran))
-    raise_if_failed(ran)
-
-
-def print_as_recipe(data: dict[str, Any], output: Output) -> None:
-    """The recipe that does what a command line asks for."""
-    import yaml
-
-    output.text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
-    output.result(data)
 
 
 def execute(plan: Plan, options: RunOptions, output: Output) -> Ran:
