@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmopt.cli import flags as f
-from llmopt.cli import options as o
 from llmopt.cli.verbs import REQUIRED, Call, checked, function, print_as_recipe
 from llmopt.errors import Mistakes
 from llmopt.recipe.source import Option
@@ -22,11 +21,9 @@ if TYPE_CHECKING:
     from llmopt.specs import VerbSpec
 
 _Artifacts = Annotated[
-    list[str], typer.Argument(metavar="ARTIFACTS...", help="Models or artifacts to measure.")
+    list[str], typer.Argument(metavar="ARTIFACTS", help="Models or artifacts to measure.")
 ]
-_Out = Annotated[
-    Path | None, typer.Option("-o", "--out", help="Keep the results in this folder.")
-]
+_Out = Annotated[Path | None, typer.Option("-o", "--out", help="Keep the results in this folder.")]
 _Html = Annotated[Path | None, typer.Option(help="Write the report page to this file.")]
 
 

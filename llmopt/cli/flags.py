@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,7 +24,7 @@ from llmopt.recipe.source import Option
 Kind = Literal["value", "list", "mapping", "switch"]
 
 #: keys of the recipe beside its step that commands have flags for, where they read such text
-SEED, REVISION = {"seed": Flag()}, {"revision": Flag()}
+SEED, REVISION = {"seed": Flag(help="Seed of everything random.")}, {"revision": Flag()}
 CALIBRATION = {
     "data.calibration.source": Flag("--calibration", metavar="TEXT"),
     "data.calibration.field": Flag(),
@@ -106,17 +106,23 @@ class KeyFlag:
 
 def verb_flags(verb: str) -> list[KeyFlag]:
     """The flags of a verb's settings, but for the input `model`: that is an argument."""
-    return [
+    flags = [
         flag
         for name, info in settings_of(verb).model_fields.items()
         for flag in _flags(f"{verb}.{info.alias or name}", info, _of(info, Flag) or Flag())
         if flag.role != "model"
     ]
+    return sorted(flags, key=lambda flag: not flag.required)
 
 
 def recipe_flags(keys: Mapping[str, Flag]) -> list[KeyFlag]:
     """The flags of the recipe's own keys, as CALIBRATION names them."""
-    return [flag for key, said in keys.items() for flag in _flags(key, _field(key), said)]
+    found: list[KeyFlag] = []
+    for key, said in keys.items():
+        info, (*_, part, _) = _field(key), ("", *key.split("."))
+        words = f"{part}: {info.description}".removeprefix(": ")
+        found += _flags(key, info, replace(said, help=said.help or _help(words, info)))
+    return found
 
 
 def _field(key: str) -> FieldInfo:
@@ -131,18 +137,18 @@ def _field(key: str) -> FieldInfo:
 def _flags(key: str, info: FieldInfo, said: Flag) -> Iterator[KeyFlag]:
     """The flag of a field, and the shorter ones beside it."""
     kind, types = _kind(info), _leaves(info.annotation)
-    choices, role = _choices(info), _of(info, Input)
+    role = _of(info, Input)
     name = said.name or f"--{key.rpartition('.')[2].replace('_', '-')}"
     off = said.off or (f"--no-{name[2:]}" if kind == "switch" and info.default is True else None)
     yield KeyFlag(
         key=key,
         name=name,
         kind=kind,
-        help=said.help or _help(info, choices),
+        help=said.help or _help(info.description or "", info),
         metavar=said.metavar or _metavar(types),
         parse=said.parse or (as_path if role else _reader(types)),
         off=off,
-        choices=tuple(choices),
+        choices=tuple(_choices(info, shown=True)),
         role=role and role.role,
         required=info.is_required(),
     )
@@ -188,19 +194,16 @@ def _leaves(annotation: Any) -> set[Any]:
     return found
 
 
-def _choices(info: FieldInfo) -> list[str]:
-    """What a table or the type itself offers for a field, or for the items of a list."""
-    return list(dict.fromkeys(_offered([*info.metadata, info.annotation])))
-
-
-def _offered(parts: Sequence[Any]) -> Iterator[str]:
-    for part in parts:
-        if isinstance(part, Choice):
-            yield from part.shown
-        elif get_origin(part) is Literal:
-            yield from map(str, get_args(part))
-        else:
-            yield from _offered([*getattr(part, "__metadata__", ()), *get_args(part)])
+def _choices(part: Any, *, shown: bool) -> list[str]:
+    """What tables and types offer for a field or the items of a list; `shown`: in all spellings."""
+    if isinstance(part, Choice):
+        return list(part.shown if shown else part.names())
+    if get_origin(part) is Literal:
+        return list(map(str, get_args(part)))
+    inner = [*getattr(part, "__metadata__", getattr(part, "metadata", ()))]
+    inner += get_args(part) or [getattr(part, "annotation", None)]
+    found = [each for one in inner if one is not part for each in _choices(one, shown=shown)]
+    return list(dict.fromkeys(found))
 
 
 def _metavar(types: set[Any]) -> str:
@@ -208,7 +211,7 @@ def _metavar(types: set[Any]) -> str:
 
 
 def _reader(types: set[Any]) -> Callable[[str], object]:
-    """How text becomes a number where the field is one; what is none is for the recipe to refuse."""
+    """Text as a number where the field is one; what is none is for the recipe to refuse."""
 
     def read(text: str) -> object:
         for number in (int, float) if types & {int, float} else ():
@@ -227,17 +230,27 @@ def as_path(name: str) -> str:
     return f"./{name}" if here else name
 
 
-def _help(info: FieldInfo, choices: Sequence[str]) -> str:
-    said = info.description or ""
-    if any(choice not in re.split(r"[\s,;:]+", said) for choice in choices):
-        said += f"{': ' if said else ''}{', '.join(choices)}"
-    said = said if said.partition(" ")[0].endswith(":") else said[:1].upper() + said[1:]
+def _help(said: str, info: FieldInfo) -> str:
+    """What a field means, what it may be, and what it is where nothing is typed."""
+    word = said.partition(" ")[0]
+    said = said[:1].upper() + said[1:] if word.isalpha() else said
+    notes = []
+    if choices := _choices(info, shown=False):
+        notes.append(f"one of: {', '.join(choices)}")
+    elif keys := _keys(info):
+        notes.append(f"keys: {', '.join(keys)}")
     default = info.get_default(call_default_factory=True)
-    if isinstance(default, list):
-        default = " ".join(default)
-    if default in (None, "") or isinstance(default, (bool, dict)) or "default: " in said:
-        return f"{said}."
-    return f"{said}. [default: {default}]"
+    if isinstance(default, (str, int, float)) and default != "" and not isinstance(default, bool):
+        notes.append(f"default: {default}")
+    if isinstance(default, list) and default:
+        notes.append(f"default: {' '.join(default)}")
+    return f"{said}. [{'; '.join(notes)}]" if notes else f"{said}."
+
+
+def _keys(info: FieldInfo) -> list[str]:
+    """The keys of a list's items beside the pattern that they match."""
+    models = [each for each in _leaves(info.annotation) if issubclass(each, BaseModel)]
+    return [key for model in models for key in model.model_fields if key != "match"]
 
 
 Typed = Mapping[KeyFlag, object]
@@ -252,9 +265,7 @@ def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, Option]:
     return found
 
 
-def recipe_of(
-    verb: str, model: str, typed: Typed, out: Path, mistakes: Mistakes
-) -> dict[str, Any]:
+def recipe_of(verb: str, model: str, typed: Typed, out: Path, mistakes: Mistakes) -> dict[str, Any]:
     """The one-step recipe that a model and the flags that were typed stand for."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.absolute().name).lstrip("._-")[:80] or verb
     values = _values(typed, mistakes)
@@ -263,7 +274,7 @@ def recipe_of(
     recipe: dict[str, Any] = {"version": 1, "name": name, "model": model}
     settings: dict[str, Any] = {}
     for key, value in values.items():
-        first, *around, last = ("", *key.split("."))
+        *around, last = key.split(".")
         target = recipe
         for part in around:
             target = settings if part == verb else target.setdefault(part, {})

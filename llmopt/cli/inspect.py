@@ -55,7 +55,9 @@ def inspect(
     if sensitivity:
         kept = found["manifest"].get("evidence", {}).get("allocation")
         options = RunOptions(device, threads)
-        found["sensitivity"] = kept["sensitivity"] if kept else _measured(model, typed, options, output)
+        found["sensitivity"] = (
+            kept["sensitivity"] if kept else _measured(model, typed, options, output)
+        )
         output.show(_sensitivity(found["sensitivity"]))
     if tensors:
         output.show(_tensors(found["tensors"]))

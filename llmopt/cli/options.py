@@ -28,9 +28,7 @@ def _recipes() -> Iterable[str]:
 
 Model = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="A folder, a hub id, a .gguf file, an artifact, or demo."
-    ),
+    typer.Argument(metavar="MODEL", help="A folder, a hub id, a .gguf file, an artifact, or demo."),
 ]
 RecipeName = Annotated[
     str,
@@ -57,7 +55,9 @@ Sets = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(help="auto, cpu, or cuda.", autocompletion=offered(lambda: ("auto", "cpu", "cuda"))),
+    typer.Option(
+        help="auto, cpu, or cuda.", autocompletion=offered(lambda: ("auto", "cpu", "cuda"))
+    ),
 ]
 Runtime = Annotated[
     str,
@@ -69,7 +69,9 @@ Runtime = Annotated[
 Threads = Annotated[
     int | None,
     # torch crashes on numbers that no machine has
-    typer.Option(min=1, max=1024, help="Processor threads. [default: those it may use]"),
+    typer.Option(
+        min=1, max=1024, metavar="NUMBER", help="Processor threads. [default: those it may use]"
+    ),
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin weights (as plain tensors only).")

@@ -78,7 +78,7 @@ def function(
     `own` maps names to annotations and defaults; `run` does the work.
     """
     named = {_name(flag): flag for flag in flags}
-    plain = own | _RUN
+    plain = {**own, **_RUN}
     if len(named) < len(flags) or named.keys() & plain.keys():
         raise ValueError(f"{verb.id}: two flags of one name")
 
@@ -86,21 +86,18 @@ def function(
         typed = {flag: given[name] for name, flag in named.items() if given[name] is not None}
         run(Call(verb, flags, typed, {name: given[name] for name in plain}))
 
-    parameters = [_parameter(name, *plain[name]) for name in own]
-    parameters += [_parameter(name, _annotation(flag), flag.default) for name, flag in named.items()]
-    parameters += [_parameter(name, *declared) for name, declared in _RUN.items()]
-    called.__dict__["__signature__"] = inspect.Signature(parameters)
+    flagged = {name: (_annotation(flag), flag.default) for name, flag in named.items()}
+    kind, declared = inspect.Parameter.KEYWORD_ONLY, {**own, **flagged, **_RUN}
+    called.__dict__["__signature__"] = inspect.Signature(
+        inspect.Parameter(name, kind, annotation=annotation, default=default)
+        for name, (annotation, default) in declared.items()
+    )
     return called
 
 
 def _name(flag: f.KeyFlag) -> str:
     name = flag.name.lstrip("-").replace("-", "_")
     return f"{name}_" if keyword.iskeyword(name) else name
-
-
-def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, annotation=annotation, default=default)
 
 
 def _annotation(flag: f.KeyFlag) -> object:
@@ -111,7 +108,7 @@ def _annotation(flag: f.KeyFlag) -> object:
         help=flag.help,
         autocompletion=o.offered(lambda: flag.choices),
     )
-    return Annotated[kinds.get(flag.kind, list[str] | None), option]  # type: ignore[return-value]
+    return Annotated[kinds.get(flag.kind, list[str] | None), option]
 
 
 def _run(call: Call) -> None:

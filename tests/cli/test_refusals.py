@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from pathlib import Path
 
 import pytest
 
-from llmopt.cli import bench, convert, flags, quantize
-from llmopt.cli import inspect as inspect_
-from llmopt.cli.commands import built
 from tests.cli.conftest import Llmopt
-
-#: parameters that say where and how, and set no key of a recipe
-ELSEWHERE = {
-    "out", "device", "threads", "allow_pickle", "print_recipe", "json", "quiet", "verbose", "html",
-    "tensors", "sensitivity", "overwrite",
-}  # fmt: skip
-COMMANDS = {
-    "quantize": quantize.quantize,
-    "convert": convert.convert,
-    "bench": bench.bench,
-    "inspect": inspect_.inspect,
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_names_its_key(command: str) -> None:
-    parameters = inspect.signature(COMMANDS[command]).parameters.keys()
-    assert flags.KEYS[command].keys() == parameters - ELSEWHERE
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_options_are_spelled_as_the_command_line_spells_them(command: str) -> None:
-    declared = built(command).params
-    for parameter in declared:
-        if parameter.name in flags.KEYS[command]:
-            known = [*parameter.opts, *parameter.secondary_opts]
-            argument = parameter.param_type_name == "argument"
-            known += [parameter.name.upper()] if argument else []
-            assert flags.spelled(parameter.name) in known
 
 
 @pytest.mark.parametrize(
