@@ -120,7 +120,7 @@ def recipe_flags(keys: Mapping[str, Flag]) -> list[KeyFlag]:
     found: list[KeyFlag] = []
     for key, said in keys.items():
         info, (*_, part, _) = _field(key), ("", *key.split("."))
-        words = f"{part}: {info.description}".removeprefix(": ")
+        words = f"{part.title()}: {info.description}".removeprefix(": ")
         found += _flags(key, info, replace(said, help=said.help or _help(words, info)))
     return found
 
@@ -232,7 +232,7 @@ def as_path(name: str) -> str:
 
 def _help(said: str, info: FieldInfo) -> str:
     """What a field means, what it may be, and what it is where nothing is typed."""
-    word = said.partition(" ")[0]
+    word = said.partition(" ")[0].rstrip(",")
     said = said[:1].upper() + said[1:] if word.isalpha() else said
     notes = []
     if choices := _choices(info, shown=False):

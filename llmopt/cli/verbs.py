@@ -89,8 +89,10 @@ def function(
     flagged = {name: (_annotation(flag), flag.default) for name, flag in named.items()}
     kind, declared = inspect.Parameter.KEYWORD_ONLY, {**own, **flagged, **_RUN}
     called.__dict__["__signature__"] = inspect.Signature(
-        inspect.Parameter(name, kind, annotation=annotation, default=default)
-        for name, (annotation, default) in declared.items()
+        [
+            inspect.Parameter(name, kind, annotation=annotation, default=default)
+            for name, (annotation, default) in declared.items()
+        ]
     )
     return called
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from llmopt import pipeline
-from llmopt.cli import flags
-from llmopt.cli.commands import built, summaries
+from llmopt.cli.commands import summaries
 from llmopt.recipe.schema import json_schema
 from tests.cli.conftest import Llmopt
 
@@ -98,15 +97,6 @@ def choices(command: str, key: str) -> list[str]:
     definition = json_schema()["$defs"].get(f"{verb.title()}Settings", {})
     found = definition.get("properties", {}).get(name, {})
     return [c for option in found.get("anyOf", [found]) for c in option.get("enum", ())]
-
-
-@pytest.mark.parametrize("command", ["quantize", "convert", "bench"])
-def test_help_names_every_choice(command: str) -> None:
-    declared = {p.name: p for p in built(command).params}
-    for parameter, key in flags.KEYS[command].items():
-        for choice in () if parameter == "bits" else choices(command, key):
-            if not choice.startswith("gguf:"):
-                assert choice in declared[parameter].help, (parameter, choice)
 
 
 def test_the_schema_offers_what_is_taken() -> None:

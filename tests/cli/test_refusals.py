@@ -29,7 +29,7 @@ from tests.cli.conftest import Llmopt
         ("quantize demo -o x --grid int4 --bits 4 --length 1", ["--bits: says the same", "--length:"]),
         ("quantize nowhere/at/all -o x", ["MODEL: "]),
         ("quantize demo -o x --evaluation gone.txt", ["--evaluation: gone.txt"]),
-        ("quantize demo -o x --target-size 0", ["--target-size: '0' is no size"]),
+        ("quantize demo -o x --target-size 0", ["--target-size: 0 is no size"]),
         ("quantize demo -o x --target-bpw 3 --target-size 5MB --head", ["--target-size:", "--head:"]),
         ("convert demo -o x --to awk --dtype int4 --search worst", ["--to:", "--dtype:", "--search:"]),
         ("convert demo -o x --to gguf --type foo --imatrix i --calibration demo", ["--type: foo", "--imatrix:"]),

@@ -16,9 +16,11 @@ class BenchSettings(Settings):
     from_: Annotated[Names, Input("model", outside=True)] = Field(
         default_factory=list, alias="from", description="steps to measure"
     )
-    against: Annotated[str | None, Input("base")] = Field(
-        "model", description="the base of KL and agreement; null: none"
-    )
+    against: Annotated[
+        str | None,
+        Input("base"),
+        Flag(help="The base of KL and agreement. [default: the artifact's own source]"),
+    ] = Field("model", description="the base of KL and agreement; null: none")
     runtime: RuntimeId = Field(
         AUTO, description="auto: llama.cpp for GGUF, where it is installed; torch for the rest"
     )
@@ -26,9 +28,10 @@ class BenchSettings(Settings):
         True, description="measure speed and memory too"
     )
     new_tokens: int = Field(64, ge=2, le=4096, description="tokens decoded per speed repeat")
-    gates: Annotated[list[Gate], Flag("--gate")] = Field(
-        default_factory=list, description='e.g. "kl.mean < 0.05"'
-    )
+    gates: Annotated[
+        list[Gate],
+        Flag("--gate", help='Fail with exit 3 unless this holds, e.g. "kl.mean < 0.05".'),
+    ] = Field(default_factory=list, description='e.g. "kl.mean < 0.05"')
 
 
 SETTINGS = BenchSettings

@@ -147,7 +147,10 @@ class ConvertSettings(GgufSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="of decoded weights; auto: the model's. float32 holds all of them"
     )
-    gate: Gates | None = Field(
+    gate: Annotated[
+        Gates | None,
+        Flag(help="A quality gate; none for none. [default: default where weights are rounded]"),
+    ] = Field(
         None, description='as in quantize; null: ["default"] where weights are rounded, else []'
     )
     gate_base: Literal["parent", "model"] = Field(

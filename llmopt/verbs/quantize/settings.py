@@ -115,7 +115,10 @@ class QuantizeSettings(Settings):
     head: bool = Field(False, description="quantize the output head too")
     embeddings: bool = Field(False, description="quantize the input embeddings too")
     batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
-    gate: Gates = Field(
+    gate: Annotated[
+        Gates,
+        Flag(help='A quality gate, e.g. "kl.mean < 0.05"; none for no gate. [default: default]'),
+    ] = Field(
         default_factory=lambda: ["default"],
         description='quality gates of the result: "default" (against collapse), expressions, or []',
     )
