@@ -60,6 +60,7 @@ from llmopt.artifact.manifest import (
     versions,
     write_records,
 )
+from llmopt.artifact.trust import check_trusted, contents_digest, trust
 from llmopt.artifact.workspace import clean, complete, publish, workspace
 
 __all__ = [
@@ -80,9 +81,11 @@ __all__ = [
     "check_parent",
     "check_regular",
     "check_replaceable",
+    "check_trusted",
     "clean",
     "complete",
     "content_files",
+    "contents_digest",
     "describe_files",
     "digest_of",
     "entries",
@@ -104,6 +107,7 @@ __all__ = [
     "stands_for",
     "step_key",
     "strays",
+    "trust",
     "versions",
     "work_folder",
     "workspace",

@@ -21,7 +21,9 @@ from llmopt.artifact.destination import (
 from llmopt.artifact.documents import write_json
 from llmopt.artifact.files import RUN_RECORD
 from llmopt.artifact.manifest import read_manifest, write_records
+from llmopt.artifact.trust import trust
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.specs.kinds import kind_of
 
 _LOCK = "lock"
 
@@ -92,12 +94,15 @@ def publish(
 ) -> None:  # fmt: skip
     """Finish `built` and put it at `destination` in one step, replacing what stood there.
 
-    RequestError where one file is to stand for it, and there are several. What a user has put
+    Native code that was made here may run here. RequestError where one file is to stand for it,
+    and there are several. What a user has put
     there while the step ran is not replaced: LlmoptError, and the same command goes on.
     """
     link = file_of(destination)
     if link is not None and len(list(built.glob(f"*{link.suffix}"))) != 1:
         raise RequestError(f"{link} cannot be several files", hint="-o FOLDER")
+    if kind_of(manifest["format"]).native_code:
+        trust(manifest["digest"])
     write_json(built / RUN_RECORD, run)
     write_records(built, manifest, card)
     if destination.is_dir() and not any(destination.iterdir()):

@@ -17,6 +17,7 @@ OTHERS = {
     "inspect": "Show what a model or artifact is.",
     "verify": "Check an artifact byte by byte.",
     "push": "Upload a model to the hub.",
+    "trust": "Let a model's native code run.",
     "generate": "Continue a text.",
     "report": "Write a report page from results.",
     "recipes": "Shipped recipes, settings, JSON schema.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ GREEDY = Sampling()
 
 
 class Engine(Protocol):
-    """A loaded model. `module.load(folder, ...)` of a RuntimeSpec returns one."""
+    """A loaded model."""
 
     @property
     def vocabulary(self) -> int:
@@ -66,3 +67,10 @@ class Engine(Protocol):
         a full context. RequestError at once for a prompt that the model cannot take, and for beams
         where the runtime has none.
         """
+
+
+class Runtime(Protocol):
+    """What the module of a RuntimeSpec provides."""
+
+    def load(self, folder: Path, /, *, device: str = ...) -> Engine:
+        """The model in a folder; a runtime that chooses its dtype takes `dtype`, too."""

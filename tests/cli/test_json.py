@@ -44,6 +44,7 @@ LINES: list[tuple[list[object], int]] = [
     (["verify", "w4"], 0),
     (["verify", "gone"], 2),
     (["push", "gone", "me/gone"], 2),
+    (["trust", "demo"], 2),
     (["generate", "demo", "-p", "import os", "-n", 2], 0),
     (["generate", "demo", "-p", ""], 2),
     (["report", "b", "-o", "page.html"], 0),

@@ -13,7 +13,7 @@ from llmopt.formats.layout import layout_of
 from llmopt.grids.base import GridOptions
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize.base import SolverSettings
-from llmopt.specs import FORMATS, GRIDS, METHODS, RUNTIMES
+from llmopt.specs import FORMATS, GRIDS, KINDS, METHODS, RUNTIMES
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from tests.methods.quantize.reference import make_problem, objective
 
@@ -123,6 +123,15 @@ def test_tables_name_things_that_exist() -> None:
         assert {"fit", "encode", "decode", "fit_block"} <= set(dir(module(GRIDS, name)))
     for name in METHODS:
         assert callable(module(METHODS, name).solve)
+    models = {id_: spec for id_, spec in KINDS.items() if spec.holds == "model"}
+    assert {id_ for id_, spec in KINDS.items() if spec.module} == models.keys()
+    for name, spec in models.items():
+        asked = {"recognises", "headers", "contents", "check"} | (
+            {"model_folder"} if spec.files else set()
+        )
+        assert asked <= set(dir(module(KINDS, name)))
+        assert spec.runtimes
+        assert set(spec.runtimes) <= RUNTIMES.keys()
     for name in RUNTIMES:
         assert callable(module(RUNTIMES, name).load)
     known = set(QuantizeSettings.model_fields)
