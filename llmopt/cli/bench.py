@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmopt.cli import flags as f
+from llmopt.cli.one_step import named, recipe_of
 from llmopt.cli.verbs import REQUIRED, Call, checked, function, print_as_recipe
 from llmopt.errors import Mistakes
 from llmopt.recipe.source import Option
@@ -61,14 +62,14 @@ def _recipe(
         output.note("no --against: only perplexity, size and speed are measured")
     root = str(base or artifacts[0])
     typed = {flag: text for flag, text in call.typed.items() if flag != base_flag}
-    data = f.recipe_of(verb, root, typed, folder, mistakes)
+    data = recipe_of(verb, root, typed, folder, mistakes)
     data["steps"][0][verb] |= {
         "from": ["model" if name == root else f.as_path(name) for name in artifacts],
         "against": "model" if base else None,
     }
     which = Option("ARTIFACTS")
     model = Option(base_flag.name) if base_flag in call.typed else which
-    return data, f.named(call.flags, call.typed) | {"model": model, f"{verb}.from": which}
+    return data, named(call.flags, call.typed) | {"model": model, f"{verb}.from": which}
 
 
 def _measure(recipe: Recipe, source: Source, folder: Path, call: Call, output: Output) -> None:

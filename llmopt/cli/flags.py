@@ -7,21 +7,19 @@ command builds its one-step recipe from the flags that were typed, and errors na
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from llmopt.cli.kinds import Kind, choices_of, keys_of, kind_of, metavar_of, reader_of
 from llmopt.errors import Mistakes, RecipeError, RequestError
-from llmopt.recipe.fields import Choice, Flag, Input, Short
-from llmopt.recipe.models import RESERVED_IDS, Recipe, settings_of
+from llmopt.recipe.fields import Flag, Input, Setting, Short, marks, settings_in
+from llmopt.recipe.models import Recipe, settings_of
 from llmopt.recipe.source import Option
-
-Kind = Literal["value", "list", "mapping", "switch"]
 
 #: keys of the recipe beside its step that commands have flags for, where they read such text
 SEED, REVISION = {"seed": Flag(help="Seed of everything random.")}, {"revision": Flag()}
@@ -105,14 +103,30 @@ class KeyFlag:
 
 
 def verb_flags(verb: str) -> list[KeyFlag]:
-    """The flags of a verb's settings, but for the input `model`: that is an argument."""
+    """The flags of a verb's settings, but for the input `model`: that is an argument.
+
+    Those of settings that follow from another one's value say with which.
+    """
+    settings = settings_in(settings_of(verb))
     flags = [
         flag
-        for name, info in settings_of(verb).model_fields.items()
-        for flag in _flags(f"{verb}.{info.alias or name}", info, _of(info, Flag) or Flag())
+        for key, each in settings.items()
+        for flag in _flags(f"{verb}.{key}", each.info, *_with(each, settings))
         if flag.role != "model"
     ]
     return sorted(flags, key=lambda flag: not flag.required)
+
+
+def _with(each: Setting, settings: Mapping[str, Setting]) -> Iterator[str]:
+    """`only with --method gptq`, where a setting does not go with all values of another one."""
+    for chooser, values in each.when.items():
+        known = choices_of(settings[chooser].info, shown=False)
+        having = [value for value in known if value in values]
+        lacking = [value for value in known if value not in values]
+        name = _spelled(chooser, settings[chooser].info)
+        if lacking:
+            few = len(lacking) < len(having)
+            yield f"{'not' if few else 'only'} with {name} {', '.join(lacking if few else having)}"
 
 
 def recipe_flags(keys: Mapping[str, Flag]) -> list[KeyFlag]:
@@ -121,7 +135,7 @@ def recipe_flags(keys: Mapping[str, Flag]) -> list[KeyFlag]:
     for key, said in keys.items():
         info, (*_, part, _) = _field(key), ("", *key.split("."))
         words = f"{part.title()}: {info.description}".removeprefix(": ")
-        found += _flags(key, info, replace(said, help=said.help or _help(words, info)))
+        found += _flags(key, info, said=replace(said, help=said.help or _help(words, info)))
     return found
 
 
@@ -134,94 +148,42 @@ def _field(key: str) -> FieldInfo:
     return model.model_fields[last]
 
 
-def _flags(key: str, info: FieldInfo, said: Flag) -> Iterator[KeyFlag]:
+def _flags(key: str, info: FieldInfo, *notes: str, said: Flag | None = None) -> Iterator[KeyFlag]:
     """The flag of a field, and the shorter ones beside it."""
-    kind, types = _kind(info), _leaves(info.annotation)
-    role = _of(info, Input)
-    name = said.name or f"--{key.rpartition('.')[2].replace('_', '-')}"
+    kind, said = kind_of(info), said or _said(info)
+    role = next(iter(marks(info, Input)), None)
+    name = said.name or _spelled(key.rpartition(".")[2], info)
     off = said.off or (f"--no-{name[2:]}" if kind == "switch" and info.default is True else None)
     yield KeyFlag(
         key=key,
         name=name,
         kind=kind,
-        help=said.help or _help(info.description or "", info),
-        metavar=said.metavar or _metavar(types),
-        parse=said.parse or (as_path if role else _reader(types)),
+        help=_noted(said.help, notes) if said.help else _help(info.description or "", info, notes),
+        metavar=said.metavar or metavar_of(info),
+        parse=said.parse or (as_path if role else reader_of(info)),
         off=off,
-        choices=tuple(_choices(info, shown=True)),
-        role=role and role.role,
+        choices=tuple(choices_of(info, shown=True)),
+        role=role.role if role else None,
         required=info.is_required(),
     )
-    for short in (each for each in info.metadata if isinstance(each, Short)):
+    for short in marks(info, Short):
         yield KeyFlag(
             key=key,
             name=short.name,
             kind="list" if kind == "list" else "value",
-            help=short.help or "",
+            help=_noted(short.help or "", notes),
             metavar=short.metavar or "TEXT",
             parse=short.parse,
         )
 
 
-def _of(info: FieldInfo, kind: type[Any]) -> Any:
-    return next((each for each in info.metadata if isinstance(each, kind)), None)
+def _said(info: FieldInfo) -> Flag:
+    return next(iter(marks(info, Flag)), Flag())
 
 
-def _kind(info: FieldInfo) -> Kind:
-    outer = {get_origin(each) or each for each in _alternatives(info.annotation)}
-    if bool in outer:
-        return "switch"
-    return "list" if list in outer else "mapping" if dict in outer else "value"
-
-
-def _alternatives(annotation: Any) -> Iterator[Any]:
-    """What stands between the bars of a type, without Annotated."""
-    if hasattr(annotation, "__metadata__"):
-        yield from _alternatives(annotation.__origin__)
-    elif isinstance(annotation, type) or get_origin(annotation) in (list, dict, Literal):
-        yield annotation
-    else:
-        for each in get_args(annotation):
-            yield from _alternatives(each)
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    """The plain types in a type, those of a list's items too."""
-    found = set()
-    for each in _alternatives(annotation):
-        inner = get_args(each) if get_origin(each) in (list, dict) else ()
-        found |= set().union(*map(_leaves, inner)) if inner else {each}
-    return found
-
-
-def _choices(part: Any, *, shown: bool) -> list[str]:
-    """What tables and types offer for a field or the items of a list; `shown`: in all spellings."""
-    if isinstance(part, Choice):
-        return list(part.shown if shown else part.names())
-    if get_origin(part) is Literal:
-        return list(map(str, get_args(part)))
-    inner = [*getattr(part, "__metadata__", getattr(part, "metadata", ()))]
-    inner += get_args(part) or [getattr(part, "annotation", None)]
-    found = [each for one in inner if one is not part for each in _choices(one, shown=shown)]
-    return list(dict.fromkeys(found))
-
-
-def _metavar(types: set[Any]) -> str:
-    return "NUMBER" if types & {int, float} else "TEXT"
-
-
-def _reader(types: set[Any]) -> Callable[[str], object]:
-    """Text as a number where the field is one; what is none is for the recipe to refuse."""
-
-    def read(text: str) -> object:
-        for number in (int, float) if types & {int, float} else ():
-            try:
-                return number(text)
-            except ValueError:
-                continue
-        return text
-
-    return read
+def _spelled(name: str, info: FieldInfo) -> str:
+    """The flag of a key."""
+    return _said(info).name or f"--{name.replace('_', '-')}"
 
 
 def as_path(name: str) -> str:
@@ -230,72 +192,22 @@ def as_path(name: str) -> str:
     return f"./{name}" if here else name
 
 
-def _help(said: str, info: FieldInfo) -> str:
+def _help(said: str, info: FieldInfo, notes: Sequence[str] = ()) -> str:
     """What a field means, what it may be, and what it is where nothing is typed."""
     word = said.partition(" ")[0].rstrip(",")
     said = said[:1].upper() + said[1:] if word.isalpha() else said
-    notes = []
-    if choices := _choices(info, shown=False):
+    notes = [*notes]
+    if choices := choices_of(info, shown=False):
         notes.append(f"one of: {', '.join(choices)}")
-    elif keys := _keys(info):
+    elif keys := keys_of(info):
         notes.append(f"keys: {', '.join(keys)}")
     default = info.get_default(call_default_factory=True)
     if isinstance(default, (str, int, float)) and default != "" and not isinstance(default, bool):
         notes.append(f"default: {default}")
     if isinstance(default, list) and default:
         notes.append(f"default: {' '.join(default)}")
-    return f"{said}. [{'; '.join(notes)}]" if notes else f"{said}."
+    return _noted(f"{said}.", notes)
 
 
-def _keys(info: FieldInfo) -> list[str]:
-    """The keys of a list's items beside the pattern that they match."""
-    models = [each for each in _leaves(info.annotation) if issubclass(each, BaseModel)]
-    return [key for model in models for key in model.model_fields if key != "match"]
-
-
-Typed = Mapping[KeyFlag, object]
-
-
-def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, Option]:
-    """Keys of a command's recipe -> their flags; of two for one key, the one that was typed."""
-    found = {"model": Option("MODEL")}
-    for flag in flags:
-        if flag.key not in found or flag in typed:
-            found[flag.key] = flag.option(typed.get(flag))
-    return found
-
-
-def recipe_of(verb: str, model: str, typed: Typed, out: Path, mistakes: Mistakes) -> dict[str, Any]:
-    """The one-step recipe that a model and the flags that were typed stand for."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.absolute().name).lstrip("._-")[:80] or verb
-    values = _values(typed, mistakes)
-    if "data.evaluation.source" in values and "data.calibration.field" in values:
-        values.setdefault("data.evaluation.field", values["data.calibration.field"])
-    recipe: dict[str, Any] = {"version": 1, "name": name, "model": model}
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        *around, last = key.split(".")
-        target = recipe
-        for part in around:
-            target = settings if part == verb else target.setdefault(part, {})
-        target[last] = value
-    step = f"{verb}-{name}" if name in {*RESERVED_IDS, "demo"} else name
-    return recipe | {"steps": [{"id": step, verb: settings}]}
-
-
-def _values(typed: Typed, mistakes: Mistakes) -> dict[str, Any]:
-    """Keys -> what was typed for them; several flags of a list add up, of a value they clash."""
-    values: dict[str, Any] = {}
-    first: dict[str, KeyFlag] = {}
-    for flag, text in typed.items():
-        value = flag.read(text, mistakes)
-        if value is None:  # it is among the mistakes
-            continue
-        if flag.key not in first:
-            values[flag.key], first[flag.key] = value, flag
-        elif flag.kind == "list":
-            values[flag.key] = values[flag.key] + value
-        else:
-            message = f"says the same thing as {first[flag.key].name}: give one of them"
-            mistakes.add([RecipeError(message, where=flag.name)])
-    return values
+def _noted(said: str, notes: Sequence[str]) -> str:
+    return f"{said} [{'; '.join(notes)}]" if notes else said

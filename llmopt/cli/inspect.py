@@ -72,6 +72,7 @@ def _measured(
 
     from llmopt import pipeline, planner
     from llmopt.cli import flags as f
+    from llmopt.cli.one_step import named, recipe_of
     from llmopt.cli.output import reporting
     from llmopt.cli.verbs import checked
     from llmopt.errors import Mistakes
@@ -79,9 +80,9 @@ def _measured(
     mistakes, out = Mistakes(), Path("sensitivity")
     known = [*f.verb_flags("quantize"), *f.recipe_flags(f.CALIBRATION)]
     given = {flag: typed[flag.name] for flag in known if typed.get(flag.name) is not None}
-    data = f.recipe_of("quantize", model, given, out, mistakes)
+    data = recipe_of("quantize", model, given, out, mistakes)
     data["steps"][0]["quantize"] |= {"target_bpw": 16.0, "gate": []}
-    plan = planner.plan(*checked(data, f.named(known, given), mistakes), out)
+    plan = planner.plan(*checked(data, named(known, given), mistakes), out)
     with reporting(output) as reporter:
         return pipeline.table(plan, "allocate", options, reporter)
 

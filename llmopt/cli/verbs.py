@@ -13,6 +13,7 @@ import typer
 
 from llmopt.cli import flags as f
 from llmopt.cli import options as o
+from llmopt.cli.one_step import Typed, named, recipe_of
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.specs import VerbSpec
 
@@ -44,7 +45,7 @@ class Call:
 
     verb: VerbSpec
     flags: Sequence[f.KeyFlag]
-    typed: f.Typed
+    typed: Typed
     given: Mapping[str, Any]
 
     @property
@@ -77,16 +78,16 @@ def function(
 
     `own` maps names to annotations and defaults; `run` does the work.
     """
-    named = {_name(flag): flag for flag in flags}
+    by_name = {_name(flag): flag for flag in flags}
     plain = {**own, **_RUN}
-    if len(named) < len(flags) or named.keys() & plain.keys():
+    if len(by_name) < len(flags) or by_name.keys() & plain.keys():
         raise ValueError(f"{verb.id}: two flags of one name")
 
     def called(**given: Any) -> None:
-        typed = {flag: given[name] for name, flag in named.items() if given[name] is not None}
+        typed = {flag: given[name] for name, flag in by_name.items() if given[name] is not None}
         run(Call(verb, flags, typed, {name: given[name] for name in plain}))
 
-    flagged = {name: (_annotation(flag), flag.default) for name, flag in named.items()}
+    flagged = {name: (_annotation(flag), flag.default) for name, flag in by_name.items()}
     kind, declared = inspect.Parameter.KEYWORD_ONLY, {**own, **flagged, **_RUN}
     called.__dict__["__signature__"] = inspect.Signature(
         [
@@ -118,9 +119,9 @@ def _run(call: Call) -> None:
     from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line, written
 
     mistakes, out = Mistakes(), Path(call.given["out"])
-    data = f.recipe_of(call.verb.id, call.given["model"], call.typed, out, mistakes)
+    data = recipe_of(call.verb.id, call.given["model"], call.typed, out, mistakes)
     _check(call.typed, mistakes)
-    recipe, source = checked(data, f.named(call.flags, call.typed), mistakes)
+    recipe, source = checked(data, named(call.flags, call.typed), mistakes)
     output = call.output()
     if call.given["print_recipe"]:
         print_as_recipe(data, output)
@@ -136,7 +137,7 @@ def _run(call: Call) -> None:
     raise_if_failed(ran)
 
 
-def _check(typed: f.Typed, mistakes: Mistakes) -> None:
+def _check(typed: Typed, mistakes: Mistakes) -> None:
     """What is typed twice in other words."""
     by_key = {flag.key: flag for flag in typed}
     for (one, other), why in _INSTEAD.items():

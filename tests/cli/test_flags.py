@@ -14,7 +14,7 @@ from pydantic import Field
 from llmopt.cli.commands import built
 from llmopt.cli.flags import KeyFlag, verb_flags
 from llmopt.errors import RequestError
-from llmopt.recipe.fields import Flag, GridId, Input, Settings, Short
+from llmopt.recipe.fields import Flag, GridId, Input, Settings, Short, Variant, settings_in
 from llmopt.recipe.models import settings_of
 from llmopt.recipe.schema import json_schema
 from llmopt.specs import VERBS, VerbSpec
@@ -30,9 +30,9 @@ def helps(command: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_setting_has_a_flag(verb: str) -> None:
-    keys = {info.alias or name for name, info in settings_of(verb).model_fields.items()}
     flags = verb_flags(verb)
-    assert {flag.key for flag in flags} | {f"{verb}.from"} == {f"{verb}.{key}" for key in keys}
+    keys = {f"{verb}.{key}" for key in settings_in(settings_of(verb))}
+    assert {flag.key for flag in flags} | {f"{verb}.from"} == keys
     assert helps(verb).keys() >= {flag.name for flag in flags}
 
 
@@ -70,6 +70,22 @@ def _halved(text: str) -> object:
     return int(text) // 2
 
 
+class Plain(Settings):
+    """Of all ways."""
+
+    seen: int = Field(3, description="samples")
+
+
+class Influence(Plain):
+    """Of one."""
+
+    damping: float = Field(0.1, description="more of it")
+
+
+def _ways() -> dict[str, type[Settings]]:
+    return {"block-influence": Influence, "last": Plain}
+
+
 class SlimSettings(Settings):
     """Fewer layers."""
 
@@ -81,6 +97,9 @@ class SlimSettings(Settings):
         2, ge=1, description="how many go"
     )
     how: Literal["block-influence", "last"] = Field("last", description="which go")
+    way: Annotated[Settings, Variant("how", _ways)] = Field(
+        default_factory=Settings, description="of that way"
+    )
     grids: Annotated[list[GridId], Flag("--grid")] = Field(default_factory=list, description="x")
     cuts: Annotated[list[dict[str, int]], Flag("--cut", metavar="FIRST-LAST", parse=_layers)] = (
         Field(default_factory=list, description="ranges")
@@ -117,6 +136,8 @@ def test_a_verb_of_another_package_has_a_command(slim: str, llmopt: Llmopt) -> N
         "--how TEXT Which go. [one of: block-influence, last; default: last]",
         "--layers NUMBER How many go. [default: 2]",
         "--pairs PAIRS", "--heal / --no-heal", "--soft / --hard", "--cut FIRST-LAST",
+        "--seen NUMBER Samples. [default: 3]",
+        "--damping NUMBER More of it. [only with --how block-influence; default: 0.1]",
         "--teacher TEXT Whose outputs are learned.", "--calibration TEXT", "--seed NUMBER",
     ):  # fmt: skip
         assert words in said, words
@@ -145,6 +166,8 @@ def test_every_form_of_a_flag_sets_its_key(slim: str, llmopt: Llmopt, tmp_path: 
         }
     ]  # fmt: skip
     assert printed(llmopt)["steps"] == [{"id": "x", "slim": {}}]
+    influence = printed(llmopt, "--how", "block-influence", "--damping", "0.5")
+    assert influence["steps"][0]["slim"] == {"how": "block-influence", "damping": 0.5}
     short = printed(llmopt, "--pairs", 8, "--grid", "none", "--heal", "--soft")
     assert short["steps"][0]["slim"] == {"layers": 4, "grids": [], "heal": True, "soft": True}
 
