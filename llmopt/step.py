@@ -13,6 +13,7 @@ from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.footprint import NOTHING, Footprint
 from llmopt.model.ledger import LedgerEntry
+from llmopt.recipe.fields import Settings
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import VERBS
 from llmopt.specs.formats import PLAIN
@@ -85,7 +86,7 @@ class PlannedStep:
 
     id: str
     verb: str
-    settings: dict[str, Any]
+    settings: Settings
     inputs: tuple[StepInput, ...]
     key: Key
     writes: str = PLAIN
@@ -111,7 +112,7 @@ class PlannedStep:
         texts = {"calibration": self.calibration, "evaluation": self.evaluation}
         said = {name: text.document() for name, text in texts.items() if text is not None}
         said |= {name: file.document() for name, file in self.files.items()}
-        return self.settings | said | {"seed": self.seed}
+        return self.settings.document() | said | {"seed": self.seed}
 
     def digest_key(self, digests: Mapping[str, str]) -> str:
         """The step's key, given the digest of each parent."""
@@ -252,8 +253,8 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The step's, effective."""
-        return self.step.settings
+        """The step's, as keys say them."""
+        return self.step.settings.document()
 
     def input(self, role: str = MODEL) -> Artifact:
         """What is read in a role, the first where that is several."""

@@ -70,7 +70,7 @@ def _steps_table(made: Plan, states: dict[str, str]) -> Table:
     table.add_column("peak disk", justify="right")
     for step in made.steps:
         counts = ledger.in_words(ledger.count(fate.action for fate in step.fates))
-        if step.settings.get("transform", "none") != "none":
+        if step.document().get("transform", "none") != "none":
             counts += " or folded"
         footprint = step.footprint
         sizes = [f"{megabytes(n)} MB" for n in (footprint.memory_bytes, footprint.disk_bytes)]
@@ -84,9 +84,7 @@ def _does(step: PlannedStep) -> str:
     cut = ""
     if text is not None and text.cut_from is not None:
         cut = f" on {text.length} tokens a sequence (the context)"
-    if "new_tokens_cut_from" in step.settings:
-        cut += f", speed on {step.settings['new_tokens']} new ones"
-    return step.summary + cut
+    return ", ".join([step.summary + cut, *step.notes])
 
 
 def _fates_table(step: PlannedStep) -> Table:

@@ -79,6 +79,11 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Asks:
+    """The field asks for another step: it is no part of what this one does."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """The field is one of a table's names, which are read when they are asked for.
 
@@ -210,12 +215,14 @@ class Settings(Strict):
         return data | data.pop(found[0], {}) if found else data
 
     def document(self) -> dict[str, JsonValue]:
-        """All settings as keys say them, for manifests; what the step is made from is not one."""
+        """What keys and manifests say of a step's settings: neither its inputs nor other steps."""
         data = self.model_dump(mode="json", by_alias=True)
-        inputs = {
-            info.alias or n for n, info in type(self).model_fields.items() if marks(info, Input)
+        beside = {
+            info.alias or name
+            for name, info in type(self).model_fields.items()
+            if any(isinstance(mark, Input | Asks) for mark in info.metadata)
         }
-        return {key: value for key, value in data.items() if key not in inputs}
+        return {key: value for key, value in data.items() if key not in beside}
 
     @property
     def given(self) -> frozenset[str]:

@@ -36,8 +36,8 @@ def test_a_matrix_is_all_its_combinations(tmp_path: Path) -> None:
             "quantize": {"method": "rtn", "gate": []}}  # fmt: skip
     plan = planned(tmp_path, step, {"id": "s", "bench": {"from": "q"}})
     names = ["q-int4-64", "q-int4-_1", "q-int8-64", "q-int8-_1"]
-    assert plan.by_id("s").settings["from"] == names
-    assert plan.by_id("q-int8-_1").settings["group_size"] == -1
+    assert plan.by_id("s").parents[1:] == tuple(names)
+    assert plan.by_id("q-int8-_1").document()["group_size"] == -1
 
 
 def test_every_tensor_has_one_fate(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_calibration_text_decides_the_scale_search(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some words " * 100)
     data = {"calibration": {"source": str(text)}}
-    assert planned(tmp_path, STEP).by_id("q").settings["scale_search"] == "mse"
-    assert planned(tmp_path, STEP, data=data).by_id("q").settings["scale_search"] == "importance"
+    assert planned(tmp_path, STEP).by_id("q").document()["scale_search"] == "mse"
+    assert planned(tmp_path, STEP, data=data).by_id("q").document()["scale_search"] == "importance"
 
 
 def test_changed_text_changes_the_key(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_folders_from_outside_can_be_measured(tmp_path: Path) -> None:
         write_records(tmp_path / parent / "w4", manifest_of(files), None)
     sources = [str(tmp_path / parent / "w4") for parent in ("a", "b")]
     plan = planned(tmp_path, {"id": "s", "bench": {"from": sources}})
-    assert plan.steps[0].settings["from"] == ["w4", "w4-2"]
-    assert plan.steps[0].settings["runtimes"] == dict.fromkeys(["w4", "w4-2", "model"], "torch")
+    assert plan.steps[0].parents[1:] == ("w4", "w4-2")
+    assert plan.steps[0].document()["runtimes"] == dict.fromkeys(["w4", "w4-2", "model"], "torch")
     assert plan.folder_of("w4-2") == tmp_path / "b" / "w4"
 
 

@@ -201,7 +201,7 @@ def test_a_gate_follows_where_weights_are_rounded(scratch: Path, tmp_path: Path)
             "data": {"evaluation": {"source": str(scratch / "held-out.txt")}},
         }  # fmt: skip
         plan = planner.plan(*from_data(recipe), tmp_path / "out")
-        return [step.settings["gates"] for step in plan.steps if step.judges]
+        return [step.document()["gates"] for step in plan.steps if step.judges]
 
     assert gates(scratch / "model", "gptq") == [["default"]]
     assert gates(source(scratch, "gptq int4"), "awq") == []

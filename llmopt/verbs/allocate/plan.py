@@ -31,7 +31,7 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
         PlannedStep(
             id=context.id,
             verb="allocate",
-            settings=settings.solving,
+            settings=settings,
             inputs=(model,),
             key=context.key,
             writes="allocation",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from llmopt.recipe.fields import Input, Settings
 
@@ -19,7 +19,9 @@ class AllocateSettings(Settings):
     target_bpw: float | None = Field(None, description="stored bits a quantized weight")
     target_size: int | None = Field(None, description="bytes of the weight files as a whole")
     batch_size: int = Field(description="calibration sequences run at once")
-    solving: dict[str, Any] = Field(description="the effective settings of the step that asks")
+    solving: SerializeAsAny[Settings] = Field(
+        description="the effective settings of the step that asks"
+    )
 
 
 SETTINGS = AllocateSettings

@@ -8,7 +8,7 @@ from llmopt.errors import Mistakes, RecipeError
 from llmopt.recipe.source import Key
 from llmopt.specs.runtimes import AUTO, runtime_for
 from llmopt.step import MODEL, PlanContext, Planned, PlannedStep, StepInput
-from llmopt.verbs.bench.settings import BenchSettings
+from llmopt.verbs.bench.settings import BenchSettings, Measurement
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.footprints import bench_footprint
 
@@ -36,25 +36,21 @@ def _mistakes(settings: BenchSettings, context: PlanContext) -> Iterator[RecipeE
 def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
     base, measured = _inputs(settings, context)
     names = [each.name for each in measured]
-    effective = settings.model_dump(by_alias=True, exclude={"runtime"}) | {
-        "from": names,
-        "runtimes": _runtimes(settings, base, names, context),
-    }
-    notes: tuple[str, ...] = ()
-    if settings.speed:
-        effective |= (cut := _new_tokens(settings, context))
-        if "new_tokens_cut_from" in cut:
-            count = cut["new_tokens"]
-            notes = (
-                f"speed is that of {count} new tokens, for want of room in the model's context",
-            )
+    new_tokens, notes = settings.new_tokens, tuple[str, ...]()
+    if settings.speed and (new_tokens := _new_tokens(settings, context)) < settings.new_tokens:
+        notes = (f"speed is that of {new_tokens} new tokens, for want of room in the context",)
     evaluation = context.evaluation(GATE_WINDOWS if context.judges else None)
     inputs = (*([base] if base else []), *measured)
     models = len({each.name for each in inputs})
     return PlannedStep(
         id=context.id,
         verb="bench",
-        settings=effective,
+        settings=Measurement(
+            runtimes=_runtimes(settings, base, names, context),
+            speed=settings.speed,
+            new_tokens=new_tokens,
+            gates=settings.gates,
+        ),
         inputs=inputs,
         key=context.key,
         writes="bench",
@@ -109,18 +105,18 @@ def _runtimes(
     return found
 
 
-def _new_tokens(settings: BenchSettings, context: PlanContext) -> dict[str, int]:
+def _new_tokens(settings: BenchSettings, context: PlanContext) -> int:
     """Tokens decoded for speed after a prompt; a default that does not fit the context is cut.
 
     RecipeError for a number that was asked for.
     """
     length, wanted = context.context_length, settings.new_tokens
     if length is None or wanted < length:
-        return {"new_tokens": wanted}
+        return wanted
     if "new_tokens" in settings.model_fields_set or length < _SHORTEST:
         raise context.source.error(
             f"{wanted:,} tokens after a prompt do not fit the model's context of {length:,}",
             (*context.key, "new_tokens"),
             f"at most {length - 1:,}" if length >= _SHORTEST else "measure without speed",
         )
-    return {"new_tokens": length // 2, "new_tokens_cut_from": wanted}
+    return length // 2

@@ -31,8 +31,8 @@ _PROMPT = 128
 def run(work: Work) -> Outcome:
     """Measure every model that the step names; write bench.json and return the verdicts."""
     settings = work.settings
-    base_name = settings["against"]
-    first = work.artifacts[base_name or settings["from"][0]]
+    base_name = _base(work)
+    first = work.artifacts[base_name or _measured(work)[0]]
     assert work.step.evaluation is not None
     windows, corpus = text.evaluation(work.step.evaluation, first.path)
     entries = _quality(work, windows)
@@ -48,16 +48,26 @@ def run(work: Work) -> Outcome:
     return Outcome(format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run=run)
 
 
+def _base(work: Work) -> str | None:
+    """The name of what models are compared with."""
+    return next((each.name for each in work.step.inputs if each.role == "base"), None)
+
+
+def _measured(work: Work) -> list[str]:
+    """The names of what is measured."""
+    return [each.name for each in work.step.inputs if each.role == "model"]
+
+
 def _quality(work: Work, windows: Tensor) -> list[dict[str, Any]]:
     """An entry for each model, the base's first; base and model run side by side."""
-    settings, runtimes = work.settings, work.settings["runtimes"]
-    base_name = settings["against"]
+    runtimes = work.settings["runtimes"]
+    base_name = _base(work)
     against = work.artifacts[base_name] if base_name else None
     base = _load(work, against, runtimes[base_name]) if against else None
     entries: list[dict[str, Any]] = []
     if against is not None:
         entries.append(_base_entry(against) | {"runtime": runtimes[base_name]})
-    for name in settings["from"]:
+    for name in _measured(work):
         if name == base_name:
             continue
         engine = _load(work, work.artifacts[name], runtimes[name])

@@ -34,4 +34,13 @@ class BenchSettings(Settings):
     ] = Field(default_factory=list, description='e.g. "kl.mean < 0.05"')
 
 
+class Measurement(Settings):
+    """With nothing left to decide. `runtimes`: what each model runs on, by its name."""
+
+    runtimes: dict[str, str] = Field(description="what each model runs on")
+    speed: bool = Field(description="measure speed and memory too")
+    new_tokens: int = Field(description="tokens decoded per speed repeat")
+    gates: list[Gate] = Field(description="what each model is held to")
+
+
 SETTINGS = BenchSettings

@@ -45,7 +45,9 @@ def run(work: Work) -> Outcome:
     parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     # no plan knows what a budget chose: what counts is what the parent holds now
-    found = conversions(read_contents(parent.path), ConvertSettings(**work.settings))
+    settings = work.step.settings
+    assert isinstance(settings, ConvertSettings)
+    found = conversions(read_contents(parent.path), settings)
     work = replace(work, step=replace(work.step, fates=tuple(each.fate for each in found)))
     conversion = _Conversion(checkpoint, work)
     conversion.survey()

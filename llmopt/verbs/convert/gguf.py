@@ -84,8 +84,8 @@ class _Conversion:
     def __init__(self, work: Work, checkpoint: Checkpoint, contents: Contents) -> None:
         self._work, self._checkpoint, self._contents = work, checkpoint, contents
         self.device = pick_device(work.options.device)
-        given = {k: v for k, v in work.settings.items() if k in ConvertSettings.model_fields}
-        settings = ConvertSettings(**given)
+        settings = work.step.settings
+        assert isinstance(settings, ConvertSettings)
         guided = bool(work.step.files or work.step.calibration)
         self._settings = settings
         self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
@@ -96,7 +96,7 @@ class _Conversion:
         #: whether the file's embedding is also its head, and has to be encoded as such
         self._shared = checkpoint.tied and not self._embedding_is_ready()
         self._writer = ShardWriter(work.state / "parts")
-        self._about = description(work, contents)
+        self._about = description(work.settings, work.input(), contents)
         self._records: dict[str, Any] = {}
         #: of each tensor that is streamed, the sums of squares of its errors and its weights
         self._lost: dict[str, tuple[float, float]] = {}

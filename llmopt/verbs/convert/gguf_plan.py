@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from llmopt import artifact
 from llmopt.errors import Mistakes, RequestError
@@ -22,7 +21,7 @@ from llmopt.specs.presets import find_preset
 from llmopt.step import NamedFile, PlanContext, Planned, PlannedStep, StepInput
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.layouts import refuse_loss
-from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.convert.settings import ConvertSettings, PlannedConvert
 from llmopt.verbs.shared.budget import CANDIDATES_ALONE
 from llmopt.verbs.shared.footprints import quantize_footprint
 
@@ -95,7 +94,7 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
     step = PlannedStep(
         id=context.id,
         verb="convert",
-        settings={"to": IMATRIX, "batch_size": settings.batch_size},
+        settings=settings,
         inputs=(model,),
         key=context.key,
         writes=IMATRIX,
@@ -182,22 +181,22 @@ class GgufRequest:
         with self._source.at(key):
             return gguf.wanted(contents, self._settings, tied=tied, guided=guided)
 
-    def effective(self) -> dict[str, Any]:
+    def effective(self) -> PlannedConvert:
         """The settings with nothing left to decide."""
-        left_out = {"from_", "gate", "gate_base", "grid", "group_size", "symmetric", "imatrix"}
-        effective = self._settings.model_dump(by_alias=True, exclude=left_out)
-        effective |= {
+        feedback = {name: getattr(self._settings, name) for name in _FEEDBACK}
+        decided: dict[str, object] = {
             "method": self._settings.method or "rtn",
             "search": self._settings.search or "best",
+            "imatrix": None,  # a file, which has a digest
             "format": "gguf",
             "model_name": self._context.model_name.rpartition("/")[2],
         }
-        if effective["method"] == "gptq":
-            return effective | {
-                name: usual if effective[name] is None else effective[name]
+        if decided["method"] == "gptq":
+            decided |= {
+                name: usual if feedback[name] is None else feedback[name]
                 for name, usual in _FEEDBACK.items()
             }
-        return {name: value for name, value in effective.items() if name not in _FEEDBACK}
+        return PlannedConvert.model_validate(self._settings.model_dump(by_alias=True) | decided)
 
     def files(self) -> dict[str, NamedFile]:
         """The importance matrix, where one is given."""

@@ -46,11 +46,10 @@ def _checkpoint(settings: ConvertSettings, context: PlanContext) -> tuple[Planne
     _check_held(fates, contents, settings, context)
     key = (*context.key, "to")
     check_config(fates, contents.naming, settings.to, context.source, key)
-    mine = ConvertSettings.model_fields.keys() - GgufSettings.model_fields.keys()
     step = PlannedStep(
         id=context.id,
         verb="convert",
-        settings=settings.model_dump(by_alias=True, include=mine - {"from_", "gate", "gate_base"}),
+        settings=settings,
         inputs=(model,),
         key=context.key,
         writes=settings.to,

@@ -12,5 +12,5 @@ _TARGETS = {"gguf": "llmopt.verbs.convert.gguf", IMATRIX: "llmopt.verbs.convert.
 
 def run(work: Work) -> Outcome:
     """Convert the model into `work.folder`."""
-    target: Runs = load(_TARGETS.get(work.step.settings["to"], "llmopt.verbs.convert.checkpoint"))
+    target: Runs = load(_TARGETS.get(work.settings["to"], "llmopt.verbs.convert.checkpoint"))
     return target.run(work)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmopt.errors import RequestError
 from llmopt.recipe.fields import (
+    Asks,
     Choice,
     Flag,
     Gates,
@@ -149,11 +150,12 @@ class ConvertSettings(GgufSettings):
     )
     gate: Annotated[
         Gates | None,
+        Asks(),
         Flag(help="A quality gate; none for none. [default: default where weights are rounded]"),
     ] = Field(
         None, description='as in quantize; null: ["default"] where weights are rounded, else []'
     )
-    gate_base: Literal["parent", "model"] = Field(
+    gate_base: Annotated[Literal["parent", "model"], Asks()] = Field(
         "parent", description="what gates compare with: what the step is made from, or the model"
     )
 
@@ -167,6 +169,13 @@ class ConvertSettings(GgufSettings):
         if "preset" in data:
             raise ValueError("the preset is given twice: in `to`, and as `preset`")
         return data | {"to": "gguf", "preset": target.removeprefix("gguf:")}
+
+
+class PlannedConvert(ConvertSettings):
+    """With nothing left to decide. `model_name`: what the recipe's model is called."""
+
+    model_name: str = Field("", description="the name of a file's model where nothing says one")
+    format: str = Field("", description="how the result lies on disk")
 
 
 SETTINGS = ConvertSettings

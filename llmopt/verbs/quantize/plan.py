@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.model.change import TensorFate
@@ -73,13 +72,11 @@ def _grid(settings: QuantizeSettings) -> str:
 
 def _effective(
     settings: QuantizeSettings, transform: str, calibration: Text | None
-) -> dict[str, Any]:
-    effective = settings.model_dump(by_alias=True, exclude={"from_", "gate", "gate_base"})
-    for name in METHOD_SETTINGS - METHODS[settings.method].settings:
-        del effective[name]
-    if effective.get("scale_search") == "auto":
-        effective["scale_search"] = "importance" if calibration else "mse"
-    return effective | {"transform": transform}
+) -> QuantizeSettings:
+    search = settings.scale_search
+    if search == "auto":
+        search = "importance" if calibration else "mse"
+    return settings.model_copy(update={"transform": transform, "scale_search": search})
 
 
 def _with_budget(step: PlannedStep, settings: QuantizeSettings, context: PlanContext) -> Planned:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from llmopt.errors import RequestError
 from llmopt.recipe.fields import (
+    Asks,
     Flag,
     FormatId,
     Gates,
@@ -117,12 +118,13 @@ class QuantizeSettings(Settings):
     batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
     gate: Annotated[
         Gates,
+        Asks(),
         Flag(help='A quality gate, e.g. "kl.mean < 0.05"; none for no gate. [default: default]'),
     ] = Field(
         default_factory=lambda: ["default"],
         description='quality gates of the result: "default" (against collapse), expressions, or []',
     )
-    gate_base: Literal["parent", "model"] = Field(
+    gate_base: Annotated[Literal["parent", "model"], Asks()] = Field(
         "parent", description="what gates compare with: what the step is made from, or the model"
     )
 

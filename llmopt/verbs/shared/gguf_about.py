@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from llmopt.artifact import Artifact
 from llmopt.formats.gguf.about import general
 from llmopt.formats.imatrix import Imatrix
 from llmopt.model.contents import Contents
 from llmopt.report.card_metadata import front_matter
-from llmopt.step import Work
 
 
-def description(work: Work, contents: Contents) -> dict[str, Any]:
+def description(
+    settings: Mapping[str, Any], parent: Artifact, contents: Contents
+) -> dict[str, Any]:
     """The keys that are not the model's own; a GGUF source's are carried over without them."""
-    settings, parent = work.settings, work.input()
     found = {} if contents.kind == "gguf" else general(front_matter(parent), settings["model_name"])
     if settings["name"] is not None:
         found["general.name"] = settings["name"]
