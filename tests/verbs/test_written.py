@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import importlib
 import pytest
 
 from llmopt import pipeline, planner
@@ -182,7 +183,7 @@ def test_what_is_written_otherwise_than_said_is_not_published(
     name: str, change: dict[str, Any], message: str, scratch: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    stage = pipeline.importlib.import_module("llmopt.verbs.quantize.run")
+    stage = importlib.import_module("llmopt.verbs.quantize.run")
     honest = stage._ledger
 
     def lying(*arguments: Any) -> list[LedgerEntry]:

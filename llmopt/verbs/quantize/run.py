@@ -24,7 +24,7 @@ from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import FORMATS
+from llmopt.specs import FORMATS, METHODS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.quantize.transform import Awq
 from llmopt.verbs.shared import texts as text
@@ -36,7 +36,7 @@ from llmopt.verbs.shared.solving import Solver
 
 def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
-    settings = work.settings
+    settings = _read(work.settings)
     parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     others = copy_side_files(checkpoint, work.folder)
@@ -70,6 +70,13 @@ def run(work: Work) -> Outcome:
         evidence=others | ({"allocation": allocation} if allocation else {}),
         run={"device": str(device)},
     )
+
+
+def _read(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the method reads, and those of all methods."""
+    others = frozenset[str]().union(*(m.settings for m in METHODS.values()))
+    idle = others - METHODS[settings["method"]].settings
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
