@@ -151,6 +151,14 @@ class InputStatistics:
         self._symmetric = False
 
 
+def accumulated(statistics: InputStatistics | None, x: Tensor) -> InputStatistics:
+    """Statistics with x [..., cols] folded in; None stands for those of nothing yet."""
+    if statistics is None:
+        statistics = InputStatistics.empty(x.shape[-1], x.device)
+    statistics.add(x)
+    return statistics
+
+
 def accumulate_hessian(hessian: Tensor, x: Tensor, count: int) -> int:
     """Fold the tokens x into hessian = E[x x^T], in place; returns the new number of tokens.
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from llmopt.allocate.budget import Option, lower_hull
-from llmopt.blockwalk.gradient import Sensed
-from llmopt.blockwalk.inlet import LiveWeights
+from llmopt.blockwalk.gradient import InletSensitivity
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import about
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers, read_metadata
@@ -73,11 +73,11 @@ class Sensitivity:
         self._fates = {fate.name.removesuffix(".weight"): fate for fate in fates if fate.options}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, block: int, sensed: list[Sensed], weights: LiveWeights) -> None:
+    def __call__(self, block: int, seen: list[InletSensitivity], weights: LiveWeights) -> None:
         """Try all options of a block's linears and write what came of them."""
         costs: dict[tuple[str, Layout], float] = {}
         values: dict[str, Tensor] = {}
-        for one in sensed:
+        for one in seen:
             for options, names in self._alike(one.names).items():
                 parts = {name: _weight(weights, name) for name in names}
                 for option in options:
@@ -118,9 +118,11 @@ class Sensitivity:
                 found[self._fates[name].options].append(name)
         return found
 
-    def _try(self, parts: dict[str, Tensor], sensed: Sensed, option: Layout) -> dict[str, Tensor]:
+    def _try(
+        self, parts: dict[str, Tensor], seen: InletSensitivity, option: Layout
+    ) -> dict[str, Tensor]:
         with about(", ".join(parts)):
-            solved = self._solve(torch.cat(list(parts.values())), sensed.statistics, option)
+            solved = self._solve(torch.cat(list(parts.values())), seen.statistics, option)
         rows = [part.shape[0] for part in parts.values()]
         return dict(zip(parts, torch.split(solved, rows), strict=True))
 
@@ -151,10 +153,10 @@ class Sensitivity:
         return self._folder / f"block-{block:05d}.safetensors"
 
 
-def cost(change: Tensor, sensed: Sensed, name: str) -> float:
+def cost(change: Tensor, seen: InletSensitivity, name: str) -> float:
     """The KL divergence in nats a token that `change` [out, in] of a linear's weight predicts."""
-    lost = ((change @ sensed.statistics.hessian) * change).sum(1).double()
-    return 0.5 * float((sensed.fisher[name].to(lost.device) * lost).sum().clamp_(min=0))
+    lost = ((change @ seen.statistics.hessian) * change).sum(1).double()
+    return 0.5 * float((seen.fisher[name].to(lost.device) * lost).sum().clamp_(min=0))
 
 
 def _weight(weights: LiveWeights, name: str) -> Tensor:

@@ -1,77 +1,228 @@
-"""What a transform sees of a model: a block as a whole, before any of its linears is changed."""
+"""What a pass sees of a model: one live block after the other, and at last the head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.inlet import LiveWeights, narrowed
-from llmopt.formats.checkpoint import Checkpoint
-from llmopt.linalg import InputStatistics
+from llmopt.blockwalk import memory
+from llmopt.blockwalk.experts import Collected, Names
+from llmopt.blockwalk.weights import LiveWeights
+from llmopt.errors import LlmoptError
+from llmopt.grids.base import Quantized
+from llmopt.linalg import InputStatistics, MeanSquares
 from llmopt.specs.folds import Pair, pairs
 
 
-class Block:
-    """One decoder block. `statistics` are those of each linear's input, by the linear's name.
+class Pass(Protocol):
+    """Something done to every block of a model, in the order of computation.
 
-    All weights are float32 and stay as fine as they are given until the block is done; then what
-    no operation has quantized is rounded to the checkpoint's dtype.
+    changes: whether it replaces weights. One that does not, and comes last, sees a block while
+    the activations pass through it for good: it asks for statistics once, and for no activations
+    after that.
+    """
+
+    changes: bool
+
+    def apply(self, block: LiveBlock) -> None:
+        """Read the block's weights and what flows through it, and replace what should change."""
+
+
+class Flow(Protocol):
+    """What flows through a live block, and the module that computes it."""
+
+    device: torch.device
+
+    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:
+        """Statistics of all inlets, those of one run over the data at a time; see `LiveBlock`.
+
+        `through`: that run is the block's last, and what comes out of it is kept.
+        """
+
+    def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
+        """Compute with another value; `in_turn` where `collect` has just come to that linear."""
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What flows into the block, batch by batch."""
+
+    def forward(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The block's output, with these tensors in place of its own."""
+
+    def targets(self) -> Iterator[Tensor]:
+        """What flows out of the original block, for each of `inputs`."""
+
+
+class LiveBlock:
+    """One decoder block, or the head, as the passes before have left it.
+
+    index: the block's; the head's is the number of blocks. linears: names in the checkpoint, those
+    that share an input together. Statistics, activations and outputs are computed when they are
+    asked for, with the weights of that moment. Weights are float32 and stay as fine as they are
+    given until the last pass is done; then what is not quantized is rounded to the checkpoint's
+    dtype.
     """
 
     def __init__(
-        self,
-        index: int,
-        checkpoint: Checkpoint,
-        weights: LiveWeights,
-        statistics: Mapping[str, InputStatistics],
-        on_change: Callable[[str, Tensor], None],
+        self, index: int, linears: Sequence[Names], weights: LiveWeights, flow: Flow
     ) -> None:
-        self.index, self.statistics = index, statistics
-        self._checkpoint, self._weights, self._on_change = checkpoint, weights, on_change
+        self.index, self.linears = index, linears
+        self._weights, self._flow = weights, flow
+        self._through = False
+
+    def run(self, passes: Sequence[Pass]) -> None:
+        """Apply all passes, then round what is still finer than the checkpoint's dtype."""
+        for each in passes:
+            self._through = each is passes[-1] and not each.changes
+            each.apply(self)
+            memory.release()
+        for name, value in self._weights.settle():
+            self._flow.put(name, value, in_turn=False)
+
+    def inlets(self, *, sequential: bool = False) -> Iterator[Inlet]:
+        """The linears that share an input, with its statistics, one input after the other.
+
+        `sequential`: each input's statistics are collected when what comes before it in the block
+        has been replaced; else all at once. An inlet's statistics are given back when the next
+        one is asked for.
+        """
+        through = self._through and not sequential
+        for collected in self._flow.collect(sequential=sequential, through=through):
+            while collected:
+                # what the step before freed is given back before this one takes its own
+                memory.release()
+                inlet = Inlet(self, collected.pop(0))
+                yield inlet
+                inlet.statistics = None
+
+    def statistics(self) -> dict[str, InputStatistics]:
+        """Those of all linears' inputs, by the linear's name; none in a walk without data."""
+        collected = self._flow.collect(sequential=False, through=self._through)
+        return {
+            name: one.statistics
+            for some in collected
+            for one in some
+            for name in one.names
+            if one.statistics is not None
+        }
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What flows into the block, [batch, length, width], batch by batch."""
+        return self._flow.inputs()
+
+    def forward(self, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The block's output for a batch as `inputs` gives it.
+
+        `weights`, [out, in] by linear, stand in place of the present ones; within
+        `torch.enable_grad` the output can be differentiated by them.
+        """
+        given = (weights or {}).items()
+        return self._flow.forward(
+            hidden, {f"{name}.weight": self._weights.oriented(name, w) for name, w in given}
+        )
+
+    def targets(self) -> Iterator[Tensor]:
+        """What the original block makes of each batch of `inputs`."""
+        return self._flow.targets()
+
+    def weight(self, name: str) -> Tensor:
+        """The present weight of a linear, float32 [out, in], in memory of its own."""
+        weight = self._weights.oriented(name, self._weights.read(f"{name}.weight"))
+        return weight.to(self._flow.device, torch.float32).contiguous()
+
+    def mask(self, name: str) -> Tensor:
+        """Where a linear's weight is zero in the source, bool [out, in]."""
+        source = self._weights.oriented(name, self._weights.original(f"{name}.weight"))
+        return (source == 0).to(self._flow.device)
+
+    def replace(
+        self, name: str, value: Quantized | Tensor, record: Mapping[str, object] | None = None
+    ) -> None:
+        """Give a linear a new weight [out, in]; from here on the block computes with it.
+
+        `record` (JSON values) is kept with the result and returned by the walk, in a resumed one,
+        too.
+        """
+        self._replace(name, value, record, in_turn=False)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Another tensor as float32, None where the block has none of this name."""
+        if not self._weights.has(name):
+            return None
+        return self._weights.read(name).to(self._flow.device, torch.float32)
+
+    def replace_tensor(self, name: str, value: Tensor) -> Tensor:
+        """Give another tensor a value, rounded to the checkpoint's dtype; returns it as float32."""
+        rounded = self._weights.narrowed(name, value).to(torch.float32)
+        self._flow.put(name, self._weights.hold(name, rounded), in_turn=False)
+        return rounded
+
+    def record(self, name: str, what: Mapping[str, object]) -> None:
+        """Note for the ledger what was done to a tensor."""
+        self._weights.results.records[name] = dict(what)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether this is the head: it has one linear and statistics, and no outputs."""
+        return self.index == self._weights.checkpoint.naming.block_count
 
     @property
     def norm_gain_offset(self) -> float:
         """A norm of this model scales by this plus its weight."""
-        return self._checkpoint.family.norm_gain_offset
+        return self._weights.checkpoint.family.norm_gain_offset
 
     def pairs(self) -> Iterator[Pair]:
         """Where a scale of linears' inputs can be folded into what comes before them."""
-        naming, stored = self._checkpoint.naming, [*self._checkpoint.names]
-        config = self._checkpoint.family.language_config(self._checkpoint.config)
-        return pairs(naming, self.index, config, dict.fromkeys(stored))
+        checkpoint = self._weights.checkpoint
+        config = checkpoint.family.language_config(checkpoint.config)
+        return pairs(checkpoint.naming, self.index, config, dict.fromkeys(checkpoint.names))
 
-    def linear(self, name: str) -> Tensor:
-        """The present weight of a linear, [out, in]."""
-        return self._weights.oriented(name, self._weights.read(f"{name}.weight")).float()
-
-    def set_linear(self, name: str, weight: Tensor) -> None:
-        """Give a linear another weight [out, in]."""
-        self._set(f"{name}.weight", self._weights.oriented(name, weight))
-
-    def read(self, name: str) -> Tensor | None:
-        """Another tensor as float32, None where the block has none of this name."""
-        return self._weights.read(name).float() if self._weights.has(name) else None
-
-    def set_stored(self, name: str, value: Tensor) -> Tensor:
-        """Give another tensor a value, rounded to the checkpoint's dtype; returns it as float32."""
-        rounded = narrowed(name, value, self._checkpoint.stored_dtype(name)).to(torch.float32)
-        self._set(name, rounded)
-        return rounded
-
-    def record(self, name: str, what: Mapping[str, Any]) -> None:
-        """Note for the ledger what was done to a tensor."""
-        self._weights.results.records[name] = dict(what)
-
-    def _set(self, name: str, value: Tensor) -> None:
-        self._weights.hold(name, value)
-        self._on_change(name, value)
+    def _replace(
+        self,
+        name: str,
+        value: Quantized | Tensor,
+        record: Mapping[str, object] | None,
+        *,
+        in_turn: bool,
+    ) -> None:
+        held = self._weights.replace(name, value)
+        self._flow.put(f"{name}.weight", held, in_turn=in_turn)
+        if record is not None:
+            self.record(name, record)
 
 
-class Transform(Protocol):
-    """Something done to a whole block that leaves its function as it is."""
+class Inlet:
+    """Linears that share an input.
 
-    def apply(self, block: Block) -> None:
-        """Read the block's weights and statistics, and replace what should change."""
+    names: the linears' names in the checkpoint. statistics: of the input, from calibration
+    activations that passed through all that was changed before; None in a walk without data.
+    cold: of an expert that few tokens reached, whose statistics are those of all experts.
+    """
+
+    def __init__(self, block: LiveBlock, collected: Collected) -> None:
+        self.names, self.cold = collected.names, collected.cold
+        self.statistics = collected.statistics
+        self._block = block
+
+    @property
+    def squares(self) -> MeanSquares | None:
+        """Of the tokens that reached these very linears; None in a walk without data."""
+        if self.cold is not None or self.statistics is None:
+            return self.cold
+        return self.statistics.squares
+
+    def weight(self, name: str) -> Tensor:
+        """As `LiveBlock.weight`."""
+        return self._block.weight(name)
+
+    def replace(
+        self, name: str, value: Quantized | Tensor, record: Mapping[str, object] | None = None
+    ) -> None:
+        """As `LiveBlock.replace`, for one of these linears; a record tells of a cold expert."""
+        if name not in self.names:
+            raise LlmoptError(f"{name} is not one of the linears {', '.join(self.names)}")
+        if record is not None and self.cold is not None:
+            record = {**record, "cold": True, "tokens": self.cold.tokens}
+        self._block._replace(name, value, record, in_turn=True)

@@ -12,27 +12,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmopt import processor
 from llmopt.blockwalk import memory
 from llmopt.blockwalk.experts import Names, Pools
-from llmopt.blockwalk.inlet import LiveWeights
-from llmopt.blockwalk.plan import OnBlock
-from llmopt.blockwalk.sink import PartResults
+from llmopt.blockwalk.parts import OnBlock
 from llmopt.blockwalk.skeleton import Skeleton
-from llmopt.blockwalk.state import WalkState
+from llmopt.blockwalk.state import WalkState, environment
+from llmopt.blockwalk.stream import BlockStream
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputStatistics, accumulated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensed:
+class InletSensitivity:
     """Linears that share an input: the input's statistics, and what their outputs do to the loss.
 
     fisher: by linear, [out] float32, or [1] for an expert that no token reached: per output, the
@@ -48,7 +46,7 @@ class Sensed:
 
 
 #: called with a block's index, what its inlets showed, and its weights
-Visit = Callable[[int, list[Sensed], LiveWeights], None]
+Visit = Callable[[int, list[InletSensitivity], LiveWeights], None]
 
 
 def walk_backward(
@@ -70,128 +68,87 @@ def walk_backward(
     arguments, so `visit` must keep its results in files, and may see a block twice. Another
     device, software or CPU starts it anew; any other argument that differs needs another folder.
     """
-    state = WalkState(state_folder)
-    described = {
-        "device": str(device),
-        "torch": torch.__version__,
-        "cpu": processor.identity(),
-    }
-    with ExitStack() as stack:
-        stack.enter_context(state.locked())
-        if not state.matches(described):
-            state.start(described, torch.get_num_threads())
-        stack.enter_context(state.same_threads())
-        stack.enter_context(torch.no_grad())
-        skeleton = Skeleton(checkpoint, dtype=dtype, device=torch.device(device))
-        walk = _BackwardWalk(checkpoint, skeleton, torch.split(tokens, batch_size), state_folder)
+    state, device = WalkState(state_folder), torch.device(device)
+    with state.resumed(environment(device)):
+        stream = BlockStream(checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device)
+        walk = _BackwardWalk(stream, tokens.numel(), state_folder)
         walk.run(state, visit, seed, on_block or (lambda *_: None))
 
 
 class _BackwardWalk:
     """Gradients [sequences, length, width], overwritten batch by batch and block by block."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        skeleton: Skeleton,
-        batches: tuple[Tensor, ...],
-        folder: Path,
-    ) -> None:
-        self._checkpoint, self._skeleton = checkpoint, skeleton
-        self._batches, self._folder = batches, folder
-        self._blocks = checkpoint.naming.block_count
-        self._tokens = sum(batch.numel() for batch in batches)
+    def __init__(self, stream: BlockStream, tokens: int, folder: Path) -> None:
+        self._stream, self._tokens, self._folder = stream, tokens, folder
 
     def run(self, state: WalkState, visit: Visit, seed: int, on_block: OnBlock) -> None:
-        saved = state.load()
+        saved, total = state.load(), self._stream.blocks
         if saved is None:
-            gradient = self._loss_gradient(self._forward(), seed)
-            state.save(self._blocks, gradient)
-            first = self._blocks
+            first, gradient = total, self._loss_gradient(self._forward(), seed)
+            state.save(first, gradient)
         else:
             first, gradient = saved
-            self._learn_calls()
+            self._stream.learn_calls()
         for index in reversed(range(first)):
-            weights = LiveWeights(self._checkpoint, PartResults())
-            with self._filled(index, weights):
-                sensed = self._backward(index, gradient)
-            visit(index, sensed, weights)
+            weights = LiveWeights(self._stream.checkpoint)
+            with self._stream.filled(index, weights):
+                sensitivities = self._backward(index, gradient)
+            visit(index, sensitivities, weights)
             state.save(index, gradient)
             self._inputs(index).unlink()
             memory.release()
-            on_block(self._blocks - index, self._blocks)
-
-    def _learn_calls(self) -> None:
-        """Embed one batch of each size; the skeleton then knows how blocks are called."""
-        with self._skeleton.surroundings(LiveWeights(self._checkpoint, PartResults())):
-            for batch in {len(batch): batch for batch in self._batches}.values():
-                self._skeleton.embed(batch)
+            on_block(total - index, total)
 
     def _forward(self) -> Tensor:
         """Write each block's input to its file; returns what comes out of the last one."""
-        weights = LiveWeights(self._checkpoint, PartResults())
-        with self._skeleton.surroundings(weights):
-            hidden = torch.cat([self._skeleton.embed(batch).cpu() for batch in self._batches])
-        for index in range(self._blocks):
+        hidden = self._stream.embed()
+        for index in range(self._stream.blocks):
             write_file(self._inputs(index), {"inputs": hidden}, {})
-            with self._filled(index, weights):
-                for rows in self._rows(hidden):
-                    rows.copy_(self._skeleton.call(index, rows.to(self._skeleton.device)))
+            with self._stream.filled(index):
+                self._stream.advance(index, hidden)
         return hidden
 
     def _loss_gradient(self, hidden: Tensor, seed: int) -> Tensor:
         """The gradient at the last block's output, one sequence at a time; overwrites `hidden`."""
-        weights = LiveWeights(self._checkpoint, PartResults())
-        generator = torch.Generator(self._skeleton.device).manual_seed(seed)
-        with (
-            self._skeleton.surroundings(weights, embedding=False),
-            self._skeleton.head(weights),
-            torch.enable_grad(),
-        ):
+        device, skeleton = self._stream.device, self._stream.skeleton
+        generator = torch.Generator(device).manual_seed(seed)
+        with self._stream.ending(head=True), torch.enable_grad():
             for row in torch.split(hidden, 1):
-                given = row.to(self._skeleton.device, copy=True).requires_grad_()
-                logits = self._skeleton.logits(self._skeleton.finish(given))[0].float()
+                given = row.to(device, copy=True).requires_grad_()
+                logits = skeleton.logits(skeleton.finish(given))[0].float()
                 probabilities = logits.detach().softmax(-1)
                 labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
                 loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
                 row.copy_(torch.autograd.grad(loss, given)[0])
         return hidden
 
-    def _backward(self, index: int, gradient: Tensor) -> list[Sensed]:
+    def _backward(self, index: int, gradient: Tensor) -> list[InletSensitivity]:
         """Pull the gradient through a filled block, in place; what its inlets showed meanwhile."""
+        stream, naming = self._stream, self._stream.checkpoint.naming
         inputs = read_tensor(read_file_headers(self._inputs(index))["inputs"])
-        inlets = self._checkpoint.naming.linears(index)
         with ExitStack() as stack:
             meters = [
-                stack.enter_context(_Meter(self._skeleton, names).attached()) for names in inlets
+                stack.enter_context(_Meter(stream.skeleton, names).attached())
+                for names in naming.linears(index)
             ]
-            for given, pulled in zip(self._rows(inputs), self._rows(gradient), strict=True):
+            for given, pulled in zip(stream.rows(inputs), stream.rows(gradient), strict=True):
                 with torch.enable_grad():
-                    given = given.to(self._skeleton.device).requires_grad_()
-                    output = self._skeleton.call(index, given)
+                    given = given.to(stream.device).requires_grad_()
+                    output = stream.skeleton.call(index, given)
                 pulled.copy_(torch.autograd.grad(output, given, pulled.to(output.device))[0])
         fisher = {meter.names: meter.fisher(self._tokens) for meter in meters}
         seen = [(meter.names, meter.statistics) for meter in meters]
-        sorted_out = Pools(self._checkpoint.naming, index).sort(seen, self._skeleton.width)
+        sorted_out = Pools(naming, index).sort(seen, stream.skeleton.width)
         return [
-            Sensed(names=each.names, statistics=each.statistics, fisher=fisher[each.names])
+            InletSensitivity(
+                names=each.names, statistics=each.statistics, fisher=fisher[each.names]
+            )
             for each in sorted_out
             if each.statistics is not None
         ]
 
-    def _rows(self, whole: Tensor) -> Iterator[Tensor]:
-        yield from torch.split(whole, len(self._batches[0]))
-
     def _inputs(self, index: int) -> Path:
         return self._folder / f"inputs-{index:05d}.safetensors"
-
-    @contextmanager
-    def _filled(self, index: int, weights: LiveWeights) -> Iterator[None]:
-        self._skeleton.fill(index, weights)
-        try:
-            yield
-        finally:
-            self._skeleton.drop(index)
 
 
 class _Meter:
@@ -216,22 +173,19 @@ class _Meter:
                 hook.remove()
 
     def fisher(self, tokens: int) -> dict[str, Tensor]:
-        """By linear; see `Sensed`."""
+        """By linear; see `InletSensitivity`."""
         nothing = torch.zeros(1, dtype=torch.float64)
         return {name: (self._squares.get(name, nothing) / tokens).float() for name in self.names}
 
-    def _see_input(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0].detach()
-        if self.statistics is None:
-            self.statistics = InputStatistics.empty(x.shape[-1], x.device)
-        self.statistics.add(x)
+    def _see_input(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        self.statistics = accumulated(self.statistics, arguments[0].detach())
 
     def _see_output(self, name: str) -> Callable[..., None]:
         def see_gradient(gradient: Tensor) -> None:
             rows = gradient.reshape(-1, gradient.shape[-1])
             self._squares[name] += rows.double().square().sum(0)
 
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        def hook(_: nn.Module, __: object, output: Tensor) -> None:
             if name not in self._squares:
                 size = output.shape[-1]
                 self._squares[name] = torch.zeros(size, dtype=torch.float64, device=output.device)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.inlet import LiveWeights
-from llmopt.blockwalk.sink import PartResults
-from llmopt.blockwalk.skeleton import Skeleton
+from llmopt.blockwalk.stream import BlockStream
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
 
 #: a linear's name -> its changed weight float32 [out, in], None where it stays as it is
-Change = Callable[[str], Tensor | None]
+ChangedWeight = Callable[[str], Tensor | None]
 #: log probabilities float32 [positions, vocabulary] of both -> divergence float64 [positions]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,46 +34,41 @@ class HeldOut:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._checkpoint, self._divergence = checkpoint, divergence
-        self._batches = torch.split(windows, batch_size)
-        self._skeleton = Skeleton(checkpoint, dtype=dtype, device=torch.device(device))
-        self._weights = LiveWeights(checkpoint, PartResults())
-        with torch.no_grad(), self._skeleton.surroundings(self._weights):
-            self._embedded = [self._skeleton.embed(batch) for batch in self._batches]
-        self._original = self._last_hidden(lambda _: None)
+        self._divergence = divergence
+        self._stream = BlockStream(
+            checkpoint, windows, batch_size=batch_size, dtype=dtype, device=torch.device(device)
+        )
+        with torch.no_grad():
+            self._embedded = self._stream.embed()
+            self._original = self._last_hidden(lambda _: None)
 
-    def measure(self, change: Change) -> list[float]:
+    @torch.no_grad()
+    def measure(self, changed: ChangedWeight) -> list[float]:
         """The mean KL(original || changed) of each window, in nats a position.
 
         The last position is left out: what it predicts is not in the window.
         """
-        changed = self._last_hidden(change)
-        found = []
-        skeleton, weights = self._skeleton, self._weights
-        with (
-            torch.no_grad(),
-            skeleton.surroundings(weights, embedding=False),
-            skeleton.head(weights),
-        ):
-            for ours, theirs in zip(torch.cat(self._original), torch.cat(changed), strict=True):
+        found, hidden = [], self._last_hidden(changed)
+        with self._stream.ending(head=True):
+            for ours, theirs in zip(self._original, hidden, strict=True):
                 pair = (self._log_probabilities(ours), self._log_probabilities(theirs))
                 found.append(float(self._divergence(*pair).mean()))
         return found
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
-        logits = self._skeleton.logits(self._skeleton.finish(hidden.unsqueeze(0)))
-        return logits[0, :-1].float().log_softmax(-1)
+        skeleton = self._stream.skeleton
+        given = hidden.unsqueeze(0).to(self._stream.device)
+        return skeleton.logits(skeleton.finish(given))[0, :-1].float().log_softmax(-1)
 
-    @torch.no_grad()
-    def _last_hidden(self, change: Change) -> list[Tensor]:
-        hidden = list(self._embedded)
-        for index in range(self._checkpoint.naming.block_count):
-            self._skeleton.fill(index, self._weights)
-            for names in self._checkpoint.naming.linears(index):
-                for name in names:
-                    weight = change(name)
-                    if weight is not None:
-                        self._skeleton.assign(name, self._weights.oriented(name, weight))
-            hidden = [self._skeleton.call(index, rows) for rows in hidden]
-            self._skeleton.drop(index)
+    def _last_hidden(self, changed: ChangedWeight) -> Tensor:
+        stream, hidden = self._stream, self._embedded.clone()
+        for index in range(stream.blocks):
+            weights = LiveWeights(stream.checkpoint)
+            with stream.filled(index, weights):
+                for names in stream.checkpoint.naming.linears(index):
+                    for name in names:
+                        weight = changed(name)
+                        if weight is not None:
+                            stream.skeleton.put(f"{name}.weight", weights.oriented(name, weight))
+                stream.advance(index, hidden)
         return hidden

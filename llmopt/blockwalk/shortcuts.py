@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from llmopt.blockwalk.skeleton import Skeleton
 
@@ -102,14 +102,14 @@ class Shortcuts:
         inputs = torch.empty(*self._shape[:-1], width, dtype=self._dtype)
         return _End(linear, module, inside, inputs)
 
-    def _watched(self, name: str, end: _End) -> Iterator[Any]:
+    def _watched(self, name: str, end: _End) -> Iterator[RemovableHandle]:
         """Let the module run once to see whether its output is the linear's very output."""
         last: list[tuple[Tensor, int]] = []
 
-        def note(_: nn.Module, __: Any, output: Tensor) -> None:
+        def note(_: nn.Module, __: object, output: Tensor) -> None:
             last[:] = [(output, output._version)]
 
-        def judge(_: nn.Module, __: Any, output: Any) -> None:
+        def judge(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
             first = output[0] if isinstance(output, tuple) else output
             if not last or first is not last[0][0] or first._version != last[0][1]:
                 self._drop(name)
@@ -120,8 +120,8 @@ class Shortcuts:
         yield end.linear.register_forward_hook(note)
         yield end.module.register_forward_hook(judge)
 
-    def _shortened(self, end: _End) -> Callable[..., Any]:
-        def forward(*_: Any, **__: Any) -> Any:
+    def _shortened(self, end: _End) -> Callable[..., object]:
+        def forward(*_: object, **__: object) -> object:
             output = end.linear(end.inputs[self._batch].to(self._skeleton.device))
             # weights of attention, caches: a block that is called alone does not use them
             return output if end.others == -1 else (output, *[None] * (end.others or 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,9 @@ from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.grids.base import Quantized
 from llmopt.model.layout import Layout
 
+#: what a pass noted of a tensor for the ledger: JSON values
+Record = dict[str, object]
+
 
 @dataclass
 class PartResults:
@@ -23,12 +25,21 @@ class PartResults:
 
     quantized: by module name. dense: by tensor name, in the checkpoint's orientation, and in its
     dtype once they are written.
-    records: what operations noted for the ledger, by module name; JSON values.
+    records: by the name of a module or tensor.
     """
 
     quantized: dict[str, Quantized] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
-    records: dict[str, Any] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Note:
+    """What a part file says of itself beside its tensors."""
+
+    quantized: dict[str, Layout]
+    dense: list[str]
+    records: dict[str, Record]
 
 
 class Sink:
@@ -44,39 +55,40 @@ class Sink:
         for module, tensor in results.quantized.items():
             packed = self._checked(module, tensor).pack(tensor)
             tensors |= {f"{module}.{suffix}": value for suffix, value in packed.items()}
-        layouts = {name: asdict(layout_of(tensor)) for name, tensor in results.quantized.items()}
-        note = {"quantized": layouts, "dense": list(results.dense), "records": results.records}
-        self.writer.write(part, tensors, json.dumps(note))
+        layouts = {name: layout_of(tensor) for name, tensor in results.quantized.items()}
+        note = _Note(quantized=layouts, dense=list(results.dense), records=results.records)
+        self.writer.write(part, tensors, json.dumps(asdict(note)))
 
     def read(self, part: str) -> PartResults:
         """The results in a finished part, decoding to the same values as those written."""
         headers = self.writer.headers(part)
         tensors = {name: read_tensor(header) for name, header in headers.items()}
         note = self._note(part)
-        results = PartResults(records=note["records"])
-        results.dense = {name: tensors.pop(name) for name in note["dense"]}
-        for module, layout in note["quantized"].items():
+        results = PartResults(records=note.records)
+        results.dense = {name: tensors.pop(name) for name in note.dense}
+        for module, layout in note.quantized.items():
             names = [name for name in tensors if name.startswith(module + ".")]
             stored = {name.removeprefix(module + "."): tensors.pop(name) for name in names}
             assert self._codec is not None
-            results.quantized[module] = self._codec.unpack(stored, Layout(**layout))
+            results.quantized[module] = self._codec.unpack(stored, layout)
         return results
 
-    def summary(self, part: str) -> tuple[set[str], dict[str, Any]]:
+    def summary(self, part: str) -> tuple[set[str], dict[str, Record]]:
         """The names of the tensors that a finished part replaces, and its records.
 
         A quantized linear counts as its weight.
         """
         note = self._note(part)
-        return {*note["dense"], *(f"{name}.weight" for name in note["quantized"])}, note["records"]
+        return {*note.dense, *(f"{name}.weight" for name in note.quantized)}, note.records
 
     def keep(self, name: str, tensor: StoredTensor) -> None:
         """Pass a tensor of the checkpoint on as it is."""
         self.writer.keep(name, tensor.header)
 
-    def _note(self, part: str) -> dict[str, Any]:
-        note: dict[str, Any] = json.loads(self.writer.read_note(part))
-        return note
+    def _note(self, part: str) -> _Note:
+        note = json.loads(self.writer.read_note(part))
+        layouts = {module: Layout(**layout) for module, layout in note["quantized"].items()}
+        return _Note(quantized=layouts, dense=note["dense"], records=note["records"])
 
     def _checked(self, module: str, tensor: Quantized) -> Codec:
         if self._codec is None:

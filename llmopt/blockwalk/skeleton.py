@@ -7,20 +7,20 @@ decoder runs once over a batch with every block replaced by a recorder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from llmopt.blockwalk.inlet import LiveWeights
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 
 #: arguments of a block after the hidden states
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[tuple[object, ...], dict[str, object]]
 #: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
 StandIn = Callable[[int, Tensor, Call], Tensor]
 
@@ -74,25 +74,27 @@ class Skeleton:
 
     def fill(self, block: int, weights: LiveWeights) -> None:
         """Read a block's weights."""
-        self._fill(f"{self._family.base}.{self._family.blocks}.{block}", weights)
+        self._fill(self._path(block), weights)
 
     def drop(self, block: int) -> None:
         """Forget a block's weights."""
         _drop(self._blocks[block])
-
-    def assign(self, module: str, weight: Tensor) -> None:
-        """Give one linear of a filled block a new weight, in the checkpoint's orientation."""
-        _assign(self.module(module), "weight", self._ready(weight))
 
     def put(self, name: str, value: Tensor) -> None:
         """Give a tensor of a filled block another value."""
         owner, _, leaf = name.rpartition(".")
         _assign(self.module(owner), leaf, self._ready(value))
 
-    def call(self, block: int, hidden: Tensor) -> Tensor:
-        """The block's output."""
-        arguments, keywords = self._calls[hidden.shape[0]][block]
-        output = self._blocks[block](hidden, *arguments, **keywords)
+    def call(
+        self, block: int, hidden: Tensor, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The block's output, with these tensors in place of those that were filled in."""
+        module, (arguments, keywords) = self._blocks[block], self._calls[hidden.shape[0]][block]
+        inside = {self._inside(block, name): value for name, value in (weights or {}).items()}
+        if inside:
+            output = functional_call(module, inside, (hidden, *arguments), keywords)
+        else:
+            output = module(hidden, *arguments, **keywords)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
@@ -170,8 +172,8 @@ class Skeleton:
         """
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-        def finished(*_: Any, **__: Any) -> Any:
-            output: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+        def finished(*_: object, **__: object) -> object:
+            output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
             output.router_logits = None  # models with experts pass them on
             return output
 
@@ -202,8 +204,8 @@ class Skeleton:
     def _replace_forwards(self, stand_in: StandIn, *, in_tuple: bool) -> None:
         last: list[Tensor] = []
 
-        def forward(block: int) -> Callable[..., Any]:
-            def run(hidden: Any, *arguments: Any, **keywords: Any) -> Any:
+        def forward(block: int) -> Callable[..., object]:
+            def run(hidden: Tensor, *arguments: object, **keywords: object) -> object:
                 if last and last[-1] is not hidden:
                     raise _OtherReturn
                 last[:] = [stand_in(block, hidden, (arguments, keywords))]
@@ -225,6 +227,14 @@ class Skeleton:
             value = weights.read(full)
             owner, _, leaf = name.rpartition(".")
             _assign(module.get_submodule(owner), leaf, self._ready(value))
+
+    def _path(self, block: int) -> str:
+        return f"{self._family.base}.{self._family.blocks}.{block}"
+
+    def _inside(self, block: int, name: str) -> str:
+        """A tensor's name within its block."""
+        owner, _, leaf = name.rpartition(".")
+        return f"{self._naming.module(owner)}.{leaf}".removeprefix(self._path(block) + ".")
 
     def _ready(self, value: Tensor) -> Tensor:
         dtype = self._dtype if value.is_floating_point() else value.dtype

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmopt import processor
 from llmopt.errors import LlmoptError
 from llmopt.formats.files import read_json
 from llmopt.formats.safetensors import read_tensor, write_file
@@ -43,28 +43,20 @@ class WalkState:
                 ) from error
             yield
 
-    def matches(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the walk in this folder was started with the same settings."""
-        path = self._folder / _SETTINGS
-        return path.is_file() and read_json(path)["settings"] == dict(settings)
-
-    def start(self, settings: Mapping[str, Any], threads: int) -> None:
-        """Begin anew with these settings."""
-        (self._folder / _ACTIVATIONS).unlink(missing_ok=True)
-        text = json.dumps({"settings": dict(settings), "threads": threads}, indent=2)
-        partial = self._folder / (_SETTINGS + ".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self._folder / _SETTINGS)
-
     @contextmanager
-    def same_threads(self) -> Iterator[None]:
-        """Compute with as many threads as the walk began with: sums depend on it."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(read_json(self._folder / _SETTINGS)["threads"])
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    def resumed(
+        self, settings: Mapping[str, object], clear: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Within, the folder is this walk's: begun anew, after `clear`, if it had other settings.
+
+        Nothing is differentiated, and torch has the threads that the walk began with.
+        """
+        with self.locked():
+            if not self._matches(settings):
+                clear()
+                self._start(settings, torch.get_num_threads())
+            with self._same_threads(), torch.no_grad():
+                yield
 
     def save(self, block: int, activations: Tensor) -> None:
         """Keep the activations that flow into a block."""
@@ -77,3 +69,31 @@ class WalkState:
             return None
         block = int(read_metadata(path)["block"])
         return block, read_tensor(read_file_headers(path)["activations"])
+
+    def _matches(self, settings: Mapping[str, object]) -> bool:
+        """Whether the walk in this folder was started with the same settings."""
+        path = self._folder / _SETTINGS
+        return path.is_file() and read_json(path)["settings"] == dict(settings)
+
+    def _start(self, settings: Mapping[str, object], threads: int) -> None:
+        """Begin anew with these settings."""
+        (self._folder / _ACTIVATIONS).unlink(missing_ok=True)
+        text = json.dumps({"settings": dict(settings), "threads": threads}, indent=2)
+        partial = self._folder / (_SETTINGS + ".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self._folder / _SETTINGS)
+
+    @contextmanager
+    def _same_threads(self) -> Iterator[None]:
+        """Compute with as many threads as the walk began with: sums depend on it."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(read_json(self._folder / _SETTINGS)["threads"])
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    """What, beside its arguments, the last bits of a walk's results depend on."""
+    return {"device": str(device), "torch": torch.__version__, "cpu": processor.identity()}

@@ -1,105 +1,148 @@
-"""The walk: every block in turn is calibrated, changed, written and left behind."""
+"""The forward walk: every block in turn is changed, written and left behind."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmopt.blockwalk import memory
-from llmopt.blockwalk.block import Transform
-from llmopt.blockwalk.calibrated import CalibratedWalk
-from llmopt.blockwalk.inlet import Inlet, LiveWeights, Operation
-from llmopt.blockwalk.plan import OnBlock, Plan
-from llmopt.blockwalk.sink import PartResults, Sink
-from llmopt.blockwalk.state import WalkState
-from llmopt.errors import LlmoptError
+from llmopt.blockwalk.block import LiveBlock, Pass
+from llmopt.blockwalk.flow import BlockFlow, HeadFlow, NoFlow
+from llmopt.blockwalk.parts import OnBlock, Parts
+from llmopt.blockwalk.shortcuts import Shortcuts
+from llmopt.blockwalk.sink import Record, Sink
+from llmopt.blockwalk.state import WalkState, environment
+from llmopt.blockwalk.stream import BlockStream
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
 
 
 def walk(
     checkpoint: Checkpoint,
     tokens: Tensor | None,
-    operations: Sequence[Operation],
+    passes: Sequence[Pass],
     sink: Sink,
     state_folder: Path,
     *,
-    transforms: Sequence[Transform] = (),
     head: bool = False,
     batch_size: int = 2,
-    true_sequential: bool = False,
-    idle: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     save_every: int = 8,
     on_block: OnBlock | None = None,
-) -> dict[str, Any]:
-    """Apply `operations` to every inlet of every block, and of the head if `head`.
+) -> dict[str, Record]:
+    """Apply `passes`, in this order, to every block, and to the head if `head`.
 
-    Each block is first given to the `transforms`, with statistics of all its linears, and then to
-    the operations, with statistics of what the transforms made of it.
-
-    tokens: calibration, int64 [sequences, length]; None where no operation needs statistics, and
-    then nothing is computed but the operations. All results go to `sink`, and all that does not
-    change is kept there, so that each tensor of the checkpoint is accounted for once. With
-    `true_sequential` each inlet's statistics are collected after the inlets before it in the same
-    block were changed, else once for each block. A head that shares the embedding's weight gets
-    one of its own: the result's config must then say that they are not tied. `idle` says that
-    operations look and change nothing: one pass over each block is then enough. It goes without
-    transforms and `true_sequential`.
+    tokens: calibration, int64 [sequences, length]; None where no pass looks at what flows through
+    a block, and then nothing is computed but the passes. All results go to `sink`, and all that
+    does not change is kept there, so that each tensor of the checkpoint is accounted for once. A
+    head that shares the embedding's weight gets one of its own: the result's config must then say
+    that they are not tied.
 
     A walk that was killed goes on when it is called again with the same arguments, `state_folder`
     and sink, and gives the same bytes. Activations are saved every `save_every` blocks; what was
     computed since is replayed from the finished parts. Arguments, software or a CPU that changed
-    in between start it anew; a different checkpoint or other operations need another folder.
+    in between start it anew; a different checkpoint or other passes need another folder.
 
-    Returns what operations recorded, by module name.
+    Returns what passes recorded, by the name that they gave.
     """
-    if idle and (true_sequential or transforms):
-        raise LlmoptError("an idle walk changes nothing, so nothing comes in sequence")
     memory.steady()
-    plan = Plan(
-        checkpoint=checkpoint,
-        tokens=tokens,
-        operations=operations,
-        transforms=transforms,
-        sink=sink,
-        head=head,
-        batch_size=batch_size,
-        true_sequential=true_sequential,
-        idle=idle,
-        dtype=dtype,
-        device=torch.device(device),
-        save_every=save_every,
-        on_block=on_block,
-    )
-    return _walk(plan, WalkState(state_folder))
+    parts, device = Parts(checkpoint, sink, head=head), torch.device(device)
+    state = WalkState(state_folder)
+    settings = {
+        "tokens": None if tokens is None else _digest(tokens),
+        "blocks": parts.blocks,
+        "head": head,
+        "batch_size": batch_size,
+        "dtype": str(dtype),
+        **environment(device),
+    }
+    with state.resumed(settings, clear=parts.clear):
+        done, tell = parts.done(), on_block or (lambda *_: None)
+        if tokens is None:
+            for index in range(done, parts.total):
+                weights, linears = LiveWeights(checkpoint), parts.linears(index)
+                LiveBlock(index, linears, weights, NoFlow(linears, device)).run(passes)
+                parts.write(index, weights.results)
+                tell(index + 1, parts.total)
+        elif done < parts.total:
+            stream = BlockStream(
+                checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device
+            )
+            _CalibratedWalk(stream, passes, parts, state, save_every, tell).run(done)
+        return parts.keep_the_rest()
 
 
-def _walk(plan: Plan, state: WalkState) -> dict[str, Any]:
-    with ExitStack() as stack:
-        stack.enter_context(state.locked())
-        if not state.matches(plan.settings()):
-            plan.sink.writer.clear()
-            state.start(plan.settings(), torch.get_num_threads())
-        stack.enter_context(state.same_threads())
-        stack.enter_context(torch.no_grad())
-        done = plan.done()
-        if plan.tokens is None:
-            _walk_without_data(plan, done)
-        elif done < plan.total:
-            CalibratedWalk(plan, plan.tokens, state).run(done)
-        return plan.keep_the_rest()
+class _CalibratedWalk:
+    """Activations flow through each block, before and after it is changed.
+
+    They are overwritten batch by batch and block by block.
+    """
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        passes: Sequence[Pass],
+        parts: Parts,
+        state: WalkState,
+        save_every: int,
+        tell: OnBlock,
+    ) -> None:
+        self._stream, self._passes, self._parts = stream, passes, parts
+        self._state, self._save_every, self._tell = state, save_every, tell
+        self._activations = torch.empty(0)
+
+    def run(self, done: int) -> None:
+        """Do what is left after `done` blocks, replaying what the saved activations lack."""
+        for index in range(self._begin(), self._parts.total):
+            if index == self._parts.blocks:
+                self._change_head(index)
+            elif index < done:
+                self._replay(index)
+            else:
+                self._change(index)
+
+    def _begin(self) -> int:
+        """Find or make the first activations; returns the block that they flow into."""
+        saved = self._state.load()
+        if saved is None:
+            self._activations = self._stream.embed()
+            return 0
+        self._stream.learn_calls()
+        first, self._activations = saved
+        return first
+
+    def _replay(self, index: int) -> None:
+        weights = LiveWeights(self._stream.checkpoint, self._parts.read(index))
+        with self._stream.filled(index, weights):
+            self._stream.advance(index, self._activations)
+        memory.release()
+
+    def _change(self, index: int) -> None:
+        stream, weights = self._stream, LiveWeights(self._stream.checkpoint)
+        with (
+            stream.filled(index, weights),
+            Shortcuts(stream.skeleton, self._activations) as known,
+        ):
+            flow = BlockFlow(stream, index, self._activations, weights, known)
+            LiveBlock(index, self._parts.linears(index), weights, flow).run(self._passes)
+            flow.advance()
+        self._parts.write(index, weights.results)
+        if (index + 1) % self._save_every == 0:
+            self._state.save(index + 1, self._activations)
+        self._tell(index + 1, self._parts.total)
+
+    def _change_head(self, index: int) -> None:
+        weights, linears = LiveWeights(self._stream.checkpoint), self._parts.linears(index)
+        flow = HeadFlow(self._stream, linears, self._activations)
+        LiveBlock(index, linears, weights, flow).run(self._passes)
+        self._parts.write(index, weights.results)
+        self._tell(index + 1, self._parts.total)
 
 
-def _walk_without_data(plan: Plan, done: int) -> None:
-    for index in range(done, plan.total):
-        weights = LiveWeights(plan.checkpoint, PartResults())
-        for names in plan.inlets(index):
-            plan.apply(Inlet(names, weights, None, lambda *_: None, plan.device))
-        plan.write(index, weights.results)
-        plan.tell(index)
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.cpu().contiguous().numpy().tobytes()).hexdigest()

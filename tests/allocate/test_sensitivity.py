@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llmopt.allocate.sensitivity import Sensitivity, cost
-from llmopt.blockwalk.gradient import Sensed, walk_backward
+from llmopt.blockwalk.gradient import InletSensitivity, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
-from llmopt.blockwalk.inlet import LiveWeights
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.evaluate.comparison import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.linalg import InputStatistics
@@ -36,8 +36,8 @@ def test_random_errors_cost_what_is_predicted(tmp_path: Path) -> None:
     predicted: dict[str, float] = {}
     generator = torch.Generator().manual_seed(0)
 
-    def visit(_: int, sensed: list[Sensed], weights: LiveWeights) -> None:
-        for each in sensed:
+    def visit(_: int, seen: list[InletSensitivity], weights: LiveWeights) -> None:
+        for each in seen:
             for name in each.names:
                 weight = weights.read(f"{name}.weight")
                 noise = torch.randn(weight.shape, generator=generator)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmopt.blockwalk import Inlet, Operation, Sink, walk
+from llmopt.blockwalk import Inlet, LiveBlock, Pass, Record, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq import Codec
 from llmopt.formats.safetensors import ShardWriter
@@ -39,27 +38,48 @@ def rounded(weight: torch.Tensor, importance: torch.Tensor | None = None) -> Qua
     return QuantizedTensor(grid="int4", codes=codes.reshape(rows, cols), params=params)
 
 
-@dataclass
-class Watch:
+class EachInlet:
+    """A pass that does the same to every inlet of every block."""
+
+    changes = True
+
+    def __init__(self, *, sequential: bool = False) -> None:
+        self.sequential = sequential
+
+    def apply(self, block: LiveBlock) -> None:
+        for inlet in block.inlets(sequential=self.sequential):
+            self.visit(inlet)
+
+    def visit(self, inlet: Inlet) -> None:
+        raise NotImplementedError
+
+
+class Watch(EachInlet):
     """Changes nothing; notes what it sees."""
 
-    needs_statistics: bool = True
-    seen: dict[tuple[str, ...], InputStatistics | None] = field(default_factory=dict)
+    def __init__(self, *, sequential: bool = False, changes: bool = False) -> None:
+        super().__init__(sequential=sequential)
+        self.changes = changes
+        self.seen: dict[tuple[str, ...], InputStatistics | None] = {}
 
-    def apply(self, inlet: Inlet) -> None:
+    def visit(self, inlet: Inlet) -> None:
         self.seen[inlet.names] = inlet.statistics
 
 
-@dataclass
-class Round:
-    """Rounds every linear but those whose name contains one of `skip`."""
+class Round(EachInlet):
+    """Rounds every linear but those whose name contains one of `skip`; notes what it sees."""
 
-    needs_statistics: bool = True
-    skip: Iterable[str] = ()
+    def __init__(
+        self, *, sequential: bool = False, skip: Iterable[str] = (), weighed: bool = True
+    ) -> None:
+        super().__init__(sequential=sequential)
+        self.skip, self.weighed = tuple(skip), weighed
+        self.seen: dict[tuple[str, ...], InputStatistics | None] = {}
 
-    def apply(self, inlet: Inlet) -> None:
+    def visit(self, inlet: Inlet) -> None:
         importance = None
-        if inlet.statistics is not None:
+        self.seen[inlet.names] = inlet.statistics
+        if inlet.statistics is not None and self.weighed:
             importance = inlet.statistics.diagonal + inlet.statistics.mean_abs
         for name in inlet.names:
             if not any(part in name for part in self.skip):
@@ -68,26 +88,23 @@ class Round:
                 inlet.replace(name, rounded(weight, importance), {"norm": error})
 
 
-@dataclass
-class Halve:
+class Halve(EachInlet):
     """Halves every weight, as a plain tensor."""
 
-    needs_statistics: bool = False
-
-    def apply(self, inlet: Inlet) -> None:
+    def visit(self, inlet: Inlet) -> None:
         for name in inlet.names:
             inlet.replace(name, inlet.weight(name) * 0.5)
 
 
 def run(
-    model: Path, work: Path, *operations: Operation, tokens: torch.Tensor | None, **options: Any
-) -> dict[str, Any]:
+    model: Path, work: Path, *passes: Pass, tokens: torch.Tensor | None, **options: Any
+) -> dict[str, Record]:
     """Walk over `model` with the state in `work`; the checkpoint ends up in work/out."""
     writer = ShardWriter(work / "parts")
     records = walk(
         Checkpoint.open(model),
         tokens,
-        operations,
+        passes,
         Sink(writer, Codec()),
         work / "state",
         **{"batch_size": 2, **options},

@@ -40,19 +40,16 @@ def expert_inputs(folder: Path, family: str, tokens: torch.Tensor) -> dict[str, 
     return inputs
 
 
-@pytest.mark.parametrize("true_sequential", [False, True])
+@pytest.mark.parametrize("sequential", [False, True])
 @pytest.mark.parametrize("family", FAMILY_IDS)
 def test_an_expert_sees_its_tokens_or_where_they_are_few_the_pool(
-    tmp_path: Path, family: str, true_sequential: bool
+    tmp_path: Path, family: str, sequential: bool
 ) -> None:
     tokens = models.tokens(6, 20)
     inputs = expert_inputs(tmp_path / "model", family, tokens)
     naming = Checkpoint.open(tmp_path / "model").naming
-    watch = Watch()
-    run(
-        tmp_path / "model", tmp_path, watch, tokens=tokens, true_sequential=true_sequential,
-        batch_size=3,
-    )  # fmt: skip
+    watch = Watch(sequential=sequential)
+    run(tmp_path / "model", tmp_path, watch, tokens=tokens, batch_size=3)
     cold = 0
     for name, x in inputs.items():
         seen = next(s for names, s in watch.seen.items() if name in names)

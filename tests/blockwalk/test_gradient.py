@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmopt.blockwalk.gradient import Sensed, walk_backward
+from llmopt.blockwalk.gradient import InletSensitivity, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
 from llmopt.evaluate.comparison import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
@@ -26,12 +26,12 @@ class Collect:
         self.order: list[int] = []
         self.until = until
 
-    def __call__(self, block: int, sensed: list[Sensed], _: object) -> None:
+    def __call__(self, block: int, seen: list[InletSensitivity], _: object) -> None:
         if block == self.until:
             self.until = -1
             raise KeyboardInterrupt
         self.order.append(block)
-        for each in sensed:
+        for each in seen:
             for name in each.names:
                 self.found[name] = (each.fisher[name], each.statistics.hessian)
 

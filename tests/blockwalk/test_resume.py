@@ -39,15 +39,15 @@ class Killed(BaseException):
 class KillAt(Round):
     """Dies at the n-th inlet it is given."""
 
-    def __init__(self, inlet: int) -> None:
-        super().__init__()
+    def __init__(self, inlet: int, *, sequential: bool = False) -> None:
+        super().__init__(sequential=sequential)
         self.left = inlet
 
-    def apply(self, inlet: Inlet) -> None:
+    def visit(self, inlet: Inlet) -> None:
         if self.left == 0:
             raise Killed
         self.left -= 1
-        super().apply(inlet)
+        super().visit(inlet)
 
 
 def die_after(block: int) -> Any:
@@ -138,29 +138,27 @@ def test_killed_after_the_walk(
     assert finish(model, tmp_path, whole) == 0
 
 
-@pytest.mark.parametrize(("family", "true_sequential"), [("gpt2", True), ("gpt_neox", False)])
-def test_replayed_blocks_of_other_families(
-    tmp_path: Path, family: str, true_sequential: bool
-) -> None:
+@pytest.mark.parametrize(("family", "sequential"), [("gpt2", True), ("gpt_neox", False)])
+def test_replayed_blocks_of_other_families(tmp_path: Path, family: str, sequential: bool) -> None:
     """Conv1D weights and tuples between blocks, replayed from their stored codes."""
     models.save(tmp_path / "model", family)
-    options = {"tokens": calibration(), "head": True, "true_sequential": true_sequential}
-    run(tmp_path / "model", tmp_path / "whole", Round(), **options)
+    options = {"tokens": calibration(), "head": True}
+    whole, killed = Round(sequential=sequential), KillAt(6, sequential=sequential)
+    run(tmp_path / "model", tmp_path / "whole", whole, **options)
     with pytest.raises(Killed):
-        run(tmp_path / "model", tmp_path / "part", KillAt(6), **options)
-    run(tmp_path / "model", tmp_path / "part", Round(), **options)
+        run(tmp_path / "model", tmp_path / "part", killed, **options)
+    run(tmp_path / "model", tmp_path / "part", whole, **options)
     first, second = (tmp_path / name / "out" / "model.safetensors" for name in ("whole", "part"))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_walk_without_data_goes_on(model: Path, tmp_path: Path) -> None:
-    run(model, tmp_path / "whole", Round(needs_statistics=False), tokens=None, head=True)
+    run(model, tmp_path / "whole", Round(), tokens=None, head=True)
     with pytest.raises(Killed):
         run(model, tmp_path / "part", KillAt(6), tokens=None, head=True)
     told: list[int] = []
-    operation = Round(needs_statistics=False)
     options = {"head": True, "on_block": lambda done, _: told.append(done)}
-    run(model, tmp_path / "part", operation, tokens=None, **options)
+    run(model, tmp_path / "part", Round(), tokens=None, **options)
     assert told == [2, 3, 4, 5]
     first, second = (tmp_path / name / "out" / "model.safetensors" for name in ("whole", "part"))
     assert first.read_bytes() == second.read_bytes()

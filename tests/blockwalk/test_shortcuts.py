@@ -40,9 +40,7 @@ def test_sparing_changes_nothing(
         monkeypatch.setattr(shortcuts, "_SHARE", share)
         work = tmp_path / str(share)
         work.mkdir()
-        run(
-            tmp_path / "model", work, Round(), tokens=calibration(), true_sequential=True, head=True
-        )
+        run(tmp_path / "model", work, Round(sequential=True), tokens=calibration(), head=True)
         made.append((work / "out" / "model.safetensors").read_bytes())
     assert made[0] == made[1]
 
@@ -53,16 +51,18 @@ def test_attention_is_computed_once_and_once_to_see_where_it_ends(
     """Three batches and two blocks: 2 x (3 to the projection, 1 to learn that it is the end)."""
     models.save(tmp_path / "model", "llama", intermediate_size=160)  # too wide to be kept
     calls = counted(monkeypatch)
-    run(tmp_path / "model", tmp_path, Round(), tokens=calibration(), true_sequential=True)
+    run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
     per_linear = Counter(calls.values())
     # q, k, v; o in 3 rounds; gate and up in 2 rounds; down in the last
     assert per_linear == {4: 2 * 3, 3 + 3 + 3: 2, 3 + 3: 2 * 2, 3: 2}
 
 
-def test_an_idle_walk_runs_a_block_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_that_only_looks_runs_a_block_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models.save(tmp_path / "model", "llama")
     calls = counted(monkeypatch)
-    run(tmp_path / "model", tmp_path, Watch(), tokens=calibration(), idle=True)
+    run(tmp_path / "model", tmp_path, Watch(), tokens=calibration())
     assert Counter(calls.values()) == {3: 2 * 7}  # three batches, two blocks of seven linears
 
 
@@ -146,5 +146,5 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return begun(self, name, cols)
 
     monkeypatch.setattr(Shortcuts, "_begun", noting)
-    run(tmp_path / "model", tmp_path, Round(), tokens=calibration(), true_sequential=True)
+    run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
     assert kept == [width, width]  # attention's, of two blocks

@@ -17,7 +17,16 @@ from llmopt.grids.base import QuantizedTensor
 from llmopt.model.layout import Layout
 from llmopt.specs.families import FAMILIES
 from tests import models
-from tests.blockwalk.conftest import Halve, Round, Watch, calibration, rounded, run
+from tests.blockwalk.conftest import (
+    EachInlet,
+    Halve,
+    Inlet,
+    Round,
+    Watch,
+    calibration,
+    rounded,
+    run,
+)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -35,10 +44,10 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= allowed * theirs.abs().max())
 
 
-@pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.parametrize("changes", [False, True])
 @pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
-def test_an_idle_walk_sees_the_models_own_activations(
-    tmp_path: Path, family: str, idle: bool
+def test_an_unchanged_model_shows_its_own_activations(
+    tmp_path: Path, family: str, changes: bool
 ) -> None:
     """... at every linear and after the last norm, and copies the checkpoint byte for byte."""
     model = models.with_plain_experts(models.save(tmp_path / "model", family))
@@ -52,8 +61,8 @@ def test_an_idle_walk_sees_the_models_own_activations(
         model.get_submodule(naming.module(name)).register_forward_pre_hook(note)
     with torch.no_grad():
         final = model.get_submodule(spec.base)(calibration())[0]
-    watch = Watch()
-    run(tmp_path / "model", tmp_path, watch, tokens=calibration(), head=True, idle=idle)
+    watch = Watch(changes=changes)
+    run(tmp_path / "model", tmp_path, watch, tokens=calibration(), head=True)
     seen = {names[0]: statistics for names, statistics in watch.seen.items()}
     head = naming.head
     assert seen.keys() == {*inputs, head}
@@ -66,11 +75,11 @@ def test_an_idle_walk_sees_the_models_own_activations(
 
 
 @pytest.mark.parametrize("family", models.FAMILY_SETTINGS)
-@pytest.mark.parametrize("true_sequential", [False, True])
+@pytest.mark.parametrize("sequential", [False, True])
 def test_statistics_come_from_what_was_changed_before(
-    tmp_path: Path, family: str, true_sequential: bool
+    tmp_path: Path, family: str, sequential: bool
 ) -> None:
-    """The second block, and with true_sequential each inlet, sees rounded weights before it."""
+    """The second block, and in sequence each inlet, sees rounded weights before it."""
     model = models.with_plain_experts(models.save(tmp_path / "model", family))
     spec, x = FAMILIES[family], {}
     naming = Checkpoint.open(tmp_path / "model").naming
@@ -79,18 +88,11 @@ def test_statistics_come_from_what_was_changed_before(
     if naming.pool_of(late) is not None:
         pytest.skip("every linear of the last round is an expert's: see test_experts")
     at_the_end = {name for names in last_round for name in names}
-    importance = Watch()
-    operations = (importance, Round(needs_statistics=False))
-    run(
-        tmp_path / "model",
-        tmp_path,
-        *operations,
-        tokens=calibration(),
-        true_sequential=true_sequential,
-    )
-    statistics = {names[0]: seen for names, seen in importance.seen.items()}
+    rounding = Round(sequential=sequential, weighed=False)
+    run(tmp_path / "model", tmp_path, rounding, tokens=calibration())
+    statistics = {names[0]: seen for names, seen in rounding.seen.items()}
     done = weights_as_run(tmp_path / "out")
-    changed = 1 if true_sequential else 0
+    changed = 1 if sequential else 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             module = naming.name(name.removesuffix(".weight"))
@@ -101,8 +103,7 @@ def test_statistics_come_from_what_was_changed_before(
             lambda _, given: x.update(late=given[0])
         )
         model(calibration())
-    importance_used = statistics[late]
-    assert close(importance_used.hessian, hessian(x["late"]))
+    assert close(statistics[late].hessian, hessian(x["late"]))
 
 
 LAYOUT = Layout(grid="int4", group_size=32, symmetric=True)
@@ -139,10 +140,10 @@ def test_every_tensor_is_accounted_for_once(tmp_path: Path, family: str) -> None
     assert all(torch.equal(after[name], before[name]) for name in expected)
 
 
-def test_without_data_the_operations_are_all_that_happens(tmp_path: Path) -> None:
+def test_without_data_the_passes_are_all_that_happens(tmp_path: Path) -> None:
     models.save(tmp_path / "model", "gpt2")
     before = weights(tmp_path / "model")
-    watch = Watch(needs_statistics=False)
+    watch = Watch()
     run(tmp_path / "model", tmp_path, watch, Round(skip=["mlp"]), tokens=None)
     assert set(watch.seen.values()) == {None}
     decoded = weights_as_run(tmp_path / "out")
@@ -155,7 +156,7 @@ def test_without_data_the_operations_are_all_that_happens(tmp_path: Path) -> Non
     )
 
 
-def test_operations_run_in_order_on_each_others_results(tmp_path: Path) -> None:
+def test_passes_run_in_order_on_each_others_results(tmp_path: Path) -> None:
     """Halving before rounding gives half the scales; plain results keep the stored dtype."""
     models.save(tmp_path / "model", "gpt2")
     before = weights(tmp_path / "model")
@@ -232,7 +233,7 @@ def test_a_quantized_checkpoint_can_be_walked_again(tmp_path: Path) -> None:
     (once / "config.json").write_text(json.dumps(config))
     for tokens in (calibration(), None):
         again = tmp_path / f"again-{tokens is None}"
-        run(once, again, Round(tokens is not None, skip=["attn"]), tokens=tokens)
+        run(once, again, Round(skip=["attn"]), tokens=tokens)
         ours, theirs = weights(again / "out"), weights(once)
         kept = [name for name in theirs if "attn" in name]
         assert len(kept) > 8
@@ -240,15 +241,14 @@ def test_a_quantized_checkpoint_can_be_walked_again(tmp_path: Path) -> None:
         assert "model.layers.0.mlp.up_proj.qweight" in ours
 
 
-class Spoil:
+class Spoil(EachInlet):
     """Asks for something that cannot be written, or names a linear of another inlet."""
 
-    needs_statistics = False
-
     def __init__(self, name: str | None = None, scale: float = 0.1) -> None:
+        super().__init__()
         self.name, self.scale = name, scale
 
-    def apply(self, inlet: object) -> None:
+    def visit(self, inlet: Inlet) -> None:
         tensor = rounded(inlet.weight(inlet.names[0]))
         params = tensor.params.__class__(
             **{**vars(tensor.params), "scale": torch.full_like(tensor.params.scale, self.scale)}
@@ -263,9 +263,3 @@ def test_what_the_format_cannot_hold_stops_the_walk(tmp_path: Path) -> None:
         run(tmp_path / "model", tmp_path, Spoil(), tokens=None)
     with pytest.raises(LlmoptError, match="nothing is not one of the linears"):
         run(tmp_path / "model", tmp_path, Spoil("nothing"), tokens=None)
-
-
-def test_an_idle_walk_goes_without_a_sequence(tmp_path: Path) -> None:
-    models.save(tmp_path / "model")
-    with pytest.raises(LlmoptError, match="an idle walk"):
-        run(tmp_path / "model", tmp_path, Watch(), tokens=None, idle=True, true_sequential=True)

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmopt.artifact import open_artifact
-from llmopt.blockwalk import Sink, walk
-from llmopt.blockwalk.block import Block
+from llmopt.blockwalk import LiveBlock, Sink, walk
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.headers import WEIGHTS
@@ -35,15 +34,14 @@ def test_folding_leaves_the_function_as_it_is(family: str, tmp_path: Path) -> No
     changed: list[str] = []
 
     class Watched(Awq):
-        def apply(self, block: Block) -> None:
+        def apply(self, block: LiveBlock) -> None:
             changed.extend(pair.source for pair in block.pairs())
             super().apply(block)
 
     writer = ShardWriter(tmp_path / "parts")
     records = walk(
-        checkpoint, TOKENS, [], Sink(writer), tmp_path / "state",
-        transforms=[Watched(lambda _: options)],
-    )  # fmt: skip
+        checkpoint, TOKENS, [Watched(lambda _: options)], Sink(writer), tmp_path / "state"
+    )
     out = tmp_path / "out"
     out.mkdir()
     writer.finalize(out)

@@ -394,16 +394,16 @@ def test_a_killed_conversion_goes_on_to_the_same_file(
     whole = converted(tmp_path, model, **settings).path / "model.gguf"
     expected = whole.read_bytes()
     shutil.rmtree(tmp_path / "out")
-    from llmopt.blockwalk.plan import Plan
+    from llmopt.blockwalk.parts import Parts
 
-    write = Plan.write
+    write = Parts.write
 
-    def killed(self: Plan, index: int, results: Any) -> None:
+    def killed(self: Parts, index: int, results: Any) -> None:
         write(self, index, results)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Plan, "write", killed)
+        patched.setattr(Parts, "write", killed)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 converted(tmp_path, model, **settings)

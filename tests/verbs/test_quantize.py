@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from llmopt import pipeline, planner
 from llmopt.artifact import read_manifest
-from llmopt.blockwalk.inlet import decode
 from llmopt.errors import LlmoptError, RecipeError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.codec import decode
 from llmopt.recipe import from_data
 from llmopt.step import RunOptions
 from tests.test_pipeline import Log

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,10 @@ import torch
 from torch import Tensor
 
 from llmopt.allocate import document
-from llmopt.blockwalk import Inlet, Sink, walk
+from llmopt.blockwalk import Sink, walk
 from llmopt.errors import LlmoptError, RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.codec import codec_of, decode
+from llmopt.formats.codec import codec_of
 from llmopt.formats.gguf.export import metadata
 from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.tokenizer import tokenizer_differences
@@ -34,25 +32,20 @@ from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
-from llmopt.grids.ggml import BlockTensor
-from llmopt.grids.ggml.affine import to_blocks
 from llmopt.model.contents import Contents
-from llmopt.model.layout import ggml_layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
+from llmopt.verbs.convert.encoding import Encode
 from llmopt.verbs.convert.settings import ConvertSettings
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.gguf_about import description, of_imatrix
-from llmopt.verbs.shared.records import certificate, compared, energy, ratio, too_small
+from llmopt.verbs.shared.records import certificate, energy, ratio, too_small
 from llmopt.verbs.shared.side_files import copy_side_files, write_config
 from llmopt.verbs.shared.solving import Solver
-
-#: what the ledger says of a tensor that is as it was
-_MOVED = {"exact": True, "error": 0.0, "how": "moved"}
 
 
 def run(work: Work) -> Outcome:
@@ -152,16 +145,18 @@ class _Conversion:
         if self._work.step.calibration is not None:
             tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
         importance = self._importance(types)
-        operation = _Encode(checkpoint, Solver(settings), types, importance, tokens is not None)
+        encode = Encode(
+            checkpoint, Solver(settings), types, importance,
+            sequential=settings["method"] == "gptq",
+        )  # fmt: skip
         if settings["exact"]:
-            operation.refuse_what_is_not_exact()
+            encode.refuse_what_is_not_exact()
         self._work.progress("blocks", 0, naming.block_count)
         self._records = walk(
-            checkpoint, tokens, [operation], Sink(self._writer, codec_of("gguf")),
+            checkpoint, tokens, [encode], Sink(self._writer, codec_of("gguf")),
             self._work.state / "walk",
             head=naming.head in types,
             batch_size=settings["batch_size"],
-            true_sequential=settings["method"] == "gptq",
             device=self.device,
             on_block=lambda done, total: self._work.progress("blocks", done, total),
         )  # fmt: skip
@@ -302,77 +297,3 @@ class _Conversion:
             bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
             to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
             yield LedgerEntry(**entry, **to, **record)
-
-
-class _Encode:
-    """The walk's operation: blocks of ggml for every linear that is to have them."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        solver: Solver,
-        types: Mapping[str, str],
-        importance: Mapping[str, Tensor],
-        calibrated: bool,
-    ) -> None:
-        self._checkpoint, self._solver, self._types = checkpoint, solver, types
-        self._importance, self.needs_statistics = importance, calibrated
-
-    def apply(self, inlet: Inlet) -> None:
-        """Move what the source holds exactly; encode the rest, one type at a time."""
-        together: dict[str, list[str]] = defaultdict(list)
-        for name in inlet.names:
-            type_id = self._types.get(name)
-            if type_id is None:
-                continue
-            moved = self._moved(name, type_id)
-            if isinstance(moved, str):
-                together[type_id].append(name)
-            else:
-                inlet.replace(name, moved, _MOVED)
-        for type_id, names in together.items():
-            self._solve(inlet, names, type_id)
-
-    def refuse_what_is_not_exact(self) -> None:
-        """RequestError where a quantized linear's values do not fit, whatever layouts said."""
-        for name in sorted(self._types.keys() & self._checkpoint.layers.keys()):
-            type_id = self._types[name]
-            moved = self._moved(name, type_id)
-            if isinstance(moved, str):
-                raise RequestError(
-                    f"{name} is not exact as {type_id}: {moved}",
-                    hint="without --exact it is rounded, and the error is reported",
-                )
-
-    def _moved(self, name: str, type_id: str) -> BlockTensor | str:
-        """A linear in blocks of the type, or whose integers they hold unchanged; or why not."""
-        if name not in self._checkpoint.layers:
-            return "plain weights are rounded"
-        layer = self._checkpoint.read_layer(name)
-        if not isinstance(layer, BlockTensor):
-            return to_blocks(layer, type_id)
-        return layer if layer.grid == type_id else f"{layer.grid} values are not {type_id} values"
-
-    def _solve(self, inlet: Inlet, names: list[str], type_id: str) -> None:
-        weights = [inlet.weight(name) for name in names]
-        for name, weight in zip(names, weights, strict=True):
-            with about(name):
-                ggml.check_range(type_id, weight)
-        with about(", ".join(names)):
-            solved = self._encoded(inlet, names, torch.cat(weights), type_id)
-        start = 0
-        for name, weight in zip(names, weights, strict=True):
-            part = replace(solved, data=solved.data[start : start + weight.shape[0]].clone())
-            start += weight.shape[0]
-            values = decode(part)
-            with about(name):
-                record = compared(values, weight, inlet.statistics)
-            how = {"exact": torch.equal(values, weight), "how": "rounded"}
-            inlet.replace(name, part, record | how)
-
-    def _encoded(self, inlet: Inlet, names: list[str], weight: Tensor, type_id: str) -> BlockTensor:
-        if inlet.statistics is None:
-            return self._solver.encode(weight, self._importance.get(names[0]), type_id)
-        solved = self._solver.solve(weight, inlet.statistics, ggml_layout(type_id))
-        assert isinstance(solved, BlockTensor)
-        return solved

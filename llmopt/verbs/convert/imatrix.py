@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk import Inlet, Sink, walk
+from llmopt.blockwalk import LiveBlock, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.export import placements
 from llmopt.formats.imatrix import Imatrix, InputSquares, write_imatrix
@@ -36,7 +36,6 @@ def run(work: Work) -> Outcome:
         checkpoint, tokens, [squares], Sink(ShardWriter(work.state / "parts")),
         work.state / "walk",
         head=True,
-        idle=True,
         batch_size=work.settings["batch_size"],
         device=device,
         on_block=lambda done, total: work.progress("blocks", done, total),
@@ -52,21 +51,22 @@ def run(work: Work) -> Outcome:
 
 
 class _Squares:
-    """The walk's operation: E[x^2] of every linear's inputs, in files that outlive a kill."""
+    """The walk's pass: E[x^2] of every linear's inputs, in files that outlive a kill."""
 
-    needs_statistics = True
+    changes = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
 
-    def apply(self, inlet: Inlet) -> None:
-        """Keep what flows into the inlet's linears."""
-        seen = inlet.squares
-        assert seen is not None
-        for name in inlet.names:
-            kept = {"mean": seen.mean.cpu(), "tokens": torch.tensor([seen.tokens])}
-            write_file(self._path(name), kept, {})
+    def apply(self, block: LiveBlock) -> None:
+        """Keep what flows into the block's linears."""
+        for inlet in block.inlets():
+            seen = inlet.squares
+            assert seen is not None
+            for name in inlet.names:
+                kept = {"mean": seen.mean.cpu(), "tokens": torch.tensor([seen.tokens])}
+                write_file(self._path(name), kept, {})
 
     def of(self, name: str) -> tuple[Tensor, Tensor] | None:
         """float32 [cols] and int64 [1] tokens of a linear; None where it was not walked."""

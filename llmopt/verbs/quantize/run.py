@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmopt.allocate import document
-from llmopt.blockwalk import Inlet, Sink, walk
-from llmopt.errors import LlmoptError, RequestError, about
+from llmopt.blockwalk import Pass, Sink, walk
+from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.codec import Codec, codec_of, decode
+from llmopt.formats.codec import Codec, codec_of
 from llmopt.formats.safetensors import ShardWriter
-from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import check_scales
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS, METHODS
 from llmopt.step import Outcome, Work
+from llmopt.verbs.quantize.rounding import Quantize
 from llmopt.verbs.quantize.transform import Awq
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.changes import unquantized
-from llmopt.verbs.shared.records import compared
 from llmopt.verbs.shared.side_files import copy_side_files, write_config
 from llmopt.verbs.shared.solving import Solver
 
@@ -47,17 +43,17 @@ def run(work: Work) -> Outcome:
     codec, held = codec_of(spec.id), _held(work.step.fates)
     _check_held(checkpoint, held, codec)
     fates = {fate.name.removesuffix(".weight"): fate for fate in work.step.fates}
-    operation = _Quantize(settings, fates, calibrated=tokens is not None)
-    awq = Awq(operation.options_of, frozenset(held))
+    quantize = Quantize(Solver(settings), fates, sequential=settings.get("true_sequential", False))
+    passes: list[Pass] = [quantize]
+    if settings["transform"] == "awq":
+        passes.insert(0, Awq(quantize.options_of, frozenset(held)))
     writer = ShardWriter(work.state / "parts")
     work.progress("blocks", 0, checkpoint.naming.block_count + settings["head"])
     records = walk(
-        checkpoint, tokens, [operation], Sink(writer, codec),
+        checkpoint, tokens, passes, Sink(writer, codec),
         work.state / "walk",
-        transforms=[awq] if settings["transform"] == "awq" else [],
         head=settings["head"],
         batch_size=settings["batch_size"],
-        true_sequential=settings.get("true_sequential", False),
         device=device,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
@@ -112,60 +108,6 @@ def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dic
     if work.step.calibration is None:
         return None, None
     return text.checked_calibration(work, checkpoint.folder)
-
-
-class _Quantize:
-    """The block walk's operation: one solve for all linears that share input and settings."""
-
-    def __init__(
-        self, settings: dict[str, Any], fates: dict[str, TensorFate], *, calibrated: bool
-    ) -> None:
-        self._fates, self._solver = fates, Solver(settings)
-        self.needs_statistics = calibrated
-
-    def apply(self, inlet: Inlet) -> None:
-        """Quantize what the plan says of this inlet's linears."""
-        together: dict[Layout, list[str]] = defaultdict(list)
-        for name in inlet.names:
-            chosen = self._fates[name].quantize if name in self._fates else None
-            if chosen is not None:
-                together[chosen].append(name)
-        for chosen, names in together.items():
-            self._solve(inlet, names, chosen)
-
-    def options_of(self, name: str) -> GridOptions | None:
-        """The grid that a linear gets, None where it is kept."""
-        chosen = self._fates[name].quantize if name in self._fates else None
-        return None if chosen is None else self._solver.options(chosen)
-
-    def _solve(self, inlet: Inlet, names: list[str], chosen: Layout) -> None:
-        weights = [inlet.weight(name) for name in names]
-        with about(", ".join(names)):
-            solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
-        assert isinstance(solved, QuantizedTensor)
-        start = 0
-        for name, weight in zip(names, weights, strict=True):
-            part = rows_of(solved, start, start + weight.shape[0], chosen.activations)
-            start += weight.shape[0]
-            with about(name):
-                check_scales(weight, part)
-                record = compared(decode(part), weight, inlet.statistics)
-            desc_act = {"desc_act": part.params.group_index is not None}
-            inlet.replace(name, part, record | desc_act)
-
-
-def rows_of(
-    tensor: QuantizedTensor, start: int, stop: int, activations: str | None = None
-) -> QuantizedTensor:
-    """Output channels start to stop of a tensor that was solved together with others."""
-    p = tensor.params
-    params = AffineParams(
-        bits=p.bits, group_size=p.group_size, symmetric=p.symmetric,
-        scale=p.scale[start:stop].clone(), zero=p.zero[start:stop].clone(),
-        group_index=p.group_index, scale_dtype=p.scale_dtype,
-    )  # fmt: skip
-    codes = tensor.codes[start:stop].clone()
-    return QuantizedTensor(grid=tensor.grid, codes=codes, params=params, activations=activations)
 
 
 def _write_config(

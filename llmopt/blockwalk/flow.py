@@ -1,0 +1,194 @@
+"""What flows through a live block: activations where there are some, and statistics of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+
+import torch
+from torch import Tensor, nn
+
+from llmopt.blockwalk.experts import Collected, Names, Pools, rounds
+from llmopt.blockwalk.shortcuts import Shortcuts
+from llmopt.blockwalk.stream import BlockStream
+from llmopt.blockwalk.weights import LiveWeights
+from llmopt.errors import LlmoptError
+from llmopt.linalg import InputStatistics, accumulated
+
+
+class _Enough(Exception):
+    pass
+
+
+class NoFlow:
+    """Of a walk without data: passes see weights alone."""
+
+    def __init__(self, linears: Sequence[Names], device: torch.device) -> None:
+        self._linears, self.device = linears, device
+
+    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:  # noqa: ARG002
+        """No statistics."""
+        yield [Collected(names=names, statistics=None) for names in self._linears]
+
+    def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
+        """Nothing is computed."""
+
+    def inputs(self) -> Iterator[Tensor]:
+        """LlmoptError, as for the others."""
+        raise LlmoptError(f"nothing flows through {self._linears[0][0]} in this walk")
+
+    def forward(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """LlmoptError."""
+        raise LlmoptError(f"nothing is computed with {self._linears[0][0]} in this walk")
+
+    def targets(self) -> Iterator[Tensor]:
+        """LlmoptError."""
+        return self.inputs()
+
+
+class HeadFlow(NoFlow):
+    """What comes out of the last norm; logits are not computed."""
+
+    def __init__(self, stream: BlockStream, linears: Sequence[Names], activations: Tensor) -> None:
+        super().__init__(linears, stream.device)
+        self._stream, self._activations = stream, activations
+
+    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:  # noqa: ARG002
+        """Statistics of the head's input."""
+        statistics: InputStatistics | None = None
+        for hidden in self.inputs():
+            statistics = accumulated(statistics, hidden)
+        yield [Collected(names=self._linears[0], statistics=statistics)]
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What flows into the head."""
+        with self._stream.ending():
+            for rows in self._stream.rows(self._activations):
+                yield self._stream.skeleton.finish(rows.to(self.device))
+
+
+class BlockFlow:
+    """The activations that flow into a filled block, until `advance` replaces them.
+
+    `known` spares what the block would compute again.
+    """
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        index: int,
+        activations: Tensor,
+        weights: LiveWeights,
+        known: Shortcuts,
+    ) -> None:
+        self.device = stream.device
+        self._stream, self._index, self._activations = stream, index, activations
+        self._weights, self._known = weights, known
+        self._targets: Tensor | None = None
+        self._advanced = False
+
+    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:
+        """Push the activations as far as the last of the inlets that are asked for together."""
+        naming, skeleton = self._stream.checkpoint.naming, self._stream.skeleton
+        pools, size = Pools(naming, self._index), skeleton.nbytes(self._index)
+        for inlets in rounds(naming, self._index, skeleton.width, size, sequential=sequential):
+            self._known.forget(inlets)
+            seen = self._observed(inlets, note=sequential, through=through)
+            try:
+                yield list(pools.sort(seen, skeleton.width))
+            finally:
+                self._known.forget(inlets)
+
+    def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
+        """Compute with another value, and with nothing that was known if it comes out of turn."""
+        self._stream.skeleton.put(name, value)
+        if not in_turn:
+            self._known.clear()
+
+    def inputs(self) -> Iterator[Tensor]:
+        """What flows into the block."""
+        self._check()
+        for rows in self._stream.rows(self._activations):
+            yield rows.to(self.device)
+
+    def forward(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The block's output for a batch of `inputs`."""
+        self._known.clear()
+        return self._stream.skeleton.call(self._index, hidden, weights)
+
+    def targets(self) -> Iterator[Tensor]:
+        """Computed when they are first asked for, with the checkpoint's weights."""
+        self._check()
+        if self._targets is None:
+            self._targets = self._original_outputs()
+        for rows in self._stream.rows(self._targets):
+            yield rows.to(self.device)
+
+    def advance(self) -> None:
+        """Replace the activations by what comes out of the block, if that is still to be done."""
+        if not self._advanced:
+            for rows in self._rows():
+                rows.copy_(self._stream.skeleton.call(self._index, rows.to(self.device)))
+            self._advanced = True
+
+    def _original_outputs(self) -> Tensor:
+        found = self._activations.clone()
+        self._known.clear()
+        if not self._weights.changed:
+            self._stream.advance(self._index, found)
+            return found
+        self._stream.skeleton.fill(self._index, LiveWeights(self._weights.checkpoint))
+        self._stream.advance(self._index, found)
+        self._stream.skeleton.fill(self._index, self._weights)
+        return found
+
+    def _observed(
+        self, inlets: Sequence[Names], *, note: bool, through: bool
+    ) -> Iterator[tuple[Names, InputStatistics | None]]:
+        """What flows into each inlet; `note` the inputs of linears that may end their modules."""
+        self._check()
+        found: dict[str, InputStatistics] = {}
+        pooled = self._stream.checkpoint.naming.pool_of(inlets[-1][0]) is not None
+
+        def observe(names: Names, *, last: bool) -> Callable[..., None]:
+            first = names[0]
+
+            def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+                found[first] = accumulated(found.get(first), arguments[0])
+                if note and len(names) == 1:
+                    self._known.note(first, arguments[0])
+                if last:
+                    raise _Enough
+
+            return hook
+
+        with ExitStack() as stack:
+            for names in inlets:
+                # no batch has to reach the last expert
+                last = names is inlets[-1] and not pooled and not through
+                module = self._stream.skeleton.module(names[0])
+                hook = module.register_forward_pre_hook(observe(names, last=last))
+                stack.callback(hook.remove)
+            if through:
+                self.advance()
+            else:
+                self._reach()
+        return ((names, found.pop(names[0], None)) for names in inlets)
+
+    def _reach(self) -> None:
+        """Push the activations into the block until a hook has seen enough."""
+        for rows in self._rows():
+            with suppress(_Enough):
+                self._stream.skeleton.call(self._index, rows.to(self.device))
+
+    def _rows(self) -> Iterator[Tensor]:
+        """The activations of each batch, with what is known of it."""
+        start = 0
+        for rows in self._stream.rows(self._activations):
+            with self._known.batch(start, len(rows)):
+                yield rows
+            start += len(rows)
+
+    def _check(self) -> None:
+        if self._advanced:
+            raise LlmoptError("a pass that changes nothing asks once what flows into a block")
