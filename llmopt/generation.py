@@ -113,7 +113,7 @@ def _check(request: Request) -> None:
         )
     if sampling.beams > 1 and sampling.temperature > 0:
         raise RequestError(
-            "--beams searches for the likeliest text, and a temperature draws one",
+            "--beams searches for the most probable text, and a temperature draws one",
             hint="leave out one of them",
         )
     if sampling.beams > 1 and request.stop:

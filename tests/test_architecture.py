@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.specs import FORMATS, GRIDS
+from llmopt.specs.formats import IMATRIX, PLAIN
+
 ROOT = Path(__file__).parents[1] / "llmopt"
 
 #: lowest first; a module may import from its own layer's package and from layers below
@@ -235,3 +238,34 @@ def test_loaders_say_that_no_code_is_trusted() -> None:
                 assert given["weights_only"] == "True"
             if called(call) in ("yaml.load", "yaml.compose"):
                 assert given["Loader"] in ("yaml.SafeLoader", "yaml.BaseLoader")
+
+
+#: what conversions may be asked for: ids of formats, and what is none
+TARGETS = {PLAIN, IMATRIX, *FORMATS} - GRIDS.keys()
+#: packages in which a target may be called by its name
+_NAME_TARGETS = {"verbs", "specs", "cli"}
+
+
+def of_format(path: Path, target: str) -> bool:
+    """Whether a module is part of what reads and writes a format."""
+    spec = FORMATS.get(target)
+    own = spec.module.split(".")[2] if spec else target
+    parts = path.relative_to(ROOT).parts
+    return parts[0] == "formats" and parts[1].startswith(own)
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_no_target_is_asked_for_by_its_name(path: Path) -> None:
+    if package_of(path) in _NAME_TARGETS:
+        return
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and node.value in TARGETS:
+            assert of_format(path, str(node.value)), f"{name_of(path)} says {node.value!r}"
+
+
+def test_one_function_imports_what_tables_name() -> None:
+    for path in modules():
+        found = imports(path) & {"importlib.import_module"}
+        used = [call for call in calls(path) if called(call) == "importlib.import_module"]
+        if found or used:
+            assert name_of(path) in ("llmopt.specs.base", "llmopt.errors"), name_of(path)

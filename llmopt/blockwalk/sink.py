@@ -45,7 +45,7 @@ class _Note:
 class Sink:
     """Writes results through a codec into a ShardWriter, a part at a time."""
 
-    def __init__(self, writer: ShardWriter, codec: Codec | None = None) -> None:
+    def __init__(self, writer: ShardWriter, codec: Codec[Quantized] | None = None) -> None:
         self.writer = writer
         self._codec = codec
 
@@ -90,7 +90,7 @@ class Sink:
         layouts = {module: Layout(**layout) for module, layout in note["quantized"].items()}
         return _Note(quantized=layouts, dense=note["dense"], records=note["records"])
 
-    def _checked(self, module: str, tensor: Quantized) -> Codec:
+    def _checked(self, module: str, tensor: Quantized) -> Codec[Quantized]:
         if self._codec is None:
             raise LlmoptError(f"{module} was quantized, but the output format holds plain tensors")
         reason = self._codec.accepts(tensor)

@@ -82,7 +82,7 @@ class BitsAndBytesConfig:
 def quantization_config(
     layers: Mapping[str, Layout],
     *,
-    version: str,
+    version: str | None,
     unquantized: Iterable[str] = (),
     head: str = "lm_head",
     names: EngineNames = OWN_NAMES,
@@ -96,7 +96,7 @@ def quantization_config(
     layout's.
     """
     for name, layer in layers.items():
-        if layer != _LAYOUTS[version]:
+        if layer != _LAYOUTS[version or FOUR_BIT]:
             raise RequestError(
                 f"{name}: bitsandbytes' {version} has one way to store a linear, symmetric and "
                 f"{'in blocks of 64' if version == FOUR_BIT else 'with a scale for each row'}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,24 +13,27 @@ from llmopt.grids.ggml import BlockTensor
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, GRIDS, load, lookup
 
+#: integers with scales, or blocks of ggml
+Q = TypeVar("Q", bound=Quantized)
 
-class Codec(Protocol):
+
+class Codec(Protocol[Q]):
     """Between a quantized linear and the tensors that it is stored as."""
 
-    def accepts(self, tensor: Quantized) -> str | None:
+    def accepts(self, tensor: Q) -> str | None:
         """Why the tensor cannot be stored exactly, None where it can."""
 
-    def pack(self, tensor: Quantized) -> dict[str, Tensor]:
+    def pack(self, tensor: Q) -> dict[str, Tensor]:
         """The tensors to store, by the suffix of their names; `accepts` returned None."""
 
-    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> Quantized:
+    def unpack(self, stored: Mapping[str, Tensor], layout: Layout) -> Q:
         """What was packed; RequestError where the parts do not fit each other."""
 
 
-def codec_of(format_id: str) -> Codec:
+def codec_of(format_id: str) -> Codec[Quantized]:
     """The codec of a format that holds quantized linears."""
     spec = lookup(FORMATS, "format", format_id)
-    codec: Codec = load(spec.module).Codec(spec.version)
+    codec: Codec[Quantized] = load(spec.module).Codec(spec.version)
     return codec
 
 

@@ -106,7 +106,7 @@ def _passed(checkpoint: Checkpoint, model: nn.Module, name: str) -> bool:
 def _in_text_model(checkpoint: Checkpoint, name: str) -> bool:
     naming = checkpoint.naming
     inside = name.startswith((f"{naming.base}.", f"{naming.head}."))
-    return inside and not naming.looks_ahead(name)
+    return inside and not naming.is_mtp(name)
 
 
 def _missing(name: str, homeless: list[str]) -> RequestError:

@@ -31,7 +31,7 @@ __all__ = ["Codec", "accepts", "pack", "quantization_config", "unpack"]
 class Codec:
     """This layout in one version, as the block walk's sink wants it."""
 
-    version: str = GPTQ_V1
+    version: str | None = GPTQ_V1
 
     def accepts(self, tensor: QuantizedTensor) -> str | None:
         """Why the tensor cannot be stored exactly, None where it can."""
@@ -46,7 +46,7 @@ class Codec:
         return unpack(stored, layout, self.version)
 
 
-def accepts(tensor: QuantizedTensor, version: str) -> str | None:
+def accepts(tensor: QuantizedTensor, version: str | None) -> str | None:
     """None where the layout holds the tensor exactly, else the reason why not."""
     params, (rows, cols) = tensor.params, tensor.codes.shape
     if tensor.grid not in {f"int{bits}" for bits in BITS}:
@@ -65,7 +65,7 @@ def accepts(tensor: QuantizedTensor, version: str) -> str | None:
     return None
 
 
-def pack(tensor: QuantizedTensor, version: str) -> dict[str, Tensor]:
+def pack(tensor: QuantizedTensor, version: str | None) -> dict[str, Tensor]:
     """The stored tensors of a linear by suffix; `accepts` must have returned None."""
     params, cols = tensor.params, tensor.codes.shape[1]
     zero = params.zero - 1 if version == GPTQ_V1 else params.zero
@@ -80,7 +80,7 @@ def pack(tensor: QuantizedTensor, version: str) -> dict[str, Tensor]:
     }
 
 
-def unpack(stored: Mapping[str, Tensor], layout: Layout, version: str) -> QuantizedTensor:
+def unpack(stored: Mapping[str, Tensor], layout: Layout, version: str | None) -> QuantizedTensor:
     """A stored linear as codes and parameters; raises RequestError where the parts do not fit.
 
     A group index that only says i // group_size is dropped where all groups are full. Version

@@ -56,7 +56,7 @@ class GptqConfig:
 def quantization_config(
     layers: Mapping[str, Layout],
     *,
-    version: str,
+    version: str | None,
     unquantized: Iterable[str] = (),
     head: str = "lm_head",
     names: EngineNames = OWN_NAMES,

@@ -16,6 +16,7 @@ from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
 from llmopt.specs import CHECKPOINT, FORMATS, load, suggestion
 from llmopt.specs.families import family_of
+from llmopt.specs.formats import FIRST_METHOD
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -44,7 +45,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
         stored = read_json(folder / QUANTIZE_CONFIG)
     if not isinstance(stored, dict):
         raise RequestError("quantization_config in config.json is not an object")
-    method = str(stored.get("quant_method", "gptq"))
+    method = str(stored.get("quant_method", FIRST_METHOD))
     if method not in _READERS:
         raise RequestError(
             f"the model is quantized with {method}, which cannot be read",

@@ -39,7 +39,7 @@ _OWN = {"README.md", "config.json", "quantize_config.json"}
 _RECORDS = {"llmopt.json", "llmopt.run.json"}
 #: what need not be fetched from the hub, as `fnmatch` patterns
 NOT_FETCHED = (
-    *(f"*.{end}" for end in ("bin", "pt", "pth", "ckpt", "pkl", "gguf", "onnx", "onnx_data", "h5")),
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.gguf", "*.onnx", "*.onnx_data", "*.h5"),
     *(f"*.{end}" for end in ("msgpack", "ot", "tflite", "nemo", "mlmodel", "py", "pyc", "so")),
     *("*/*.safetensors", "consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*"),
     *("*.mlpackage/*", ".*", "*/.*"),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Sampling:
     """How a continuation is chosen, in transformers' terms; nothing is cut off where None.
 
-    At temperature 0 the likeliest token is taken, and top_k, top_p and min_p choose nothing. With
-    several `beams` the likeliest of so many continuations is: nothing is drawn then.
+    At temperature 0 the most probable token is taken, and top_k, top_p and min_p choose nothing.
+    With several `beams` the most probable of so many continuations is: nothing is drawn then.
     """
 
     temperature: float = 0.0
@@ -28,7 +28,7 @@ class Sampling:
     seed: int = 0
 
 
-#: always the likeliest token
+#: always the most probable token
 GREEDY = Sampling()
 
 

@@ -276,8 +276,8 @@ class Naming:
         inside = rf"{re.escape(owner)}\.{re.escape(spec.path)}"
         return re.match(rf"({re.escape(self.blocks)}\.(\d+)\.{inside})\.(\d+)\.(.+)", name)
 
-    def looks_ahead(self, name: str) -> bool:
-        """Whether a tensor belongs to a layer that predicts further tokens, beside the model."""
+    def is_mtp(self, name: str) -> bool:
+        """Whether a tensor is of multi-token prediction: a layer beside the model, for drafting."""
         block = self.block_of(name)
         if block is not None:
             return block >= self.block_count

@@ -11,6 +11,8 @@ _INTS = frozenset({"int2", "int3", "int4", "int8"})
 IMATRIX = "imatrix"
 #: a checkpoint of plain tensors, as conversions and manifests call it
 PLAIN = "hf"
+#: the quant_method of a config that names none: AutoGPTQ was the first to write any
+FIRST_METHOD = "gptq"
 
 FORMATS: dict[str, FormatSpec] = {
     "gptq": FormatSpec(

@@ -186,6 +186,6 @@ def test_layers_that_predict_further_tokens_are_no_blocks(extra: str) -> None:
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3 if "2" in extra else 2)]
     naming = FAMILIES["llama"].naming([*names, extra])
     assert naming.block_count == 2
-    assert naming.looks_ahead(extra)
-    assert not naming.looks_ahead("model.layers.1.mlp.up_proj.weight")
-    assert not naming.looks_ahead("lm_head.weight")
+    assert naming.is_mtp(extra)
+    assert not naming.is_mtp("model.layers.1.mlp.up_proj.weight")
+    assert not naming.is_mtp("lm_head.weight")

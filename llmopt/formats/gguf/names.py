@@ -168,7 +168,7 @@ def _check_complete(
     placed = {source for placement in found for source in placement.sources}
     ours = (naming.base + ".", naming.head + ".")
     for name, tensor in tensors.items():
-        if name in placed or not name.startswith(ours) or naming.looks_ahead(name):
+        if name in placed or not name.startswith(ours) or naming.is_mtp(name):
             continue
         if _DERIVED.search(name) or (tied and name == f"{naming.head}.weight"):
             continue

@@ -16,6 +16,7 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of
 from llmopt.formats.safetensors import ShardWriter
+from llmopt.grids.base import Quantized
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
@@ -93,7 +94,7 @@ def _held(fates: tuple[TensorFate, ...]) -> dict[str, Layout]:
     return {f.name.removesuffix(".weight"): f.held for f in fates if f.held is not None}
 
 
-def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec) -> None:
+def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec[Quantized]) -> None:
     """RequestError where values of what stays quantized do not fit the format, before any work."""
     for module in held:
         if reason := codec.accepts(checkpoint.read_layer(module)):

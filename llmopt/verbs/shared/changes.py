@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib import import_module
-from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.formats.config import config_of
 from llmopt.formats.engine_names import EngineNames
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents, LogicalTensor
@@ -74,7 +73,7 @@ def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
         module = fate.name.removesuffix(".weight")
         if fate.to is not None or module == fate.name or module == naming.head:
             continue
-        own = module.startswith(f"{naming.base}.") and not naming.looks_ahead(fate.name)
+        own = module.startswith(f"{naming.base}.") and not naming.is_mtp(fate.name)
         if module in inside if own else len(fate.shape) == 2:
             found.append(module)
     return found
@@ -92,7 +91,7 @@ def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
 
 def kept_because(naming: Naming, name: str) -> str:
     """Why a tensor that is no linear in a block stays as it is."""
-    if naming.looks_ahead(name):
+    if naming.is_mtp(name):
         return "multi-token prediction layer, not part of the model that runs"
     block = naming.block_of(name)
     if block is not None and name.removesuffix(".weight") in naming.routers(block):
@@ -114,9 +113,8 @@ def check_config(
     if not layers:
         return
     spec = FORMATS[format_id]
-    write: Any = import_module(spec.config_module)
     try:
-        write.quantization_config(
+        config_of(format_id).quantization_config(
             layers,
             version=spec.version,
             unquantized=unquantized(fates, naming),

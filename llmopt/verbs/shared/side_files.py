@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.config import config_of
 from llmopt.formats.engine_names import EngineNames, apart
 from llmopt.formats.quantization import QUANTIZE_CONFIG
 from llmopt.formats.side_files import CODE, copy_files
@@ -74,8 +74,7 @@ def write_config(
         config[inner] = config[inner] | changes
     if format_id is not None:
         spec = FORMATS[format_id]
-        module: Any = importlib.import_module(spec.config_module)
-        quantization = module.quantization_config(
+        quantization = config_of(format_id).quantization_config(
             layers,
             version=spec.version,
             unquantized=plain,
@@ -104,5 +103,5 @@ def _loading(naming: Naming, layers: Mapping[str, Layout], plain: list[str]) -> 
     }
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +14,7 @@ from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import blockwise
 from llmopt.methods.quantize.base import Method, SolverSettings, check_weight
 from llmopt.model.layout import Layout
-from llmopt.specs import FORMATS, METHODS
+from llmopt.specs import FORMATS, METHODS, load
 from llmopt.specs.ggml import GGML_TYPES
 
 
@@ -25,7 +24,7 @@ class Solver:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
         self._min_zero = FORMATS[settings["format"]].min_zero
-        self._method: Method = importlib.import_module(METHODS[settings["method"]].module)
+        self._method: Method = load(METHODS[settings["method"]].module)
         self._solver = SolverSettings(
             **{f.name: settings[f.name] for f in fields(SolverSettings) if f.name in settings}
         )
