@@ -2,50 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmopt.cli import options as o
 
+if TYPE_CHECKING:
+    from llmopt.cli.output import Output
+    from llmopt.generation import Request
+
+
+_Prompt = Annotated[
+    str, typer.Option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads stdin.")
+]
+_MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n", "--max-new-tokens", min=1, help="[default: 128, or what the context has room for]"
+    ),
+]
+_Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
+_TopK = Annotated[
+    int | None, typer.Option(min=1, help="Draw from this many of the likeliest tokens.")
+]
+_TopP = Annotated[
+    float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that sum to it.")
+]
+_MinP = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Leave out what is less likely, next to the likeliest."),
+]
+_Penalty = Annotated[float, typer.Option(min=0.01, help="Above 1: less of what has been.")]
+_Beams = Annotated[
+    int, typer.Option(min=1, help="torch: search this many continuations, keep the likeliest.")
+]
+_Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")
+]
+_Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+_DTYPES = ("auto", "float32", "bfloat16")
+_Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="float32, bfloat16 or auto. llama.cpp: auto.",
+        autocompletion=o.offered(lambda: _DTYPES),
+    ),
+]
+
 
 def generate(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, an artifact, or demo.")],
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="Text to continue; - reads stdin.")],
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "-n", "--max-new-tokens", min=1, help="[default: 128, or what the context has room for]"
-        ),
-    ] = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 always takes the likeliest token.")
-    ] = 0.0,
-    top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw from this many of the likeliest tokens.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that sum to it.")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0, max=1.0, help="Leave out what is less likely, next to the likeliest."
-        ),
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(min=0.01, help="Above 1: less of what has been.")
-    ] = 1.0,
-    beams: Annotated[
-        int, typer.Option(min=1, help="torch: search this many continuations, keep the likeliest.")
-    ] = 1,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or auto. llama.cpp: auto.")
-    ] = "auto",
+    model: o.Model,
+    prompt: _Prompt,
+    max_new_tokens: _MaxNewTokens = None,
+    temperature: _Temperature = 0.0,
+    top_k: _TopK = None,
+    top_p: _TopP = None,
+    min_p: _MinP = None,
+    repetition_penalty: _Penalty = 1.0,
+    beams: _Beams = 1,
+    stop: _Stop = None,
+    seed: _Seed = 0,
+    dtype: _Dtype = "auto",
     runtime: o.Runtime = "auto",
     device: o.Device = "auto",
     threads: o.Threads = None,
@@ -54,27 +73,32 @@ def generate(
     verbose: o.Verbose = False,
 ) -> None:
     """Continue a text, streaming tokens as they come."""
+    from llmopt.cli.output import Output
+    from llmopt.generation import Request
+    from llmopt.runtimes.base import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, beams, seed)
+    text, stops = _typed(prompt), tuple(stop or ())
+    request = Request(model, text, max_new_tokens, sampling, stops, runtime, device, dtype, threads)
+    _stream(request, Output(json, quiet))
+
+
+def _stream(request: Request, output: Output) -> None:
+    """Print the prompt and what follows it."""
     from contextlib import ExitStack
     from itertools import chain
 
-    from llmopt.cli.output import Output, reporting
-    from llmopt.generation import Request, generation
-    from llmopt.runtimes.base import Sampling
+    from llmopt.cli.output import reporting
+    from llmopt.generation import generation
 
-    output = Output(json, quiet)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, beams, seed)
-    text = _typed(prompt)
-    request = Request(
-        model, text, max_new_tokens, sampling, tuple(stop or ()), runtime, device, dtype, threads
-    )
     pieces = []
     with ExitStack() as stack:
         with reporting(output) as reporter:
-            reporter.phase(f"{model}: loading")
+            reporter.phase(f"{request.model}: loading")
             made = stack.enter_context(generation(request))
             stream = made.pieces()
             first = next(stream, "")  # a model that fails does so before anything is printed
-        output.text_chunk(text)
+        output.text_chunk(request.prompt)
         for piece in chain([first], stream):
             pieces.append(piece)
             output.text_chunk(piece)
@@ -83,7 +107,7 @@ def generate(
         output.note(f"the model's context of {made.context} tokens is full")
     output.result(
         {
-            "prompt": text,
+            "prompt": request.prompt,
             "completion": "".join(pieces),
             "prompt_tokens": made.prompt_tokens,
             "tokens": made.tokens,

@@ -9,25 +9,35 @@ import typer
 
 from llmopt.cli import options as o
 
+_Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A model that llmopt wrote.")]
+_Repository = Annotated[
+    str, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the hub; NAME: your own.")
+]
+_Private = Annotated[bool, typer.Option("--private", help="Only for you to see.")]
+_Branch = Annotated[
+    str | None, typer.Option(metavar="BRANCH", help="Branch to push to. [default: main]")
+]
+_Message = Annotated[str | None, typer.Option(metavar="TEXT", help="Commit message.")]
+_TokenEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Environment variable with the token. [default: HF_TOKEN, else hf's login]",
+    ),
+]
+_FailedGateOk = Annotated[
+    bool, typer.Option("--failed-gate-ok", help="Even if its quality gate failed.")
+]
+
 
 def push(
-    artifact: Annotated[Path, typer.Argument(help="A model that llmopt wrote.")],
-    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the hub; NAME: your own.")],
-    private: Annotated[bool, typer.Option("--private", help="Only for you to see.")] = False,
-    revision: Annotated[
-        str | None, typer.Option(metavar="BRANCH", help="Branch to push to. [default: main]")
-    ] = None,
-    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
-    token_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment variable with the token. [default: HF_TOKEN, else hf's login]",
-        ),
-    ] = None,
-    failed_gate_ok: Annotated[
-        bool, typer.Option("--failed-gate-ok", help="Even if its quality gate failed.")
-    ] = False,
+    artifact: _Artifact,
+    repo_id: _Repository,
+    private: _Private = False,
+    revision: _Branch = None,
+    message: _Message = None,
+    token_env: _TokenEnv = None,
+    failed_gate_ok: _FailedGateOk = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
