@@ -19,7 +19,15 @@ def manifest_of(files: list[dict[str, Any]], **members: Any) -> dict[str, Any]:
         "files": files, "digest": artifact.digest_of(files),
         "settings": {"method": "rtn", "grid": "int4", "group_size": 128}, "corpus": None,
         "ledger": [], "gates": [], "evidence": {}, "versions": {"llmopt": "0"}, "seed": 0,
-        "parents": [{"name": "model", "source": "demo", "revision": None, "digest": DIGEST}],
+        "parents": [
+            {
+                "role": "model",
+                "name": "model",
+                "source": "demo",
+                "revision": None,
+                "digest": DIGEST,
+            }
+        ],
     } | members  # fmt: skip
 
 
