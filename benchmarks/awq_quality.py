@@ -110,7 +110,7 @@ def measure(
 
 def line(model: str, key: str, entry: dict[str, Any]) -> str:
     method, bits = key.split("/")
-    kl, same = shown(entry["kl"]["mean"]), entry["agreement"]["value"]
+    kl, same = shown(entry["metrics"]["kl.mean"]), entry["metrics"]["agreement"]["value"]
     return f"| {model} | {bits} | {method} | {kl} | {same:.2%} |"
 
 

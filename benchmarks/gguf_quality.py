@@ -131,7 +131,7 @@ def bench(
     llmopt("run", path, "-o", folder / f"score-{files[1].stem}")
     scored = folder / f"score-{files[1].stem}" / "score" / "bench.json"
     entries = [e for e in json.loads(scored.read_text())["entries"] if not e["is_base"]]
-    theirs, ours = (entry["kl"]["mean"] for entry in entries)
+    theirs, ours = (entry["metrics"]["kl.mean"] for entry in entries)
     return {"llama-quantize": theirs, "llmopt": ours, "ratio": ours["value"] / theirs["value"]}
 
 

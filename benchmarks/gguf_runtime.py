@@ -57,8 +57,8 @@ def measure(arguments: argparse.Namespace, type_id: str, scratch: Path) -> dict[
         entries = json.loads((out / "bench.json").read_text())["entries"]
         entry = next(entry for entry in entries if not entry["is_base"])
         found[runtime] = {
-            "kl": entry["kl"]["mean"]["value"],
-            "agreement": entry["agreement"]["value"],
+            "kl": entry["metrics"]["kl.mean"]["value"],
+            "agreement": entry["metrics"]["agreement"]["value"],
         }
     return found
 

@@ -136,7 +136,7 @@ def one_setting(
             tools[tool] = run_peer(arguments, tool, inputs, out, bits, group)
     found = quality(arguments, list(places.values()))
     for tool, out in places.items():
-        tools[tool] |= {key: found[out.name][key] for key in ("kl", "agreement", "bytes")}
+        tools[tool] |= found[out.name]["metrics"]
     return {"bits": bits, "group_size": group, "load_average_before": load, "tools": tools}
 
 
@@ -145,7 +145,7 @@ def lines(row: dict[str, Any]) -> str:
     ours = row["tools"]["llmopt"]
     return "\n".join(
         f"| {row['bits']} | {row['group_size']} | {tool} "
-        f"| {shown(side['kl']['mean'])} | {_kl(ours) / _kl(side):.3f} "
+        f"| {shown(side['kl.mean'])} | {_kl(ours) / _kl(side):.3f} "
         f"| {100 * side['agreement']['value']:.2f}% "
         f"| {side['seconds']:.1f} | {ours['seconds'] / side['seconds']:.3f} "
         f"| {side['work_seconds']:.1f} | {ours['work_seconds'] / side['work_seconds']:.3f} "
@@ -155,7 +155,7 @@ def lines(row: dict[str, Any]) -> str:
 
 
 def _kl(side: dict[str, Any]) -> float:
-    return float(side["kl"]["mean"]["value"])
+    return float(side["kl.mean"]["value"])
 
 
 def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:

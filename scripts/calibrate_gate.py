@@ -24,15 +24,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmopt.evaluate import gates
-from llmopt.evaluate.comparison import Comparison, compare
-from llmopt.evaluate.weights import WeightErrors, weight_errors
+from llmopt.evaluate.codes import weight_errors
+from llmopt.evaluate.divergence import compare
+from llmopt.evaluate.gates import Judge, default_gates
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq_config import SUFFIXES
 from llmopt.grids.base import AffineParams, QuantizedTensor
+from llmopt.report.results import Verdict
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
+from llmopt.specs.metrics import Measurement, Metrics, value_of
 from llmopt.step import Text
 from llmopt.verbs.shared import texts as text
 
@@ -164,16 +166,15 @@ def damaged(artifact: Path, kind: str, target: Path) -> str:
 class Finding:
     """What the default gate measures on one artifact, and what it says."""
 
-    comparison: Comparison
-    weights: WeightErrors
-    verdicts: list[gates.Verdict]
+    metrics: Metrics
+    verdicts: list[Verdict]
 
     @property
     def passed(self) -> bool:
         return all(verdict.passed for verdict in self.verdicts)
 
 
-class Judge:
+class DefaultGate:
     """The default gate for artifacts of one base model on one text int64 [windows, length]."""
 
     def __init__(self, base: Path, windows: Tensor) -> None:
@@ -184,15 +185,17 @@ class Judge:
     def __call__(self, artifact: Path) -> Finding:
         checkpoint = Checkpoint.open(artifact)
         engine = load(artifact, dtype="float32", decode="once")
-        comparison = compare(self._of_base, engine.logits, self._windows)
-        weights = weight_errors(self._base, checkpoint)
-        assert weights is not None
         bits = [layer.bits for layer in checkpoint.layers.values()]
-        wanted = gates.default_gates(sum(bits) / len(bits), fewest=weights.fewest_bits)
-        metrics = comparison.as_dict() | {
-            "weights": {"offset": weights.offset, "gain": weights.gain}
-        }
-        return Finding(comparison, weights, gates.check(wanted, metrics))
+        judge = Judge(default_gates(sum(bits) / len(bits), fewest=min(bits)))
+        metrics: dict[str, Measurement] = {}
+        for readings in (
+            weight_errors(self._base, checkpoint),
+            compare(self._of_base, engine.logits, self._windows),
+        ):
+            *_, last = readings
+            judge.hear(last)
+            metrics |= last.metrics
+        return Finding(metrics, judge.verdicts())
 
     def _of_base(self, batch: Tensor) -> Tensor:
         return torch.cat([self._logits[tuple(window.tolist())] for window in batch])
@@ -238,7 +241,7 @@ def main() -> int:
         split="evaluation", name=options.evaluation, source=options.evaluation,
         field=options.field, count=options.windows, length=options.length,
     )  # fmt: skip
-    judge = Judge(base, text.evaluation(held_out, base)[0])
+    judge = DefaultGate(base, text.evaluation(held_out, base)[0])
     calibration = [
         "--calibration", options.calibration, "--field", options.field,
         "--sequences", str(options.sequences), "--length", str(options.length),
@@ -264,11 +267,12 @@ def main() -> int:
 
 
 def _print(name: str, found: Finding) -> bool:
-    kl, agreement = found.comparison.kl.mean.value, found.comparison.agreement.value
-    failed = ", ".join(verdict.gate.metric for verdict in found.verdicts if not verdict.passed)
+    names = ("kl.mean", "agreement", "weights.offset", "weights.gain")
+    kl, agreement, offset, gain = (value_of(found.metrics[metric]) for metric in names)
+    failed = ", ".join(verdict.gate.split()[0] for verdict in found.verdicts if not verdict.passed)
     print(
-        f"{name[:52]:52} {kl:9.2e} {agreement:6.3f} {found.weights.offset:7.3f} "
-        f"{found.weights.gain:6.3f} {'FAILS ' + failed if failed else 'passes'}",
+        f"{name[:52]:52} {kl:9.2e} {agreement:6.3f} {offset:7.3f} "
+        f"{gain:6.3f} {'FAILS ' + failed if failed else 'passes'}",
         flush=True,
     )
     return found.passed

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmopt.evaluate import gates
 from llmopt.report.quality import CLASSES
+from llmopt.specs.metrics import METRICS
 from llmopt.verbs.bench.plan import GATE_WINDOWS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -40,3 +41,19 @@ def test_the_classes_of_quality() -> None:
         for name, kl, share, _ in rows("bench.md", "class")[:-1]
     }
     assert stated == {c.name: (c.largest_kl, c.least_agreement) for c in CLASSES}
+
+
+def test_the_metrics() -> None:
+    stated = [
+        row for first in ("metric", "metric of the machine") for row in rows("bench.md", first)
+    ]
+    declared = [
+        [
+            f"`{metric.name}`" + (", `.low`, `.high`" if metric.interval else ""),
+            metric.unit,
+            metric.better,
+            metric.summary,
+        ]
+        for metric in METRICS.values()
+    ]
+    assert stated == declared

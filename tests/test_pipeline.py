@@ -63,7 +63,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             }  # fmt: skip
             return Outcome(
                 format="fake",
-                evidence={"name": "q", "bytes": 1} if work.step.judges else {},
+                evidence={"name": "q", "metrics": {}} if work.step.judges else {},
                 gates=[verdict] if work.step.judges else [],
             )
 

@@ -126,7 +126,7 @@ def test_another_llmopt_words_its_card_otherwise(
 
 
 def test_a_card_that_cannot_be_made_is_a_problem_and_no_crash(out: Path) -> None:
-    evidence = {"name": "w4", "bytes": 1, "perplexity": "low"}
+    evidence = {"name": "w4", "metrics": {}, "gates": "all"}
     gate = {"key": "k", "evidence": evidence, "corpus": None}
     rewrite(out, lambda m: m.update(gate=gate), seal=True)
     assert "no README.md can be made from the manifest" in verify(out)

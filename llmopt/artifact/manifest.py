@@ -17,7 +17,7 @@ from llmopt.artifact.files import CARD, MANIFEST, file_digest, sha256_of
 from llmopt.artifact.shape import fault
 from llmopt.errors import RequestError
 
-SCHEMA = 2
+SCHEMA = 3
 #: the member that holds the digest of all others
 MANIFEST_DIGEST = "manifest_digest"
 

@@ -80,17 +80,14 @@ class _Verdict(_Part):
 
 
 class _Interval(_Part):
-    value: float | None = None
-
-
-class _Divergence(_Part):
-    mean: _Interval = _Interval()
+    value: float | None
+    low: float | None
+    high: float | None
 
 
 class _Measured(_Part):
     name: str
-    bytes: int
-    kl: _Divergence | None = None
+    metrics: dict[str, int | float | _Interval | None]
 
 
 class _Gate(_Part):

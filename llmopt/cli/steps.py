@@ -12,7 +12,7 @@ from llmopt.model import ledger as ledgers
 from llmopt.report import card, numbers
 from llmopt.report.collect import run_record
 from llmopt.report.quality import class_of
-from llmopt.report.results import CorpusName, Entry
+from llmopt.report.results import BenchEntry, CorpusName
 from llmopt.specs import VERBS
 from llmopt.specs.base import counted
 
@@ -82,7 +82,8 @@ def summary_line(result: StepResult) -> str:
     """One line on what was written, what was left alone, and how good it is."""
     manifest = result.artifact.manifest
     ledger, evidence = manifest["ledger"], manifest["evidence"]
-    size = numbers.megabytes(numbers.weight_bytes(manifest["files"]))
+    files = {file["path"]: file["bytes"] for file in manifest["files"]}
+    size = numbers.megabytes(numbers.weight_bytes(files))
     path = file_of(result.artifact.path) or result.artifact.path
     parts = [f"{path}: {manifest['format']}, {size} MB of weights"]
     if ledger:
@@ -105,12 +106,12 @@ def _quality(manifest: dict[str, Any]) -> list[str]:
     """What the gate measured and on how much text, and what the allocation predicted."""
     gate, said = manifest.get("gate", {}), list[str]()
     if evidence := gate.get("evidence"):
-        entry = Entry.model_validate(evidence)
-        if entry.kl is not None:
+        entry = BenchEntry.model_validate(evidence)
+        if (kl := entry.metrics.get("kl.mean")) is not None:
             corpus = CorpusName.model_validate(gate["corpus"])
-            words = f"{class_of(entry)}: mean KL {numbers.interval(entry.kl.mean)} to the original"
-            if entry.agreement is not None:
-                words += f", {numbers.percent(entry.agreement.value)} same top token"
+            words = f"{class_of(entry)}: mean KL {numbers.interval(kl)} to the original"
+            if (agreement := entry.value("agreement")) is not None:
+                words += f", {numbers.percent(agreement)} same top token"
             said.append(f"{words}, on {corpus.amount}")
     if allocation := manifest["evidence"].get("allocation"):
         bits = numbers.short(allocation["bits_per_weight"])

@@ -16,15 +16,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from llmopt import errors
 from llmopt.errors import LlmoptError
-from llmopt.evaluate import speed
-from llmopt.evaluate.memory import held_memory, peak_memory
+from llmopt.evaluate import memory, speed
 from llmopt.specs import RUNTIMES, load
+from llmopt.specs.metrics import Metrics
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -42,31 +42,41 @@ class Job:
     new_tokens: int
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What came of a job: metrics, an error of ours by the name of its class, or, where its
+    process died, how it ended."""
+
+    metrics: Metrics = field(default_factory=dict)
+    error: str | None = None
+    message: str = ""
+    hint: str | None = None
+    status: str | None = None
+
+
 class Stopwatch:
     """The helper, as the process that started it sees it."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def measure(self, job: Job) -> dict[str, Any]:
-        """Seconds, tokens a second and bytes; see report.results.Speed. Raises what went wrong."""
+    def measure(self, job: Job) -> Metrics:
+        """What the table of probes says of speed and memory. Raises what went wrong."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asdict(job)) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        found: dict[str, Any] = json.loads(answer) if answer else {"status": "an early end"}
-        if "measured" in found:
-            measured: dict[str, Any] = found["measured"]
-            return measured
-        if "status" in found:
+        found = _Answer(**json.loads(answer)) if answer else _Answer(status="an early end")
+        if found.status is not None:
             raise LlmoptError(
-                f"{job.runtime} ended with {found['status']} while {Path(job.folder).name} was "
+                f"{job.runtime} ended with {found.status} while {Path(job.folder).name} was "
                 "being timed",
                 hint="too little memory, or a fault in the runtime; --no-speed leaves this out",
             )
-        kind = getattr(errors, found["kind"], LlmoptError)
-        raise kind(found["message"], hint=found["hint"])
+        if found.error is not None:
+            raise getattr(errors, found.error, LlmoptError)(found.message, hint=found.hint)
+        return found.metrics
 
 
 @contextmanager
@@ -100,50 +110,42 @@ def _serve(jobs: IO[str], answers: IO[str]) -> None:
         child = os.fork()
         if child == 0:
             _end_with_parent()
-            answers.write(json.dumps(_answer(job)) + "\n")
-            answers.flush()
+            _send(_answer(job), answers)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         if status:
-            answers.write(json.dumps({"status": _in_words(status)}) + "\n")
-            answers.flush()
+            _send(_Answer(status=_in_words(status)), answers)
 
 
-def _answer(job: Job) -> dict[str, Any]:
+def _send(answer: _Answer, answers: IO[str]) -> None:
+    answers.write(json.dumps(asdict(answer)) + "\n")
+    answers.flush()
+
+
+def _answer(job: Job) -> _Answer:
     try:
-        return {"measured": _measured(job)}
+        return _Answer(metrics=_measured(job))
     except LlmoptError as error:
-        kind = type(error).__name__
-        return {"kind": kind, "message": error.message, "hint": error.hint}
+        return _Answer(error=type(error).__name__, message=error.message, hint=error.hint)
     except MemoryError:
-        return {"kind": "LlmoptError", "message": "out of memory", "hint": "--no-speed"}
+        return _Answer(error="LlmoptError", message="out of memory", hint="--no-speed")
     except Exception as error:
         message = f"unexpected {type(error).__name__}: {error}"
-        return {"kind": "LlmoptError", "message": message, "hint": "this is a bug in llmopt"}
+        return _Answer(error="LlmoptError", message=message, hint="this is a bug in llmopt")
 
 
-def _measured(job: Job) -> dict[str, Any]:
+def _measured(job: Job) -> Metrics:
     from llmopt.runtimes.choice import computing_threads, open_engine
 
     with computing_threads(job.threads):
         engine = open_engine(job.runtime, Path(job.folder), device=job.device, dtype=job.dtype)
-        loaded = held_memory()
+        loaded = memory.held_memory()
 
         def generate(ids: list[int], count: int) -> Iterator[int]:
             return engine.generate(ids, count, ignore_end=True)
 
-        measured = speed.measure(generate, job.prompt, job.new_tokens)
-    peak = peak_memory()
-    return {
-        "first_token_s": measured.first_token,
-        "prefill_tokens_per_s": measured.prefill,
-        "decode_tokens_per_s": measured.decode,
-        "token_p50_s": measured.p50,
-        "token_p95_s": measured.p95,
-        "weight_bytes": engine.weight_bytes,
-        "loaded_bytes": loaded.device if peak.device else loaded.resident,
-        "peak_bytes": peak.device or peak.resident,
-    }
+        speeds = speed.measure(generate, job.prompt, job.new_tokens)
+    return {**speeds, **memory.measure(engine.weight_bytes, loaded)}
 
 
 def _end_with_parent() -> None:

@@ -7,24 +7,16 @@ everything that is compared is drawn with the same windows (paired).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmopt.specs.metrics import Interval
+
 Array = NDArray[np.float64]
 
 _CELLS_AT_ONCE = 4_000_000  # resamples x windows drawn together: 32 MB
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the ends of its 95% confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def bootstrap_sums(columns: Array, *, resamples: int = 2000, seed: int = 0) -> Array:
@@ -49,9 +41,9 @@ def interval(value: float, draws: Array, windows: int) -> Interval:
     The plain percentile interval is too narrow for few windows, by the ratio of the normal to
     Student's quantile and by sqrt((n - 1) / n); taking percentiles that much further out mends
     both (T. Hesterberg, "What Teachers Should Know About the Bootstrap", 2015).
-    A draw that is not a number makes both ends so.
+    A draw that is not a number makes both ends so, as does a single window.
     """
-    if not np.isfinite(draws).all():
+    if windows < 2 or not np.isfinite(draws).all():
         return Interval(value, math.nan, math.nan)
     reach = math.sqrt(windows / (windows - 1)) * _student_quantile(0.975, windows - 1)
     tail = NormalDist().cdf(-reach)

@@ -1,16 +1,17 @@
-"""Quality gates: expressions such as `kl.mean < 0.05` checked against measured metrics."""
+"""Quality gates: expressions such as `kl.mean < 0.05` judged as metrics are measured."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from llmopt.errors import RequestError
+from llmopt.evaluate.probe import Reading
+from llmopt.report.results import Verdict
+from llmopt.specs.metrics import Interval, Metrics, value_of
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -29,26 +30,71 @@ _GATE = re.compile(r"\s*([A-Za-z_][\w.]*)\s*(<=|>=|<|>)\s*([^\s<>=]+)\s*")
 
 @dataclass(frozen=True)
 class Gate:
-    """`metric` is a dotted path into the metrics; an interval's own name means its value."""
+    """`metric` is one of GATE_METRICS: a metric, or an end of its interval. `default`: nobody
+    set it."""
 
     metric: str
     operator: str
     limit: float
+    default: bool = False
 
     def __str__(self) -> str:
         return f"{self.metric} {self.operator} {self.limit:g}"
 
+    def value(self, metrics: Metrics) -> float | None:
+        """What it is about; None where that is not among the metrics."""
+        if self.metric in metrics:
+            return value_of(metrics[self.metric])
+        name, _, end = self.metric.rpartition(".")
+        found = metrics.get(name)
+        if not isinstance(found, Interval):
+            return None
+        return {"low": found.low, "high": found.high}.get(end)
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one gate found."""
+    def judged(self, value: float) -> Verdict:
+        """What is not finite passes no gate."""
+        passed = math.isfinite(value) and _OPERATORS[self.operator](value, self.limit)
+        return Verdict(gate=str(self), value=value, passed=passed, default=self.default)
 
-    gate: Gate
-    value: float
-    passed: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"gate": str(self.gate), "value": self.value, "passed": self.passed}
+class Judge:
+    """Holds one model to its gates while it is being measured.
+
+    A verdict is settled by what a probe knows once it has looked at everything. A rule that
+    settles one sooner, from the estimates on part of the text, has its place in `hear`.
+    """
+
+    def __init__(self, gates: Iterable[Gate]) -> None:
+        self._gates = tuple(gates)
+        self._settled: dict[Gate, Verdict] = {}
+        self._measured: dict[str, None] = {}
+
+    def hear(self, reading: Reading) -> None:
+        """Take what a probe knows by now."""
+        if not reading.final:
+            return
+        self._measured |= dict.fromkeys(reading.metrics)
+        for gate in self._gates:
+            if gate not in self._settled and (value := gate.value(reading.metrics)) is not None:
+                self._settled[gate] = gate.judged(value)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing that is still to be measured can change a verdict."""
+        return all(gate in self._settled for gate in self._gates)
+
+    def verdicts(self) -> list[Verdict]:
+        """One for each gate, in their order.
+
+        A metric that was not measured is a RequestError: a gate that checks nothing must not pass.
+        """
+        missing = [gate for gate in self._gates if gate not in self._settled]
+        if missing:
+            raise RequestError(
+                f"gate {str(missing[0])!r}: {missing[0].metric} was not measured",
+                hint=f"measured: {', '.join(self._measured)}",
+            )
+        return [self._settled[gate] for gate in self._gates]
 
 
 def parse(text: str) -> Gate:
@@ -66,56 +112,22 @@ def parse(text: str) -> Gate:
     return Gate(match[1], match[2], limit)
 
 
-def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number in nested `metrics` under its dotted path; `x.value` answers to `x` too."""
-    flat: dict[str, float] = {}
-    for key, value in metrics.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            if isinstance(value.get("value"), int | float):
-                flat[path] = float(value["value"])
-            flat.update(flatten(value, f"{path}."))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[path] = float(value)
-    return flat
-
-
-def check(gates: Iterable[Gate], metrics: Mapping[str, Any]) -> list[Verdict]:
-    """Hold each gate to nested `metrics`. What is not finite passes no gate.
-
-    A metric that was not measured is a RequestError: a gate that checks nothing must not pass.
-    """
-    flat = flatten(metrics)
-    verdicts = []
-    for gate in gates:
-        if gate.metric not in flat:
-            near = difflib.get_close_matches(gate.metric, flat, n=1)
-            listing = ", ".join(name for name in flat if not name.endswith(".value"))
-            raise RequestError(
-                f"gate {str(gate)!r}: no metric {gate.metric!r} was measured",
-                hint=(f"did you mean {near[0]!r}? " if near else "") + f"measured: {listing}",
-            )
-        value = flat[gate.metric]
-        passed = math.isfinite(value) and _OPERATORS[gate.operator](value, gate.limit)
-        verdicts.append(Verdict(gate, value, passed))
-    return verdicts
-
-
 def default_gates(bits: float, *, fewest: int | None = None) -> list[Gate]:
     """The gates against collapse and damage of an artifact quantized to `bits` a code on average.
 
     `fewest` are the bits of the linear that has the fewest, None where `weights` (see
-    evaluate.weights) was not measured. KL divergence tells a model that collapsed from one that
+    evaluate.codes) was not measured. KL divergence tells a model that collapsed from one that
     was rounded; what it cannot see at few bits, or in a linear that matters little, the codes
-    show: see evaluate.weights.
+    show: see evaluate.codes.
     """
     known = sorted(_SOUND)
     logs = [math.log(_SOUND[each][0]) for each in known]
-    found = [Gate("kl.mean", "<", _rounded(math.exp(_interpolate(bits, known, logs))))]
+    limit = _rounded(math.exp(_interpolate(bits, known, logs)))
+    found = [Gate("kl.mean", "<", limit, default=True)]
     if fewest is not None:
         gain = _SOUND[max(each for each in known if each <= max(fewest, known[0]))][1]
-        found.append(Gate("weights.offset", "<", _SOUND_OFFSET))
-        found.append(Gate("weights.gain", "<", gain))
+        found.append(Gate("weights.offset", "<", _SOUND_OFFSET, default=True))
+        found.append(Gate("weights.gain", "<", gain, default=True))
     return found
 
 

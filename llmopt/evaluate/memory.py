@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from llmopt.specs.metrics import Metrics
+
 _STATUS = Path("/proc/self/status")
 
 
@@ -38,6 +40,17 @@ def peak_memory() -> Memory:
 
         device = torch.cuda.max_memory_allocated()
     return Memory(_peak_resident(), device)
+
+
+def measure(weights: int, loaded: Memory) -> Metrics:
+    """At the end of a process's work: `weights` bytes are the model's, `loaded` what it held
+    before. On a GPU that was used, torch's there; else the whole process's."""
+    peak = peak_memory()
+    return {
+        "memory.weights": weights,
+        "memory.loaded": (loaded.device or 0) if peak.device else loaded.resident,
+        "memory.peak": peak.device or peak.resident,
+    }
 
 
 def _peak_resident() -> int:

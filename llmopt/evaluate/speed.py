@@ -9,38 +9,15 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from llmopt.errors import LlmoptError
+from llmopt.specs.metrics import Metrics
 
 #: (prompt, how many tokens) -> the tokens as they come; it must not stop early
 Generate = Callable[[list[int], int], Iterator[int]]
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds and tokens per second.
-
-    `first_token`: from the call to the first token, the median over repeats. `prefill`: prompt
-    tokens per second of that time. `decode`: tokens per second after the first, the median over
-    repeats. `p50` and `p95`: seconds per token after the first, over all repeats together.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    first_token: float
-    prefill: float
-    decode: float
-    p50: float
-    p95: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def measure(
@@ -51,8 +28,11 @@ def measure(
     repeats: int = 3,
     warm_up: int = 1,
     clock: Clock = time.perf_counter,
-) -> Speed:
-    """Time `repeats` generations of `new_tokens` >= 2 tokens after `warm_up` untimed ones."""
+) -> Metrics:
+    """Time `repeats` generations of `new_tokens` >= 2 tokens after `warm_up` untimed ones.
+
+    First token and decode speed are medians over repeats, the quantiles are over all of them.
+    """
     assert new_tokens >= 2
     assert repeats >= 1
     assert prompt
@@ -62,16 +42,13 @@ def measure(
     first = statistics.median(run[0] for run in runs)
     later = np.asarray([run[1:] for run in runs])
     p50, p95 = np.quantile(later, [0.5, 0.95])
-    return Speed(
-        prompt_tokens=len(prompt),
-        new_tokens=new_tokens,
-        repeats=repeats,
-        first_token=first,
-        prefill=len(prompt) / first,
-        decode=statistics.median(((new_tokens - 1) / later.sum(axis=1)).tolist()),
-        p50=float(p50),
-        p95=float(p95),
-    )
+    return {
+        "speed.first_token": first,
+        "speed.prefill": len(prompt) / first,
+        "speed.decode": statistics.median(((new_tokens - 1) / later.sum(axis=1)).tolist()),
+        "speed.token_p50": float(p50),
+        "speed.token_p95": float(p95),
+    }
 
 
 def _steps(generate: Generate, prompt: Sequence[int], new_tokens: int, clock: Clock) -> list[float]:

@@ -1,5 +1,5 @@
 """Bench results and manifests as a terminal table, Markdown, or one HTML page. No torch."""
 
-from llmopt.report.results import Results
+from llmopt.report.results import Comparison
 
-__all__ = ["Results"]
+__all__ = ["Comparison"]

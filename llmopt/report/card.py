@@ -18,15 +18,17 @@ from llmopt.report.card_metadata import CARRIED, licence_files
 from llmopt.report.manifest_tables import flatten
 from llmopt.report.markdown import escape
 from llmopt.report.quality import class_of
-from llmopt.report.results import CorpusName, Divergence, Entry
+from llmopt.report.results import BenchEntry, CorpusName
 from llmopt.specs.base import counted
 from llmopt.specs.loaders import loaders
+from llmopt.specs.metrics import METRICS
 
 #: members of the front matter, in this order whatever the manifest's
 _ORDER = (*CARRIED, "base_model", "base_model_relation")
 _NOT_MEASURED = "not measured"
+_SHOWN = ("kl.mean", "kl.p99", "agreement", "perplexity", "perplexity.ratio")
 _ABOUT_KL = (
-    "KL is the divergence of the next-token distribution from the original's, in nats; in "
+    "kl is the divergence of the next-token distribution from the original's, in nats; in "
     "brackets are 95% intervals from a bootstrap over windows."
 )
 
@@ -108,7 +110,7 @@ def _warning(manifest: dict[str, Any]) -> str:
 def _quality(manifest: dict[str, Any]) -> str:
     gate = manifest.get("gate", {})
     evidence = gate.get("evidence")
-    entry = Entry.model_validate(evidence) if evidence else None
+    entry = BenchEntry.model_validate(evidence) if evidence else None
     rows = [*_measured(entry), *_size(manifest, entry)]
     if entry is None:
         note = "Quality was not measured: the gate was off. `llmopt bench` measures it."
@@ -137,29 +139,21 @@ def _certified(certificate: dict[str, Any], parent: dict[str, Any]) -> str:
     return f"{text}; {certificate['rounded']} were rounded, by at most {largest} of their norm."
 
 
-def _measured(entry: Entry | None) -> Iterable[tuple[str, str]]:
+def _measured(entry: BenchEntry | None) -> Iterable[tuple[str, str]]:
     """What the gate's evidence says; the rows are the same where there is none."""
-    found = entry or Entry(name="", bytes=0)
-    kl, agreement = found.kl or Divergence(), found.agreement
-    share = numbers.percent(agreement.value) if agreement else None
-    if agreement and agreement.low is not None and agreement.high is not None:
-        share = f"{share} ({numbers.percent(agreement.low)}–{numbers.percent(agreement.high)})"
-    yield "Class of quality", _known(class_of(found))
-    yield "Mean KL to the original", _known(numbers.interval(kl.mean))
-    yield "99th percentile of KL", _known(numbers.short(kl.p99))
-    yield "Same top token", _known(share)
-    yield "Perplexity", _known(numbers.interval(found.perplexity))
-    yield "Perplexity over the original's", _known(numbers.interval(found.perplexity_ratio))
+    yield "Class of quality", (class_of(entry) if entry else None) or _NOT_MEASURED
+    for metric in (METRICS[name] for name in _SHOWN):
+        found = entry.metrics.get(metric.name) if entry else None
+        text = numbers.measured(metric, found)
+        _, comma, unit = numbers.heading(metric).partition(", ")
+        said = f"`{metric.name}`{comma}{unit}: {metric.summary}"
+        yield said, _NOT_MEASURED if text == numbers.MISSING else text
 
 
-def _known(text: str | None) -> str:
-    return _NOT_MEASURED if text in (None, numbers.MISSING) else str(text)
-
-
-def _size(manifest: dict[str, Any], entry: Entry | None) -> Iterable[tuple[str, str]]:
+def _size(manifest: dict[str, Any], entry: BenchEntry | None) -> Iterable[tuple[str, str]]:
     """Bytes of the weight files, in all and a weight, the tensors left alone included."""
-    size = numbers.weight_bytes(manifest["files"])
-    ratio = entry.size_ratio if entry else None
+    size = numbers.weight_bytes({f["path"]: f["bytes"] for f in manifest["files"]})
+    ratio = entry.value("size.ratio") if entry else None
     share = f" ({numbers.percent(ratio)} of the original)" if ratio else ""
     yield "Size of the weights", f"{numbers.megabytes(size)} MB{share}"
     there = [item for item in manifest["ledger"] if item["action"] != "left out"]

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from llmopt.report import numbers
 from llmopt.report.metric_tables import mark_of
-from llmopt.report.results import Entry, Results
+from llmopt.report.recommendation import Recommendation, front, has_kl
+from llmopt.report.results import BenchEntry, Comparison
 from llmopt.report.sheet import Mark
-from llmopt.report.verdict import Verdict, front, has_kl
+from llmopt.specs.metrics import Interval
 
 _LETTER = 7.2  # width of an average letter of a label, in pixels
 _LINE = 16
@@ -111,36 +112,35 @@ class _Boxes:
         return covered
 
 
-def chart(results: Results, verdict: Verdict, frame: Frame = WIDE) -> Chart | None:
+def chart(comparison: Comparison, recommended: Recommendation, frame: Frame = WIDE) -> Chart | None:
     """The plot of every model with a positive mean KL; None with fewer than two of them."""
-    shown = [e for e in results.entries if not e.is_base and has_kl(e) and _mean(e) > 0]
+    shown = [e for e in comparison.entries if not e.is_base and has_kl(e) and _mean(e) > 0]
     if len(shown) < 2:
         return None
     scale = _scale(shown, frame)
     return Chart(
-        points=_points(shown, scale, verdict),
+        points=_points(shown, scale, recommended),
         front=_front_path(shown, scale),
         x_ticks=_size_ticks(scale),
         y_ticks=_kl_ticks(scale),
-        caption=_caption(results, shown),
+        caption=_caption(comparison, shown),
         frame=frame,
     )
 
 
-def _mean(entry: Entry) -> float:
-    value = entry.kl.mean.value if entry.kl else None
-    return value or 0.0
+def _mean(entry: BenchEntry) -> float:
+    return entry.value("kl.mean") or 0.0
 
 
-def _ends(entry: Entry) -> tuple[float, float] | None:
+def _ends(entry: BenchEntry) -> tuple[float, float] | None:
     """The interval's positive ends, or None."""
-    if entry.kl is None or entry.kl.mean.low is None or entry.kl.mean.high is None:
+    found = entry.metrics.get("kl.mean")
+    if not isinstance(found, Interval) or not 0 < found.low <= found.high < math.inf:
         return None
-    low, high = entry.kl.mean.low, entry.kl.mean.high
-    return (low, high) if 0 < low <= high < math.inf else None
+    return found.low, found.high
 
 
-def _scale(shown: list[Entry], frame: Frame) -> _Scale:
+def _scale(shown: list[BenchEntry], frame: Frame) -> _Scale:
     sizes = [entry.bytes / 1e6 for entry in shown]
     margin = 0.08 * (max(sizes) - min(sizes)) or 0.1 * max(sizes)
     values = [_mean(entry) for entry in shown]
@@ -150,7 +150,9 @@ def _scale(shown: list[Entry], frame: Frame) -> _Scale:
     return _Scale(frame, start, max(sizes) + margin, low / 1.5, high * 1.5)
 
 
-def _points(shown: list[Entry], scale: _Scale, verdict: Verdict) -> tuple[Point, ...]:
+def _points(
+    shown: list[BenchEntry], scale: _Scale, recommended: Recommendation
+) -> tuple[Point, ...]:
     boxes = _Boxes(scale.frame)
     for entry in shown:
         x, y = scale.x(entry.bytes / 1e6), scale.y(_mean(entry))
@@ -158,17 +160,17 @@ def _points(shown: list[Entry], scale: _Scale, verdict: Verdict) -> tuple[Point,
         top, bottom = (scale.y(ends[1]), scale.y(ends[0])) if ends else (y, y)
         boxes.taken.append((x - 7, min(top, y - 7), x + 7, max(bottom, y + 7)))
     boxes.taken += _front_boxes(shown, scale)
-    return tuple(_point(entry, scale, verdict, boxes) for entry in shown)
+    return tuple(_point(entry, scale, recommended, boxes) for entry in shown)
 
 
-def _point(entry: Entry, scale: _Scale, verdict: Verdict, boxes: _Boxes) -> Point:
+def _point(entry: BenchEntry, scale: _Scale, recommended: Recommendation, boxes: _Boxes) -> Point:
     x, y = scale.x(entry.bytes / 1e6), scale.y(_mean(entry))
     label_x, label_y, anchor = _label_place(entry.name, x, y, boxes)
     ends = _ends(entry)
-    kl = numbers.interval(entry.kl.mean if entry.kl else None)
+    kl = numbers.interval(entry.metrics.get("kl.mean"))
     return Point(
         name=entry.name,
-        mark=mark_of(entry, verdict),
+        mark=mark_of(entry, recommended),
         x=x,
         y=y,
         low=scale.y(ends[0]) if ends else None,
@@ -201,7 +203,7 @@ def _label_place(name: str, x: float, y: float, boxes: _Boxes) -> tuple[float, f
     return round(best[0], 1), round(best[1], 1), best[2]
 
 
-def _front_path(shown: list[Entry], scale: _Scale) -> str:
+def _front_path(shown: list[BenchEntry], scale: _Scale) -> str:
     """Steps: at each size, the lowest KL that a model of at most that size has."""
     best = front(shown)
     first = best[0]
@@ -211,7 +213,7 @@ def _front_path(shown: list[Entry], scale: _Scale) -> str:
     return f"{path}H{scale.frame.right}"
 
 
-def _front_boxes(shown: list[Entry], scale: _Scale) -> list[tuple[float, float, float, float]]:
+def _front_boxes(shown: list[BenchEntry], scale: _Scale) -> list[tuple[float, float, float, float]]:
     """The front's line as rectangles four pixels wide."""
     corners = [(scale.x(entry.bytes / 1e6), scale.y(_mean(entry))) for entry in front(shown)]
     boxes = []
@@ -253,12 +255,12 @@ def _kl_ticks(scale: _Scale) -> tuple[Tick, ...]:
     )
 
 
-def _caption(results: Results, shown: list[Entry]) -> str:
-    base = next((entry for entry in results.entries if entry.is_base), None)
+def _caption(comparison: Comparison, shown: list[BenchEntry]) -> str:
+    base = next((entry for entry in comparison.entries if entry.is_base), None)
     text = "Lower left is better. Whiskers are 95% intervals; the line is the Pareto front"
     if base:
         text += f"; the original is {numbers.megabytes(base.bytes)} MB at a KL of 0"
-    left_out = len(results.entries) - len(shown) - (base is not None)
+    left_out = len(comparison.entries) - len(shown) - (base is not None)
     if left_out:
         text += f"; {left_out} without a positive KL not shown"
     return text + "."

@@ -5,26 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmopt.artifact import RUN_RECORD, canonical, file_digest, file_of, read_manifest, read_object
 from llmopt.errors import RequestError
-from llmopt.report.results import Bench, Entry, Machine, Manifest, Results, Speed, parse
+from llmopt.report.results import (
+    BENCH_SCHEMA,
+    Bench,
+    BenchEntry,
+    Comparison,
+    Machine,
+    Manifest,
+    Timings,
+    parse,
+)
+from llmopt.specs.metrics import Metrics
 
 BENCH = "bench.json"
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A model as one bench step found it. `base` is that step's."""
+class _Found:
+    """A model as the bench step `bench` found it."""
 
-    entry: Entry
-    speed: Speed | None
+    entry: BenchEntry
+    speed: Metrics
     machine: Machine
     bench: str
 
 
-def bench_document(folder: Path) -> dict[str, Any]:
+def bench_document(folder: Path) -> dict[str, object]:
     """A bench step's results and, apart, the speeds of this run."""
     path = folder / BENCH
     if not path.is_file():
@@ -32,15 +41,22 @@ def bench_document(folder: Path) -> dict[str, Any]:
     listed = {file["path"]: file["sha256"] for file in read_manifest(folder).get("files", ())}
     if listed.get(BENCH) != file_digest(path):
         raise RequestError(f"{path} was changed after llmopt wrote it", hint="measure again")
-    return read_object(path) | {"speed": _members(run_record(folder).get("speed"))}
+    document = read_object(path)
+    if document.get("schema") != BENCH_SCHEMA:
+        raise RequestError(
+            f"{path} was written by another llmopt (schema {document.get('schema')}, this one "
+            f"reads {BENCH_SCHEMA})",
+            hint="measure again",
+        )
+    return document | {"speed": _members(run_record(folder).get("speed"))}
 
 
-def _members(value: Any) -> dict[str, Any]:
+def _members(value: object) -> dict[str, object]:
     """An object in a run record, which no digest covers; {} where something else stands there."""
     return value if isinstance(value, dict) else {}
 
 
-def run_record(folder: Path) -> dict[str, Any]:
+def run_record(folder: Path) -> dict[str, object]:
     """What differs from run to run, of the artifact in `folder`."""
     path = folder / RUN_RECORD
     return read_object(path) if path.is_file() else {}
@@ -55,7 +71,7 @@ def manifests_of(folders: Iterable[Path]) -> dict[Path, Manifest]:
     return found
 
 
-def collect(folders: Iterable[Path]) -> list[Results]:
+def collect(folders: Iterable[Path]) -> list[Comparison]:
     """Results of bench folders and the artifacts they measured: one for each base and text.
 
     Divergences from different originals, or on different text, say nothing of each other.
@@ -79,7 +95,7 @@ def _comparable(bench: Bench) -> str:
     return canonical([bench.corpus.model_dump() if bench.corpus else None, against])
 
 
-def _results(benches: list[tuple[Path, Bench]], made: dict[Path, Manifest]) -> Results:
+def _results(benches: list[tuple[Path, Bench]], made: dict[Path, Manifest]) -> Comparison:
     named = _named([each for folder, bench in benches for each in _measured(folder, bench)])
     artifacts = {name: _artifact(each.entry, made) for name, each in named.items()}
     entries = []
@@ -91,41 +107,42 @@ def _results(benches: list[tuple[Path, Bench]], made: dict[Path, Manifest]) -> R
         entries.append(each.entry.model_copy(update={"name": name, "gates": [*own, *more]}))
     bench = benches[0][1]
     base = next((entry.name for entry in entries if entry.is_base), None)
-    return Results(
+    return Comparison(
         corpus=bench.corpus,
         base=base,
         entries=tuple(entries),
-        speed={name: each.speed for name, each in named.items() if each.speed},
+        speeds={name: each.speed for name, each in named.items() if each.speed},
         manifests={name: found for name, found in artifacts.items() if found},
         machines={name: each.machine for name, each in named.items()},
     )
 
 
-def _measured(folder: Path, bench: Bench) -> Iterator[_Measured]:
+def _measured(folder: Path, bench: Bench) -> Iterator[_Found]:
     record, versions = run_record(folder), read_manifest(folder).get("versions", {})
     about = {key: record.get(key) for key in ("threads", "finished")}
     about |= {**_members(record.get("machine")), "versions": sorted(versions.items())}
     machine = parse(Machine, about, f"the run record in {folder}")
     for entry in bench.entries:
-        found = _members(record.get("speed")).get(entry.name)
-        speed = parse(Speed, found, f"the speed of {entry.name} in {folder}") if found else None
+        found = _members(record.get("speed")).get(entry.name, {})
+        speed = parse(Timings, {"metrics": found}, f"the speed of {entry.name} in {folder}")
         gates = [v.model_copy(update={"corpus": bench.corpus}) for v in entry.gates]
-        yield _Measured(entry.model_copy(update={"gates": gates}), speed, machine, folder.name)
+        entry = entry.model_copy(update={"gates": gates})
+        yield _Found(entry, speed.metrics, machine, folder.name)
 
 
-def _named(measured: list[_Measured]) -> dict[str, _Measured]:
+def _named(measured: list[_Found]) -> dict[str, _Found]:
     """Each model once, by a name of its own; what was measured twice has the gates of both."""
-    once: dict[tuple[str | None, str | None, str], _Measured] = {}
+    once: dict[tuple[str | None, str | None, str], _Found] = {}
     for each in measured:
         key = (each.entry.digest, each.entry.runtime, each.entry.digest or each.entry.name)
         if key in once:
             first = once[key]
             more = [v for v in each.entry.gates if v not in first.entry.gates]
             entry = first.entry.model_copy(update={"gates": [*first.entry.gates, *more]})
-            each = _Measured(entry, first.speed or each.speed, first.machine, first.bench)
+            each = _Found(entry, first.speed or each.speed, first.machine, first.bench)
         once[key] = each
     names = [each.entry.name for each in once.values()]
-    found: dict[str, _Measured] = {}
+    found: dict[str, _Found] = {}
     for each in sorted(once.values(), key=lambda each: not each.entry.is_base):
         name = each.entry.name
         if names.count(name) > 1:
@@ -137,7 +154,7 @@ def _named(measured: list[_Measured]) -> dict[str, _Measured]:
     return found
 
 
-def _artifact(entry: Entry, made: dict[Path, Manifest]) -> Manifest | None:
+def _artifact(entry: BenchEntry, made: dict[Path, Manifest]) -> Manifest | None:
     """The manifest of the artifact that was measured: it has the digest, and best the name."""
     same = {folder: m for folder, m in made.items() if entry.digest and m.digest == entry.digest}
     for folder, manifest in same.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmopt.report import manifest_tables, metric_tables
-from llmopt.report.results import Results
+from llmopt.report.recommendation import Recommendation, choose
+from llmopt.report.results import Comparison
 from llmopt.report.sheet import Sheet
-from llmopt.report.verdict import Verdict, choose
 
 
 @dataclass(frozen=True)
@@ -15,24 +15,26 @@ class Content:
     """The same for every layout. `evidence` has the tables that are not empty."""
 
     title: str
-    verdict: Verdict
+    recommendation: Recommendation
     overview: Sheet
     evidence: tuple[Sheet, ...]
 
 
-def content(results: Results) -> Content:
+def content(comparison: Comparison) -> Content:
     """Decide and tabulate."""
-    verdict = choose(results)
+    recommendation = choose(comparison)
     sheets = (
-        metric_tables.gates(results),
-        metric_tables.quality(results, verdict),
-        metric_tables.speed(results, verdict),
-        manifest_tables.machine(results),
-        manifest_tables.ledger(results),
-        manifest_tables.largest_errors(results),
-        *manifest_tables.settings(results),
-        manifest_tables.provenance(results),
-        *manifest_tables.versions(results),
+        metric_tables.gates(comparison),
+        metric_tables.quality(comparison, recommendation),
+        metric_tables.speed(comparison, recommendation),
+        manifest_tables.machine(comparison),
+        manifest_tables.ledger(comparison),
+        manifest_tables.largest_errors(comparison),
+        *manifest_tables.settings(comparison),
+        manifest_tables.provenance(comparison),
+        *manifest_tables.versions(comparison),
     )
     shown = tuple(sheet for sheet in sheets if sheet.rows)
-    return Content(results.title, verdict, metric_tables.overview(results, verdict), shown)
+    return Content(
+        comparison.title, recommendation, metric_tables.overview(comparison, recommendation), shown
+    )

@@ -8,12 +8,12 @@ from markupsafe import Markup
 from llmopt import __version__
 from llmopt.report.chart import NARROW, WIDE, Chart, chart
 from llmopt.report.content import Content, content
-from llmopt.report.results import Results
+from llmopt.report.recommendation import RULE
+from llmopt.report.results import Comparison
 from llmopt.report.sheet import shortened
-from llmopt.report.verdict import RULE
 
 
-def render(*results: Results) -> str:
+def render(*comparisons: Comparison) -> str:
     """The whole page, a part for each of what cannot be compared. Every value is escaped."""
     environment = Environment(
         loader=PackageLoader("llmopt.report"),
@@ -24,16 +24,16 @@ def render(*results: Results) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["shortened"] = _shortened
-    parts = [(what, _charts(each, what)) for each in results for what in [content(each)]]
-    headlines = " · ".join(what.verdict.headline for what, _ in parts)
+    parts = [(what, _charts(each, what)) for each in comparisons for what in [content(each)]]
+    headlines = " · ".join(what.recommendation.headline for what, _ in parts)
     page = environment.get_template("page.html")
     return page.render(parts=parts, title=headlines, rule=RULE, version=__version__)
 
 
-def _charts(results: Results, what: Content) -> list[tuple[str, Chart]]:
+def _charts(comparison: Comparison, what: Content) -> list[tuple[str, Chart]]:
     """The plot at two widths, of which style sheets show one; [] with too little to plot."""
     frames = {"wide": WIDE, "narrow": NARROW}
-    drawn = {kind: chart(results, what.verdict, frame) for kind, frame in frames.items()}
+    drawn = {kind: chart(comparison, what.recommendation, frame) for kind, frame in frames.items()}
     return [(kind, found) for kind, found in drawn.items() if found is not None]
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from pydantic import JsonValue
 
 from llmopt.model.ledger import ACTIONS, LedgerEntry
 from llmopt.report import numbers
-from llmopt.report.results import Machine, Results
+from llmopt.report.results import Comparison, Machine
 from llmopt.report.sheet import Column, Row, Sheet
 
 WORST_TENSORS = 10
 
 
-def ledger(results: Results) -> Sheet:
-    ledgers = {name: m.ledger for name, m in results.manifests.items() if m.ledger}
+def ledger(comparison: Comparison) -> Sheet:
+    ledgers = {name: m.ledger for name, m in comparison.manifests.items() if m.ledger}
     there = {entry.action for found in ledgers.values() for entry in found}
     actions = [action for action in ACTIONS if action in there]
     rows = []
@@ -34,9 +35,9 @@ def ledger(results: Results) -> Sheet:
     return Sheet("What happened to the tensors", note, columns, tuple(rows))
 
 
-def largest_errors(results: Results) -> Sheet:
+def largest_errors(comparison: Comparison) -> Sheet:
     rows = []
-    for name, manifest in results.manifests.items():
+    for name, manifest in comparison.manifests.items():
         for entry in worst(manifest.ledger):
             to, error = entry.to or numbers.MISSING, numbers.percent(entry.error)
             rows.append(Row((name, entry.name, to, error, _why(entry))))
@@ -64,22 +65,22 @@ def _why(entry: LedgerEntry) -> str:
     return "; ".join(filter(None, reasons)) or "the step's settings"
 
 
-def settings(results: Results) -> tuple[Sheet, ...]:
+def settings(comparison: Comparison) -> tuple[Sheet, ...]:
     """Those that all models share, and those by which they differ."""
-    return _comparison(
+    return _side_by_side(
         "Settings",
-        results,
-        {name: flatten(manifest.settings) for name, manifest in results.manifests.items()},
+        comparison,
+        {name: flatten(manifest.settings) for name, manifest in comparison.manifests.items()},
     )
 
 
-def versions(results: Results) -> tuple[Sheet, ...]:
-    return _comparison(
-        "Versions", results, {name: m.versions for name, m in results.manifests.items()}
+def versions(comparison: Comparison) -> tuple[Sheet, ...]:
+    return _side_by_side(
+        "Versions", comparison, {name: m.versions for name, m in comparison.manifests.items()}
     )
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(settings: Mapping[str, JsonValue], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted keys with their values as JSON, texts without quotes."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
@@ -91,11 +92,11 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _comparison(
-    title: str, results: Results, values: Mapping[str, Mapping[str, str]]
+def _side_by_side(
+    title: str, comparison: Comparison, values: Mapping[str, Mapping[str, str]]
 ) -> tuple[Sheet, ...]:
     """A row a key: one column for what all models agree on, else a column a model."""
-    shown = {e.name: values[e.name] for e in results.entries if values.get(e.name)}
+    shown = {e.name: values[e.name] for e in comparison.entries if values.get(e.name)}
     keys = sorted({key for column in shown.values() for key in column})
     found = {key: [c.get(key, numbers.MISSING) for c in shown.values()] for key in keys}
     alike = [key for key in keys if len(set(found[key])) == 1]
@@ -112,10 +113,10 @@ def _comparison(
     return (*sheets, Sheet(title, "", columns, rows, folded=True))
 
 
-def machine(results: Results) -> Sheet:
+def machine(comparison: Comparison) -> Sheet:
     """What the measurements ran on: one column, or one for each of several."""
     found: dict[Machine, list[str]] = {}
-    for name, each in results.machines.items():
+    for name, each in comparison.machines.items():
         key = next((k for k in found if k == each), each)
         found.setdefault(key, []).append(name)
     columns = [Column("What")]
@@ -143,12 +144,12 @@ def _about(machine: Machine) -> dict[str, str]:
     return {label: str(value) for label, value in found.items() if value}
 
 
-def provenance(results: Results) -> Sheet:
+def provenance(comparison: Comparison) -> Sheet:
     rows = []
-    if results.corpus:
-        rows.append(Row(("Evaluation text", results.corpus.name, results.corpus.sha256)))
-    for entry in results.entries:
-        manifest = results.manifests.get(entry.name)
+    if comparison.corpus:
+        rows.append(Row(("Evaluation text", comparison.corpus.name, comparison.corpus.sha256)))
+    for entry in comparison.entries:
+        manifest = comparison.manifests.get(entry.name)
         digest = entry.digest or (manifest.digest if manifest else None)
         rows.append(Row((entry.name, "this model", digest or numbers.MISSING)))
         seal = manifest.manifest_digest if manifest else entry.manifest_digest

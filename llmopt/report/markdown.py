@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from llmopt.report.content import Content, content
-from llmopt.report.results import Results
+from llmopt.report.recommendation import RULE
+from llmopt.report.results import Comparison
 from llmopt.report.sheet import Mark, Sheet, shortened
-from llmopt.report.verdict import RULE
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$])")
 _MARKS: dict[Mark, str] = {
@@ -19,18 +19,20 @@ _MARKS: dict[Mark, str] = {
 }
 
 
-def render(*results: Results) -> str:
+def render(*comparisons: Comparison) -> str:
     """The whole report, a part for each of what cannot be compared; ends in a newline."""
-    lines = [line for each in results for line in _part(content(each), several=len(results) > 1)]
+    lines = [
+        line for each in comparisons for line in _part(content(each), several=len(comparisons) > 1)
+    ]
     lines += ["## How the choice is made", "", RULE]
     return "\n".join(lines) + "\n"
 
 
 def _part(what: Content, *, several: bool) -> list[str]:
-    lines = [f"# {escape(what.verdict.headline)}", ""]
+    lines = [f"# {escape(what.recommendation.headline)}", ""]
     lines += [escape(f"{what.title}."), ""] if several else []
-    lines += [escape(what.verdict.why), ""]
-    lines += [line for note in what.verdict.notes for line in (escape(note), "")]
+    lines += [escape(what.recommendation.why), ""]
+    lines += [line for note in what.recommendation.notes for line in (escape(note), "")]
     lines += _others(what)
     for sheet in (what.overview, *what.evidence):
         lines += [f"## {sheet.title}", ""]
@@ -46,7 +48,7 @@ def escape(text: str) -> str:
 
 
 def _others(what: Content) -> list[str]:
-    lines = [f"- {escape(name)}: {escape(why)}" for name, why in what.verdict.others]
+    lines = [f"- {escape(name)}: {escape(why)}" for name, why in what.recommendation.others]
     return ["Not chosen:", "", *lines, ""] if lines else []
 
 

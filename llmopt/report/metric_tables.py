@@ -4,137 +4,127 @@ from __future__ import annotations
 
 from llmopt.report import numbers
 from llmopt.report.quality import class_of
-from llmopt.report.results import Divergence, Entry, Flips, Results
+from llmopt.report.recommendation import Recommendation
+from llmopt.report.results import BenchEntry, Comparison
 from llmopt.report.sheet import Column, Mark, Row, Sheet
-from llmopt.report.verdict import Verdict
+from llmopt.specs.metrics import METRICS, PROBES, Metrics, MetricSpec, value_of
+
+_OVERVIEW = (
+    "size.bytes", "size.ratio", "kl.mean", "agreement", "perplexity", "speed.decode",
+    "bits_per_weight",
+)  # fmt: skip
+#: the one whose interval the overview shows, too
+_DECIDES = "kl.mean"
+#: what the overview does not show in full
+_QUALITY = tuple(
+    metric.name
+    for probe in PROBES.values()
+    for metric in probe.metrics
+    if not probe.alone
+    if metric.name not in _OVERVIEW or (metric.interval and metric.name != _DECIDES)
+)
 
 
-def mark_of(entry: Entry, verdict: Verdict) -> Mark:
+def mark_of(entry: BenchEntry, recommended: Recommendation) -> Mark:
     """What to say about a model at a glance."""
     if entry.is_base:
         return "base"
-    if verdict.ship is not None and entry.name == verdict.ship.name:
-        return verdict.word
+    if recommended.ship is not None and entry.name == recommended.ship.name:
+        return recommended.word
     return "" if entry.passed else "failed"
 
 
-def gates_passed(entry: Entry) -> str:
+def gates_passed(entry: BenchEntry) -> str:
     """`2 of 2`, or a dash for a model without gates."""
     passed = sum(verdict.passed for verdict in entry.gates)
     return f"{passed} of {len(entry.gates)}" if entry.gates else numbers.MISSING
 
 
-def overview(results: Results, verdict: Verdict) -> Sheet:
+def overview(comparison: Comparison, recommended: Recommendation) -> Sheet:
+    """What decides: without the ends of intervals, but for the divergence's."""
+    metrics = [METRICS[name] for name in _OVERVIEW]
     columns = (
         Column("Model"),
         Column("Quality", "word"),
-        Column("Size, MB", "number"),
-        Column("Of the original", "number"),
-        Column("Mean KL, nats (95% interval)", "number"),
-        Column("Same top token", "number"),
-        Column("Perplexity", "number"),
-        Column("Decode, tokens/s", "number"),
+        *(_column(metric, ends=metric.name == _DECIDES) for metric in metrics),
         Column("Gates passed", "number"),
-        Column("Bits per weight", "number"),
         Column("Format"),
     )
     rows = []
-    for entry in results.entries:
-        speed = results.speed.get(entry.name)
+    for entry in comparison.entries:
+        found = {**entry.metrics, **comparison.speeds.get(entry.name, {})}
         cells = (
             entry.name,
             class_of(entry) or numbers.MISSING,
-            numbers.megabytes(entry.bytes),
-            numbers.percent(entry.size_ratio),
-            numbers.interval(entry.kl.mean if entry.kl else None),
-            numbers.percent(entry.agreement.value if entry.agreement else None),
-            numbers.perplexity(entry.perplexity.value if entry.perplexity else None),
-            numbers.short(speed.decode_tokens_per_s if speed else None),
+            *(_cell(metric, found, ends=metric.name == _DECIDES) for metric in metrics),
             gates_passed(entry),
-            numbers.short(entry.bits_per_weight),
             ", ".join(filter(None, (entry.format or numbers.MISSING, entry.engine))),
         )
-        rows.append(Row(cells, mark_of(entry, verdict)))
-    return Sheet("Results", _corpus_note(results), columns, tuple(rows))
+        rows.append(Row(cells, mark_of(entry, recommended)))
+    return Sheet("Results", _corpus_note(comparison), columns, tuple(rows))
 
 
-def _corpus_note(results: Results) -> str:
-    corpus = results.corpus
+def _column(metric: MetricSpec, *, ends: bool = True) -> Column:
+    interval = " (95% interval)" if metric.interval and ends else ""
+    return Column(f"{numbers.heading(metric)}{interval}", "number")
+
+
+def _cell(metric: MetricSpec, found: Metrics, *, ends: bool = True) -> str:
+    measurement = found.get(metric.name)
+    if measurement is not None and not ends:
+        measurement = value_of(measurement)
+    return numbers.measured(metric, measurement)
+
+
+def _corpus_note(comparison: Comparison) -> str:
+    corpus = comparison.corpus
     if corpus is None:
         return ""
     where = ": ".join(filter(None, (f"Measured on {corpus.name}", corpus.amount)))
     return f"{where}, the same for every model. Sizes are of the weight files; 1 MB is 10⁶ bytes."
 
 
-def quality(results: Results, verdict: Verdict) -> Sheet:
-    columns = (
-        Column("Model"),
-        Column("Perplexity (95% interval)", "number"),
-        Column("Perplexity ratio (95% interval)", "number"),
-        Column("Median KL", "number"),
-        Column("KL p99", "number"),
-        Column("KL p99.9", "number"),
-        Column("Largest KL", "number"),
-        Column("Right to wrong", "number"),
-        Column("Wrong to right", "number"),
-        Column("Wrong to wrong", "number"),
-    )
-    rows = []
-    for entry in results.entries:
-        kl, flips = entry.kl or Divergence(), entry.flips or Flips()
-        cells = (
-            entry.name,
-            numbers.interval(entry.perplexity),
-            numbers.interval(entry.perplexity_ratio),
-            *map(numbers.short, (kl.median, kl.p99, kl.p99_9, kl.max)),
-            *map(numbers.percent, (flips.lost, flips.gained, flips.changed)),
+def quality(comparison: Comparison, recommended: Recommendation) -> Sheet:
+    """All that was measured of quality; intervals are those of a bootstrap over windows."""
+    shown = [METRICS[name] for name in _QUALITY]
+    rows = [
+        Row(
+            (entry.name, *(_cell(metric, entry.metrics) for metric in shown)),
+            mark_of(entry, recommended),
         )
-        rows.append(Row(cells, mark_of(entry, verdict)))
+        for entry in comparison.entries
+    ]
     note = (
-        "KL is the divergence of a model's next-token distribution from the original's, in nats; "
-        "the last three columns are shares of positions where the top token changed. Intervals "
-        "come from a bootstrap over windows, ratios are paired."
+        "kl is the divergence of a model's next-token distribution from the original's, in nats; "
+        "flips are shares of positions where the top token changed: lost, from right to wrong; "
+        "gained, from wrong to right; changed, from wrong to wrong. Intervals come from a "
+        "bootstrap over windows, ratios are paired."
     )
+    columns = (Column("Model"), *map(_column, shown))
     return Sheet("Quality in full", note, columns, tuple(rows))
 
 
-def speed(results: Results, verdict: Verdict) -> Sheet:
-    columns = (
-        Column("Model"),
-        Column("First token, ms", "number"),
-        Column("Prefill, tokens/s", "number"),
-        Column("Decode, tokens/s", "number"),
-        Column("Token p50, ms", "number"),
-        Column("Token p95, ms", "number"),
-        Column("Weights in memory, MB", "number"),
-        Column("Loaded, MB", "number"),
-        Column("Peak memory, MB", "number"),
-    )
-    rows = []
-    for entry in results.entries:
-        speed = results.speed.get(entry.name)
-        if speed is None:
-            continue
-        cells = (
-            entry.name,
-            numbers.milliseconds(speed.first_token_s),
-            numbers.short(speed.prefill_tokens_per_s),
-            numbers.short(speed.decode_tokens_per_s),
-            numbers.milliseconds(speed.token_p50_s),
-            numbers.milliseconds(speed.token_p95_s),
-            *map(numbers.megabytes, (speed.weight_bytes, speed.loaded_bytes, speed.peak_bytes)),
+def speed(comparison: Comparison, recommended: Recommendation) -> Sheet:
+    """What each model did alone, on the machine that is named with it."""
+    shown = PROBES["speed"].metrics
+    rows = [
+        Row(
+            (entry.name, *(_cell(metric, comparison.speeds[entry.name]) for metric in shown)),
+            mark_of(entry, recommended),
         )
-        rows.append(Row(cells, mark_of(entry, verdict)))
+        for entry in comparison.entries
+        if entry.name in comparison.speeds
+    ]
     note = (
         "Each model alone in a process of its own, on the machine named below. Loaded and peak "
         "memory are those of the whole process, Python and its libraries included."
     )
-    if any(entry.runtime == "llama.cpp" for entry in results.entries):
+    if any(entry.runtime == "llama.cpp" for entry in comparison.entries):
         note += " llama.cpp ran without repacked weights."
-    return Sheet("Speed", note, columns, tuple(rows))
+    return Sheet("Speed", note, (Column("Model"), *map(_column, shown)), tuple(rows))
 
 
-def gates(results: Results) -> Sheet:
+def gates(comparison: Comparison) -> Sheet:
     rows = [
         Row(
             (
@@ -147,7 +137,7 @@ def gates(results: Results) -> Sheet:
             ),
             "" if gate.passed else "failed",
         )
-        for entry in results.entries
+        for entry in comparison.entries
         for gate in entry.gates
     ]
     columns = (
@@ -158,5 +148,5 @@ def gates(results: Results) -> Sheet:
         Column("On"),
         Column("Verdict"),
     )
-    passed = all(entry.passed for entry in results.entries)
+    passed = all(entry.passed for entry in comparison.entries)
     return Sheet("Gates", "", columns, tuple(rows), folded=passed)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from llmopt.report.results import Interval
 from llmopt.specs.kinds import weight_files
+from llmopt.specs.metrics import Interval, Measurement, MetricSpec, value_of
 
 MISSING = "–"
 
@@ -27,12 +27,12 @@ def short(value: float | None, digits: int = 3) -> str:
     return f"{rounded:,.{max(decimals, 0)}f}"
 
 
-def interval(estimate: Interval | None) -> str:
+def interval(estimate: Measurement | None) -> str:
     """`0.00123 (0.00110–0.00137)`: as many decimals as half the interval's width deserves."""
-    if estimate is None or estimate.value is None:
-        return MISSING
+    if estimate is None or not isinstance(estimate, Interval):
+        return short(estimate)
     value, low, high = estimate.value, estimate.low, estimate.high
-    if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
+    if not all(map(math.isfinite, (value, low, high))):
         return short(value)
     if high <= low:
         return f"{short(value)} ({short(low)}–{short(high)})"
@@ -45,9 +45,9 @@ def interval(estimate: Interval | None) -> str:
     return f"{value:,.{places}f} ({low:,.{places}f}–{high:,.{places}f})"
 
 
-def weight_bytes(files: Iterable[dict[str, Any]]) -> int:
+def weight_bytes(files: Mapping[str, int]) -> int:
     """The size of a model: the bytes of its weight files, among those that its manifest lists."""
-    return sum(f["bytes"] for f in files if f["path"].endswith(weight_files()))
+    return sum(n for path, n in files.items() if path.endswith(weight_files()))
 
 
 def megabytes(size: float | None) -> str:
@@ -67,13 +67,37 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.{2 if close else 1}f}%"
 
 
-def perplexity(value: float | None) -> str:
-    """Two decimals up to a thousand; beyond that the model is broken and digits are noise."""
-    if value is None or not math.isfinite(value) or value >= 1000:
-        return short(value)
-    return f"{value:.2f}"
-
-
 def milliseconds(seconds: float | None) -> str:
     """Seconds as milliseconds, three significant digits."""
     return MISSING if seconds is None else short(seconds * 1000)
+
+
+def heading(metric: MetricSpec) -> str:
+    """A metric's name and the unit that `measured` shows it in."""
+    unit = {"bytes": "MB", "seconds": "ms", "share": ""}.get(metric.unit, metric.unit)
+    return ", ".join(filter(None, (metric.name, unit)))
+
+
+def measured(metric: MetricSpec, found: Measurement | None) -> str:
+    """What a metric was found to be, with its 95% interval where it has one."""
+    if found is None:
+        return MISSING
+    if metric.unit == "share":
+        return _share(found)
+    if isinstance(found, Interval):
+        return interval(found)
+    return _IN_UNIT.get(metric.unit, short)(found)
+
+
+def _share(found: Measurement) -> str:
+    text = percent(value_of(found))
+    if isinstance(found, Interval) and math.isfinite(found.low) and math.isfinite(found.high):
+        text += f" ({percent(found.low)}–{percent(found.high)})"
+    return text
+
+
+_IN_UNIT: dict[str, Callable[[float], str]] = {
+    "": partial(short, digits=4),
+    "bytes": megabytes,
+    "seconds": milliseconds,
+}

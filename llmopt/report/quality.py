@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmopt.report.results import Entry
+from llmopt.report.results import BenchEntry
+from llmopt.specs.metrics import ends_of
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,16 @@ STATED = (
 )
 
 
-def class_of(entry: Entry) -> str | None:
+def class_of(entry: BenchEntry) -> str | None:
     """The best class whose limits both hold at the worse end of the 95% interval.
 
     None where there was nothing to compare with.
     """
-    if entry.kl is None or entry.agreement is None:
+    kl, agreement = entry.metrics.get("kl.mean"), entry.metrics.get("agreement")
+    if kl is None or agreement is None:
         return None
-    kl, agreement = entry.kl.mean, entry.agreement
-    worst = kl.value if kl.high is None else kl.high
-    least = agreement.value if agreement.low is None else agreement.low
-    if worst is None or least is None:  # not finite
-        return DAMAGED
+    worst, least = ends_of(kl)[1], ends_of(agreement)[0]
     for found in CLASSES:
         if worst <= found.largest_kl and least >= found.least_agreement:
             return found.name
-    return DAMAGED
+    return DAMAGED  # as is what is not a number

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
 
 from llmopt.errors import RequestError
 from llmopt.model.ledger import LedgerEntry
 from llmopt.specs.base import counted
+from llmopt.specs.metrics import Interval, Metrics, value_of
+
+#: of bench.json
+BENCH_SCHEMA: Literal[2] = 2
 
 
 class Document(BaseModel):
@@ -19,48 +32,14 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Interval(Document):
-    """An estimate with its 95% interval; each may be unknown."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-class Divergence(Document):
-    """KL(original || model) over positions, in nats."""
-
-    mean: Interval = Interval()
-    median: float | None = None
-    p99: float | None = None
-    p99_9: float | None = None
-    max: float | None = None
+def _not_a_number(value: object) -> object:
+    """null is how JSON says what is not finite."""
+    if isinstance(value, Mapping):
+        return {name: math.nan if each is None else each for name, each in value.items()}
+    return math.nan if value is None else value
 
 
-class Flips(Document):
-    """Shares (0 to 1) of positions where the top token changed: right to wrong, wrong to right,
-    and wrong to another wrong one."""
-
-    lost: float | None = None
-    gained: float | None = None
-    changed: float | None = None
-
-
-class Speed(Document):
-    """Measured on one machine: seconds, tokens per second, bytes.
-
-    weight_bytes: the weights in memory; loaded_bytes, peak_bytes: of the whole process that held
-    nothing but this model, its libraries included (on a GPU: what torch allocated there).
-    """
-
-    first_token_s: float | None = None
-    prefill_tokens_per_s: float | None = None
-    decode_tokens_per_s: float | None = None
-    token_p50_s: float | None = None
-    token_p95_s: float | None = None
-    weight_bytes: int | None = None
-    loaded_bytes: int | None = None
-    peak_bytes: int | None = None
+Metric = Annotated[int | float | Interval, BeforeValidator(_not_a_number)]
 
 
 class CorpusName(Document):
@@ -82,18 +61,30 @@ class CorpusName(Document):
 
 
 class Verdict(Document):
-    """One gate and what it found. `default`: nobody set it; `corpus`: the text it was held to."""
+    """One gate and what it found. `default`: nobody set it; `model`: what was judged, where that
+    is not said around it; `corpus`: the text, where that is known."""
 
     gate: str
     value: float | None = None
     passed: bool
     default: bool = False
+    model: str | None = None
     corpus: CorpusName | None = None
+
+    def document(self) -> dict[str, object]:
+        """What a manifest holds."""
+        return self.model_dump(exclude={"corpus"}, exclude_none=True)
 
     @property
     def on(self) -> str:
         """` on 16 windows of 512 tokens`; empty where it is not known."""
         return f" on {self.corpus.amount}" if self.corpus and self.corpus.amount else ""
+
+
+class Timings(Document):
+    """Speed and memory of one model, as a run record has them."""
+
+    metrics: dict[str, Metric] = Field(default_factory=dict)
 
 
 class Machine(Document):
@@ -124,52 +115,33 @@ class KnownEntry(LedgerEntry):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Gate(Document):
-    """What a manifest says of its gate besides the verdicts."""
-
-    corpus: CorpusName | None = None
-
-
-class Manifest(Document):
-    """The deterministic record beside an artifact."""
-
-    verb: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-    parents: list[Parent] = Field(default_factory=list)
-    corpus: CorpusName | None = None
-    seed: int | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    digest: str | None = None
-    manifest_digest: str | None = None
-    ledger: list[KnownEntry] = Field(default_factory=list)
-    gates: list[Verdict] = Field(default_factory=list)
-    gate: _Gate | None = None
-
-    @property
-    def own_gates(self) -> list[Verdict]:
-        """What the gate of the step that made it found, and on which text."""
-        corpus = self.gate.corpus if self.gate else None
-        return [verdict.model_copy(update={"corpus": corpus}) for verdict in self.gates]
-
-
-class Entry(Document):
-    """One model that was measured. Ratios are to the base, where there is one."""
+class BenchEntry(Document):
+    """One model that was measured; `against`: what it was compared with."""
 
     name: str
-    bytes: int
     format: str | None = None
     runtime: str | None = None
-    bits_per_weight: float | None = None
     digest: str | None = None
     manifest_digest: str | None = None
     is_base: bool = False
-    perplexity: Interval | None = None
-    perplexity_ratio: Interval | None = None
-    kl: Divergence | None = None
-    agreement: Interval | None = None
-    flips: Flips | None = None
-    size_ratio: float | None = None
+    against: Parent | None = None
+    metrics: dict[str, Metric] = Field(default_factory=dict)
     gates: list[Verdict] = Field(default_factory=list)
+
+    def evidence(self) -> dict[str, object]:
+        """What the manifest of the measured model keeps: its own digest can't be part of it, and
+        verdicts stand there already."""
+        return self.model_dump(exclude={"manifest_digest", "gates"}, exclude_none=True)
+
+    def value(self, metric: str) -> float | None:
+        """What a metric was found to be, None where it was not measured."""
+        found = self.metrics.get(metric)
+        return None if found is None else value_of(found)
+
+    @property
+    def bytes(self) -> int:
+        """Of the weight files; 0 where they were not measured."""
+        return int(self.value("size.bytes") or 0)
 
     @property
     def engine(self) -> str:
@@ -182,26 +154,68 @@ class Entry(Document):
         return all(verdict.passed for verdict in self.gates)
 
 
+class GateRecord(Document):
+    """What a manifest says of its gate besides the verdicts."""
+
+    corpus: CorpusName | None = None
+    evidence: BenchEntry | None = None
+
+
+class Manifest(Document):
+    """The deterministic record beside an artifact."""
+
+    verb: str | None = None
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    parents: list[Parent] = Field(default_factory=list)
+    corpus: CorpusName | None = None
+    seed: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    digest: str | None = None
+    manifest_digest: str | None = None
+    ledger: list[KnownEntry] = Field(default_factory=list)
+    gates: list[Verdict] = Field(default_factory=list)
+    gate: GateRecord | None = None
+
+    @property
+    def own_gates(self) -> list[Verdict]:
+        """What the gate of the step that made it found, and on which text."""
+        corpus = self.gate.corpus if self.gate else None
+        return [verdict.model_copy(update={"corpus": corpus}) for verdict in self.gates]
+
+
+def _named_once(entries: list[BenchEntry]) -> list[BenchEntry]:
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError("one model is named twice")
+    return entries
+
+
 class Bench(Document):
     """bench.json."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    schema_: Literal[2] = Field(BENCH_SCHEMA, alias="schema")
     corpus: CorpusName | None = None
     base: str | None = None
-    entries: list[Entry] = Field(min_length=1)
+    entries: Annotated[list[BenchEntry], AfterValidator(_named_once)] = Field(min_length=1)
+
+    def document(self) -> dict[str, object]:
+        """What is written."""
+        return self.model_dump(by_alias=True, exclude_none=True)
 
 
 @dataclass(frozen=True)
-class Results:
+class Comparison:
     """Models that may be compared: measured on one text, against one base.
 
-    `speed`, `manifests` and `machines` have the entries' names.
+    `speeds`, `manifests` and `machines` have the entries' names.
     """
 
     corpus: CorpusName | None
     base: str | None
-    entries: tuple[Entry, ...]
-    speed: Mapping[str, Speed]
+    entries: tuple[BenchEntry, ...]
+    speeds: Mapping[str, Metrics]
     manifests: Mapping[str, Manifest]
     machines: Mapping[str, Machine] = field(default_factory=dict)
 
@@ -212,32 +226,6 @@ class Results:
         text = self.corpus
         on = f" on {', '.join(filter(None, (text.name, text.amount)))}" if text else ""
         return against + on
-
-    @staticmethod
-    def from_documents(
-        bench: dict[str, Any],
-        speed: Mapping[str, dict[str, Any]],
-        manifests: Mapping[str, dict[str, Any]],
-    ) -> Results:
-        """Read bench.json, the run record's speeds and the manifests; RequestError if malformed.
-
-        Speeds and manifests may be missing for any entry.
-        """
-        document = parse(Bench, bench, "the bench results")
-        names = [entry.name for entry in document.entries]
-        if len(set(names)) < len(names):
-            raise RequestError("the bench results name one model twice")
-        return Results(
-            corpus=document.corpus,
-            base=document.base,
-            entries=tuple(document.entries),
-            speed={n: parse(Speed, speed[n], f"the speed of {n}") for n in names if n in speed},
-            manifests={
-                n: parse(Manifest, manifests[n], f"the manifest of {n}")
-                for n in names
-                if n in manifests
-            },
-        )
 
 
 _Read = TypeVar("_Read", bound=Document)
@@ -253,14 +241,14 @@ def parse(model: type[_Read], document: object, what: str) -> _Read:
         raise RequestError(f"{what} cannot be read: {place}: {first['msg']}") from error
 
 
-def gate_in_words(manifest: dict[str, Any]) -> str:
+def gate_in_words(manifest: Mapping[str, object]) -> str:
     """Whether an artifact passed its gate, the divergence that was found, and on how much text."""
-    verdicts, gate = manifest.get("gates", []), manifest.get("gate", {})
-    if not verdicts or not gate.get("corpus"):
+    made = parse(Manifest, manifest, "the manifest")
+    gate = made.gate
+    if not made.gates or gate is None or gate.corpus is None:
         return ""
-    failed = [verdict["gate"] for verdict in verdicts if not verdict["passed"]]
-    corpus = parse(CorpusName, gate["corpus"], "the gate's text")
-    kl = parse(Entry, gate["evidence"], "the gate's evidence").kl
-    mean = f": mean KL {kl.mean.value:.3g}" if kl and kl.mean.value is not None else ""
+    failed = [verdict.gate for verdict in made.gates if not verdict.passed]
+    kl = gate.evidence.value("kl.mean") if gate.evidence else None
+    mean = f": mean KL {kl:.3g}" if kl is not None and math.isfinite(kl) else ""
     said = f"failed ({'; '.join(failed)})" if failed else "passed"
-    return f"gate {said}{mean} on {corpus.amount} of {corpus.name}"
+    return f"gate {said}{mean} on {gate.corpus.amount} of {gate.corpus.name}"

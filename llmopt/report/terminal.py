@@ -9,26 +9,27 @@ from rich.text import Text
 from llmopt.report import numbers
 from llmopt.report.metric_tables import gates_passed, mark_of
 from llmopt.report.quality import class_of
-from llmopt.report.results import Entry, Results
+from llmopt.report.recommendation import Recommendation, choose
+from llmopt.report.results import BenchEntry, Comparison
 from llmopt.report.sheet import Mark
-from llmopt.report.verdict import Verdict, choose
+from llmopt.specs.metrics import value_of
 
 _STYLES: dict[Mark, str] = {
     "": "", "ship": "bold green", "best": "bold", "failed": "red", "base": "dim",
 }  # fmt: skip
 _SIGNS: dict[Mark, str] = {"": "  ", "ship": "→ ", "best": "→ ", "failed": "× ", "base": "  "}
-_COLUMNS = ("MB", "mean KL (95%)", "top-1", "ppl", "tok/s", "gates", "quality")
+_COLUMNS = ("MB", "kl.mean (95%)", "agreement", "perplexity", "tok/s", "gates", "quality")
 #: what a narrow terminal does without, the first first
-_LEFT_OUT = ("tok/s", "ppl", "gates")
+_LEFT_OUT = ("tok/s", "perplexity", "gates")
 _NAME, _LONGEST_NAME, _GAP = 16, 24, 2
 
 
-def table(results: Results, width: int = 100) -> Table:
+def table(comparison: Comparison, width: int = 100) -> Table:
     """One row a model: an arrow marks the recommended one, a cross one that failed a gate."""
-    verdict = choose(results)
-    rows = [_cells(entry, results) for entry in results.entries]
-    columns, name = _fitting(rows, max(len(e.name) + 2 for e in results.entries), width)
-    below = caption(verdict)
+    recommended = choose(comparison)
+    rows = [_cells(entry, comparison) for entry in comparison.entries]
+    columns, name = _fitting(rows, max(len(e.name) + 2 for e in comparison.entries), width)
+    below = caption(recommended)
     if missing := [column for column in _COLUMNS if column not in columns]:
         below.append(f"\nA wider terminal shows {', '.join(missing)}, too.")
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=below)
@@ -37,8 +38,8 @@ def table(results: Results, width: int = 100) -> Table:
     made.add_column("  model", width=name, overflow="fold")
     for column in columns:
         made.add_column(column, justify="right", no_wrap=True)
-    for entry, row in zip(results.entries, rows, strict=True):
-        mark = mark_of(entry, verdict)
+    for entry, row in zip(comparison.entries, rows, strict=True):
+        mark = mark_of(entry, recommended)
         called = "\n  ".join(filter(None, (entry.name, entry.engine)))
         title = Text(_SIGNS[mark] + called)  # Text: a name is never read as rich's markup
         made.add_row(title, *(row[column] for column in columns), style=_STYLES[mark])
@@ -57,20 +58,20 @@ def _fitting(rows: list[dict[str, str]], longest: int, width: int) -> tuple[list
     return columns, max(_NAME, min(name, width - taken - _GAP))
 
 
-def caption(verdict: Verdict) -> Text:
+def caption(recommended: Recommendation) -> Text:
     """The recommendation, and what its neighbours would cost or gain."""
-    subject = f"→ {verdict.word} {verdict.ship.name}: " if verdict.ship else ""
-    return Text("\n".join((subject + verdict.why, *verdict.notes)), style="")
+    subject = f"→ {recommended.word} {recommended.ship.name}: " if recommended.ship else ""
+    return Text("\n".join((subject + recommended.why, *recommended.notes)), style="")
 
 
-def _cells(entry: Entry, results: Results) -> dict[str, str]:
-    speed = results.speed.get(entry.name)
+def _cells(entry: BenchEntry, comparison: Comparison) -> dict[str, str]:
+    speed = comparison.speeds.get(entry.name, {}).get("speed.decode")
     cells = (
         numbers.megabytes(entry.bytes),
-        numbers.interval(entry.kl.mean if entry.kl else None),
-        numbers.percent(entry.agreement.value if entry.agreement else None),
-        numbers.perplexity(entry.perplexity.value if entry.perplexity else None),
-        numbers.short(speed.decode_tokens_per_s if speed else None),
+        numbers.interval(entry.metrics.get("kl.mean")),
+        numbers.percent(entry.value("agreement")),
+        numbers.short(entry.value("perplexity"), 4),
+        numbers.short(None if speed is None else value_of(speed)),
         gates_passed(entry).replace(" of ", "/"),
         class_of(entry) or numbers.MISSING,
     )

@@ -22,7 +22,7 @@ VERBS: dict[str, VerbSpec] = {
     "bench": VerbSpec(
         id="bench",
         package="llmopt.verbs.bench",
-        version=3,
+        version=4,
         yields="results",
         summary="Measure quality, size, speed and memory.",
     ),

@@ -70,8 +70,8 @@ def test_bench_measures_and_gates(llmopt: Llmopt, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     base, w8 = done.document["entries"]
     assert base["is_base"]
-    assert 0 < w8["kl"]["mean"]["value"] < 1
-    assert w8["size_ratio"] < 1
+    assert 0 < w8["metrics"]["kl.mean"]["value"] < 1
+    assert w8["metrics"]["size.ratio"] < 1
     assert done.document["speed"].keys() == {"model", "w8"}
     assert "<html" in (tmp_path / "r.html").read_text()
     failed = llmopt(
@@ -84,7 +84,7 @@ def test_bench_measures_and_gates(llmopt: Llmopt, tmp_path: Path) -> None:
 def test_bench_of_a_model_alone(llmopt: Llmopt) -> None:
     done = llmopt("bench", "demo", "--windows", 2, "--length", 64, "--no-speed", "--json")
     assert done.code == 0, done.err
-    assert done.document["entries"][0]["perplexity"]["value"] > 1
+    assert done.document["entries"][0]["metrics"]["perplexity"]["value"] > 1
 
 
 def test_a_model_against_itself_has_no_divergence(llmopt: Llmopt) -> None:

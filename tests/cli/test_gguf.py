@@ -26,12 +26,14 @@ def test_a_gguf_file_is_measured_in_llama_cpp_and_in_torch(llmopt: Llmopt, tmp_p
     base, found = done.document["entries"]
     assert (base["runtime"], found["runtime"]) == ("torch", "llama.cpp")
     assert found["name"] == "f16.gguf"
-    assert 0 < found["kl"]["mean"]["value"] < 1e-5  # llama.cpp rounds activations to float16
+    assert (
+        0 < found["metrics"]["kl.mean"]["value"] < 1e-5
+    )  # llama.cpp rounds activations to float16
     assert done.document["speed"].keys() == {"model", "f16.gguf"}
     assert "in llama.cpp" in (tmp_path / "r.html").read_text("utf-8")
     in_torch = llmopt("bench", "f16.gguf", *FAST, "--no-speed", "--runtime", "torch")
     assert in_torch.document["entries"][1]["runtime"] == "torch"
-    assert in_torch.document["entries"][1]["kl"]["mean"]["value"] < 1e-9
+    assert in_torch.document["entries"][1]["metrics"]["kl.mean"]["value"] < 1e-9
 
 
 def test_both_runtimes_generate_the_same_text(llmopt: Llmopt) -> None:

@@ -30,7 +30,7 @@ def test_an_artifact_called_model_is_measured_not_its_original(llmopt: Llmopt) -
     assert done.code == 0, done.err
     base, model = done.document["entries"]
     assert base["is_base"]
-    assert model["kl"]["mean"]["value"] > 0
+    assert model["metrics"]["kl.mean"]["value"] > 0
 
 
 def test_a_bench_may_be_called_as_what_it_measures(

@@ -54,7 +54,7 @@ def test_sizes_counts_and_windows(llmopt: Llmopt, tmp_path: Path, verb: str) -> 
     )  # fmt: skip
     assert bench.code == 0, bench.err
     (entry,) = (e for e in bench.document["entries"] if not e["is_base"])
-    assert entry["bytes"] == size
+    assert entry["metrics"]["size.bytes"] == size
     assert bench.document["verdict"].keys() >= {"recommended", "class", "why", "notes"}
     page = (tmp_path / "page.html").read_text()
     assert megabytes(size) in page
@@ -62,5 +62,5 @@ def test_sizes_counts_and_windows(llmopt: Llmopt, tmp_path: Path, verb: str) -> 
     assert "4 windows of 24 tokens" in page
     manifest = json.loads((tmp_path / "out" / "llmopt.json").read_text())
     bits = card.partition("Bits per weight, all tensors | ")[2].partition(" ")[0]
-    assert float(bits) == pytest.approx(entry["bits_per_weight"], rel=0.01)
-    assert manifest["gate"]["evidence"]["bytes"] == size
+    assert float(bits) == pytest.approx(entry["metrics"]["bits_per_weight"], rel=0.01)
+    assert manifest["gate"]["evidence"]["metrics"]["size.bytes"] == size

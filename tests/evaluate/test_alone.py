@@ -12,6 +12,7 @@ import pytest
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.evaluate import alone
+from llmopt.specs.metrics import PROBES, value_of
 from tests import models
 
 
@@ -36,11 +37,13 @@ def test_what_else_is_in_memory_does_not_count(watch: alone.Stopwatch, job: alon
     ballast = bytearray(b"x" * (300 << 20))
     again = watch.measure(job)
     del ballast
-    for key in ("loaded_bytes", "peak_bytes"):
-        assert again[key] == pytest.approx(first[key], rel=0.05)
-        assert first[key] < 500e6
-    assert first["weight_bytes"] <= first["loaded_bytes"] <= first["peak_bytes"]
-    assert first["decode_tokens_per_s"] > 0
+    before, after = ({k: value_of(found[k]) for k in found} for found in (first, again))
+    for key in ("memory.loaded", "memory.peak"):
+        assert after[key] == pytest.approx(before[key], rel=0.05)
+        assert before[key] < 500e6
+    assert before["memory.weights"] <= before["memory.loaded"] <= before["memory.peak"]
+    assert before["speed.decode"] > 0
+    assert [*first] == [metric.name for metric in PROBES["speed"].metrics]
 
 
 def test_a_refusal_comes_through(watch: alone.Stopwatch, job: alone.Job, tmp_path: Path) -> None:

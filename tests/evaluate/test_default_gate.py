@@ -14,7 +14,7 @@ import pytest
 from llmopt.sources import resolve
 from llmopt.step import Text
 from llmopt.verbs.shared import texts as text
-from scripts.calibrate_gate import DAMAGE, Judge, damaged, quantized, variants
+from scripts.calibrate_gate import DAMAGE, DefaultGate, damaged, quantized, variants
 
 pytestmark = pytest.mark.slow(part="gate")
 
@@ -26,14 +26,14 @@ SOUND = variants([32, 128])
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> DefaultGate:
     base = resolve("demo").folder
-    return Judge(base, text.evaluation(EVALUATION, base)[0])
+    return DefaultGate(base, text.evaluation(EVALUATION, base)[0])
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_artifact_passes_and_its_damaged_copies_fail(
-    name: str, judge: Judge, tmp_path: Path
+    name: str, judge: DefaultGate, tmp_path: Path
 ) -> None:
     sound = quantized(resolve("demo").folder, tmp_path / "sound", CALIBRATION, SOUND[name])
     finding = judge(sound)

@@ -32,17 +32,17 @@ def test_figures_and_warm_up() -> None:
     model = Model()
     speed = measure(model.generate, range(100), 5, repeats=3, clock=model.clock)
     assert model.calls == 4
-    assert speed.first_token == 2.0
-    assert speed.prefill == 50.0
-    assert speed.decode == 2.0
-    assert (speed.p50, speed.p95) == (0.5, 0.5)
+    assert speed["speed.first_token"] == 2.0
+    assert speed["speed.prefill"] == 50.0
+    assert speed["speed.decode"] == 2.0
+    assert (speed["speed.token_p50"], speed["speed.token_p95"]) == (0.5, 0.5)
 
 
 def test_without_warm_up_the_cold_call_is_counted() -> None:
     model = Model()
     speed = measure(model.generate, [1], 3, repeats=1, warm_up=0, clock=model.clock)
-    assert speed.first_token == 20.0
-    assert speed.decode == pytest.approx(0.2)
+    assert speed["speed.first_token"] == 20.0
+    assert speed["speed.decode"] == pytest.approx(0.2)
 
 
 def test_a_model_that_stops_early_is_an_error() -> None:

@@ -7,27 +7,40 @@ from typing import Any
 
 import pytest
 
-from llmopt.report.results import Results
+from llmopt.report.results import Bench, Comparison, Manifest, parse
 
 Entry = dict[str, Any]
 
 
-def _entry(name: str, megabytes: float, kl: float | None, **members: Any) -> Entry:
+def _entry(
+    name: str, megabytes: float, kl: float | None, *, metrics: dict[str, Any] | None = None,
+    **members: Any,
+) -> Entry:  # fmt: skip
     """A model whose KL interval is ±10% of its mean, and which passes one gate."""
-    spread = None if kl is None else {"value": kl, "low": kl * 0.9, "high": kl * 1.1}
+    compared = {
+        "size.ratio": megabytes / 100,
+        "kl.mean": kl and {"value": kl, "low": kl * 0.9, "high": kl * 1.1},
+        "kl.median": kl,
+        "kl.p99": 1.0,
+        "kl.max": 9.0,
+        "agreement": {"value": 0.95, "low": 0.94, "high": 0.96},
+        "flips.lost": 0.02,
+        "flips.gained": 0.01,
+        "flips.changed": 0.02,
+        "perplexity.ratio": {"value": 1.01, "low": 1.008, "high": 1.012},
+    }
     return {
         "name": name,
         "format": "gptq",
-        "bytes": round(megabytes * 1e6),
-        "bits_per_weight": 4.3,
         "digest": "sha256:" + "0" * 64,
         "is_base": False,
-        "perplexity": {"value": 12.345, "low": 12.1, "high": 12.6},
-        "perplexity_ratio": {"value": 1.01, "low": 1.008, "high": 1.012},
-        "kl": None if spread is None else {"mean": spread, "median": kl, "p99": 1.0, "max": 9.0},
-        "agreement": {"value": 0.95, "low": 0.94, "high": 0.96},
-        "flips": {"lost": 0.02, "gained": 0.01, "changed": 0.02},
-        "size_ratio": megabytes / 100,
+        "metrics": {
+            "size.bytes": round(megabytes * 1e6),
+            "bits_per_weight": 4.3,
+            "perplexity": {"value": 12.345, "low": 12.1, "high": 12.6},
+            **(compared if kl is not None else {}),
+            **(metrics or {}),
+        },
         "gates": [{"gate": "kl.mean < 0.5", "value": kl, "passed": True}],
         **members,
     }
@@ -40,20 +53,16 @@ def entry() -> Callable[..., Entry]:
 
 @pytest.fixture
 def base() -> Entry:
-    empty = dict.fromkeys(("perplexity_ratio", "agreement", "flips", "size_ratio"))
-    return _entry("original", 100, None, is_base=True, format="hf", gates=[], **empty)
+    return _entry("original", 100, None, is_base=True, format="hf", gates=[])
 
 
 @pytest.fixture
-def results() -> Callable[..., Results]:
-    def make(*entries: Entry, speed: Any = None, manifests: Any = None) -> Results:
-        bench = {
-            "schema": 1,
-            "corpus": {"name": "demo/evaluation", "sha256": "e" * 64, "windows": 8, "length": 512},
-            "base": None,
-            "entries": list(entries),
-        }
-        return Results.from_documents(bench, speed or {}, manifests or {})
+def comparison() -> Callable[..., Comparison]:
+    def make(*entries: Entry, speeds: Any = None, manifests: Any = None) -> Comparison:
+        corpus = {"name": "demo/evaluation", "sha256": "e" * 64, "windows": 8, "length": 512}
+        bench = parse(Bench, {"schema": 2, "corpus": corpus, "entries": list(entries)}, "it")
+        found = {name: parse(Manifest, each, "it") for name, each in (manifests or {}).items()}
+        return Comparison(bench.corpus, None, tuple(bench.entries), speeds or {}, found)
 
     return make
 
@@ -64,7 +73,7 @@ def manifest() -> dict[str, Any]:
         "schema": 1,
         "verb": "quantize",
         "settings": {"method": "gptq", "symmetric": True, "calibration": {"sequences": 128}},
-        "parents": [{"name": "demo", "digest": "sha256:" + "a" * 64}],
+        "parents": [{"role": "model", "name": "demo", "digest": "sha256:" + "a" * 64}],
         "corpus": {"name": "demo/calibration", "sha256": "c" * 64},
         "seed": 0,
         "versions": {"llmopt": "0.1.0", "torch": "2.13.0"},

@@ -39,10 +39,13 @@ def interval(value: float) -> dict[str, float]:
     return {"value": value, "low": value * 0.9, "high": value * 1.1}
 
 
-EVIDENCE = {
-    "name": "w4", "bytes": 4_000_000, "bits_per_weight": 4.25, "size_ratio": 0.27,
-    "kl": {"mean": interval(0.0123), "p99": 0.2}, "agreement": interval(0.8),
-    "perplexity": interval(12.3), "perplexity_ratio": interval(1.01),
+EVIDENCE: dict[str, Any] = {
+    "name": "w4",
+    "metrics": {
+        "size.bytes": 4_000_000, "bits_per_weight": 4.25, "size.ratio": 0.27,
+        "kl.mean": interval(0.0123), "kl.p99": 0.2, "agreement": interval(0.8),
+        "perplexity": interval(12.3), "perplexity.ratio": interval(1.01),
+    },
 }  # fmt: skip
 CORPUS = {"name": "held_out.txt", "sha256": "e" * 64, "windows": 16, "length": 512}
 
@@ -190,9 +193,10 @@ def test_a_chain_keeps_the_licence_and_names_base_and_parent(
 def test_the_table_says_what_the_gate_found(quantized: dict[str, Any]) -> None:
     text = card.render(gated(quantized))
     for line in (
-        "| Mean KL to the original | 0.0123 (0.0111–0.0135) |",
-        "| Same top token | 80.0% (72.0%–88.0%) |",
-        "| Perplexity | 12.3 (11.1–13.5) |",
+        "| `kl.mean`, nats: mean KL divergence",
+        " per position | 0.0123 (0.0111–0.0135) |",
+        "top token is the same | 80.0% (72.0%–88.0%) |",
+        "log likelihood per token | 12.3 (11.1–13.5) |",
         "| Class of quality | damaged |",
         "| Size of the weights | 2.00 MB (27.0% of the original) |",
         "| Bits per weight, all tensors | 16.0 |",
@@ -261,7 +265,8 @@ def test_python_in_cards_is_python() -> None:
 def test_the_same_manifest_gives_the_same_card_after_a_round_trip(
     quantized: dict[str, Any],
 ) -> None:
-    evidence = EVIDENCE | {"perplexity": interval(float("inf"))}
+    metrics = EVIDENCE["metrics"] | {"perplexity": interval(float("inf"))}
+    evidence = EVIDENCE | {"metrics": metrics}
     manifest = gated(quantized)
     manifest["card"]["metadata"]["base_model"] = "a/b"
     manifest["gate"] = manifest["gate"] | {"evidence": evidence}

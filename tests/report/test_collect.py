@@ -17,7 +17,7 @@ from tests.artifacts import manifest_of
 
 Make = Callable[..., Any]
 CORPUS = {"name": "held_out.txt", "sha256": "e" * 64, "windows": 8, "length": 512}
-SPEED = {"decode_tokens_per_s": 50.0, "peak_bytes": 1_000_000}
+SPEED = {"speed.decode": 50.0, "memory.peak": 1_000_000}
 
 
 def write(folder: Path, manifest: dict[str, Any], **files: Any) -> Path:
@@ -36,14 +36,16 @@ def bench(tmp_path: Path) -> Make:
 
     def make(
         name: str, *entries: dict[str, Any], base: str | None = "a", runtime: str = "torch",
-        corpus: dict[str, Any] = CORPUS, machine: str = "A CPU",
+        corpus: dict[str, Any] = CORPUS, machine: str = "A CPU", schema: int = 2,
     ) -> Path:  # fmt: skip
         rows = [dict(entry) for entry in entries]
         if base is not None:
-            empty = {"name": "model", "bytes": 100_000_000, "is_base": True, "runtime": runtime}
-            rows.insert(0, empty | {"digest": f"sha256:{base * 64}"})
+            rows.insert(0, {
+                "name": "model", "metrics": {"size.bytes": 100_000_000}, "is_base": True,
+                "runtime": runtime, "digest": f"sha256:{base * 64}",
+            })  # fmt: skip
         document = {
-            "schema": 1, "corpus": corpus, "base": base and "model", "entries": rows,
+            "schema": schema, "corpus": corpus, "base": base and "model", "entries": rows,
         }  # fmt: skip
         record = {
             "speed": {row["name"]: SPEED for row in rows},
@@ -98,7 +100,7 @@ def test_what_can_be_compared_stands_together(bench: Make, model: Make) -> None:
 def test_one_name_for_two_models_is_told_apart(bench: Make, model: Make) -> None:
     (made,) = collect([bench("one", model("w4", "4")), bench("two", model("w4", "5"))])
     assert [entry.name for entry in made.entries] == ["model", "w4 (one)", "w4 (two)"]
-    assert len(made.speed) == 3
+    assert len(made.speeds) == 3
 
 
 def test_one_model_in_two_runtimes_is_two_rows(bench: Make, model: Make) -> None:
@@ -118,7 +120,7 @@ def test_one_model_measured_twice_has_the_gates_of_both(bench: Make, model: Make
 def test_a_manifest_is_found_by_digest_and_its_gate_says_on_how_much_text(
     bench: Make, model: Make, manifest: dict[str, Any], tmp_path: Path
 ) -> None:
-    evidence = {"name": "w4", "bytes": 1}
+    evidence = {"name": "w4", "metrics": {"size.bytes": 1}}
     gate = {"key": "k", "evidence": evidence, "corpus": CORPUS | {"windows": 16}}
     verdict = {"gate": "kl.mean < 0.3", "value": 0.011, "passed": True, "default": True}
     verdict["model"] = "w4"
@@ -166,4 +168,9 @@ def test_a_run_record_that_is_none_costs_its_numbers_alone(bench: Make, model: M
     folder = bench("score", model("w4", "4"))
     (folder / "llmopt.run.json").write_text('{"speed": [1], "machine": 3}')
     (found,) = collect([folder])
-    assert found.speed == {}
+    assert found.speeds == {}
+
+
+def test_results_of_another_schema_are_refused(bench: Make, model: Make) -> None:
+    with pytest.raises(RequestError, match=r"bench.json was written by .* \(schema 1, .* reads 2"):
+        collect([bench("score", model("w4", "4"), schema=1)])

@@ -15,18 +15,18 @@ from rich.console import Console
 
 from llmopt.report import html, markdown, terminal
 from llmopt.report.quality import class_of
-from llmopt.report.results import Results
+from llmopt.report.results import Comparison
 
 Make = Callable[..., Any]
 EVIL = "<b>|*x*</b>`[bold]"
 VOID = {"meta", "line", "circle", "path"}
 SPEED = {
-    "first_token_s": 0.0234,
-    "prefill_tokens_per_s": 1234.0,
-    "decode_tokens_per_s": 56.7,
-    "token_p50_s": 0.017,
-    "token_p95_s": 0.021,
-    "peak_bytes": 123_456_789,
+    "speed.first_token": 0.0234,
+    "speed.prefill": 1234.0,
+    "speed.decode": 56.7,
+    "speed.token_p50": 0.017,
+    "speed.token_p95": 0.021,
+    "memory.peak": 123_456_789,
 }
 
 
@@ -60,21 +60,21 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def full(results: Make, entry: Make, base: Any, manifest: dict[str, Any]) -> Results:
+def full(comparison: Make, entry: Make, base: Any, manifest: dict[str, Any]) -> Comparison:
     failed = [{"gate": "kl.mean < 0.05", "value": 0.2, "passed": False}]
     entries = [base, entry("w8", 50, 0.001), entry("w4", 30, 0.01)]
     entries.append(entry("w3", 20, 0.2, gates=failed))
-    made: Results = results(*entries, speed={"w4": SPEED}, manifests={"w4": manifest})
+    made: Comparison = comparison(*entries, speeds={"w4": SPEED}, manifests={"w4": manifest})
     return made
 
 
 @pytest.fixture
-def bare(results: Make) -> Results:
-    made: Results = results({"name": "only", "bytes": 1})
+def bare(comparison: Make) -> Comparison:
+    made: Comparison = comparison({"name": "only", "metrics": {"size.bytes": 1}})
     return made
 
 
-def printed(made: Results, width: int = 100) -> str:
+def printed(made: Comparison, width: int = 100) -> str:
     stream = StringIO()
     Console(width=width, file=stream).print(terminal.table(made, width))
     return stream.getvalue()
@@ -82,9 +82,9 @@ def printed(made: Results, width: int = 100) -> str:
 
 @pytest.mark.parametrize("name", ["w", "a-name-that-is-far-too-long-for-any-terminal"])
 def test_a_narrow_terminal_has_names_and_classes_whole(
-    name: str, results: Make, entry: Make, base: Any
+    name: str, comparison: Make, entry: Make, base: Any
 ) -> None:
-    made = results(base, entry(name, 50, 0.001), speed={name: SPEED})
+    made = comparison(base, entry(name, 50, 0.001), speeds={name: SPEED})
     wide, narrow = printed(made, 110), printed(made, 80)
     assert ("tok/s" in wide, "A wider terminal" in wide) == (True, False)
     assert "A wider terminal shows " in narrow
@@ -94,14 +94,14 @@ def test_a_narrow_terminal_has_names_and_classes_whole(
     assert class_of(made.entries[1]) in narrow
 
 
-def test_page_says_first_what_to_ship(full: Results) -> None:
+def test_page_says_first_what_to_ship(full: Comparison) -> None:
     page = Page(html.render(full))
     assert page.open == []
     assert page.text[1] == "Ship w4"  # after the title
     assert page.count("h1") == 1
 
 
-def test_page_needs_nothing_from_outside(full: Results) -> None:
+def test_page_needs_nothing_from_outside(full: Comparison) -> None:
     source = html.render(full)
     page = Page(source)
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
@@ -109,7 +109,7 @@ def test_page_needs_nothing_from_outside(full: Results) -> None:
     assert page.count("meta", content="default-src 'none'; style-src 'unsafe-inline'") == 1
 
 
-def test_page_has_every_section(full: Results) -> None:
+def test_page_has_every_section(full: Comparison) -> None:
     page = Page(html.render(full))
     for heading in (
         "Results",
@@ -129,7 +129,7 @@ def test_page_has_every_section(full: Results) -> None:
     assert page.text.index("w2") < page.text.index("w1")  # the worst error first
 
 
-def test_page_is_accessible(full: Results) -> None:
+def test_page_is_accessible(full: Comparison) -> None:
     page = Page(html.render(full))
     assert page.count("html", lang="en") == 1
     svg = next(found for tag, found in page.tags if tag == "svg")
@@ -140,7 +140,7 @@ def test_page_is_accessible(full: Results) -> None:
     assert page.count("th", scope="row") > 10
 
 
-def test_chart_draws_each_model_but_the_original(full: Results) -> None:
+def test_chart_draws_each_model_but_the_original(full: Comparison) -> None:
     page = Page(html.render(full))
     assert page.count("svg", role="img") == 2  # one for wide screens, one for narrow ones
     assert page.count("path", **{"class": "whisker"}) == 2 * 3
@@ -153,7 +153,7 @@ def test_chart_draws_each_model_but_the_original(full: Results) -> None:
     assert any("the original is 100 MB at a KL of 0" in text for text in page.text)
 
 
-def test_smaller_is_further_left_and_worse_is_further_up(full: Results) -> None:
+def test_smaller_is_further_left_and_worse_is_further_up(full: Comparison) -> None:
     page = Page(html.render(full))
     dots = [found for tag, found in page.tags if tag == "circle" and "cx" in found]
     (w8_x, w8_y), (w4_x, w4_y) = [
@@ -164,15 +164,15 @@ def test_smaller_is_further_left_and_worse_is_further_up(full: Results) -> None:
 
 
 @pytest.mark.parametrize("kl", [0.0, 1e-9, 5.0])
-def test_chart_survives_extremes(results: Make, entry: Make, kl: float) -> None:
+def test_chart_survives_extremes(comparison: Make, entry: Make, kl: float) -> None:
     page = Page(
-        html.render(results(entry("a", 30, kl), entry("b", 30, 0.01), entry("c", 30, 0.01)))
+        html.render(comparison(entry("a", 30, kl), entry("b", 30, 0.01), entry("c", 30, 0.01)))
     )
     assert page.open == []
     assert page.count("path", **{"class": "whisker"}) == 2 * (2 if kl == 0 else 3)
 
 
-def test_missing_values_are_dashes(bare: Results) -> None:
+def test_missing_values_are_dashes(bare: Comparison) -> None:
     page = Page(html.render(bare))
     assert page.text[1] == "Nothing to ship"
     assert page.count("svg") == 0
@@ -183,12 +183,12 @@ def test_missing_values_are_dashes(bare: Results) -> None:
 
 
 def test_names_are_text_in_every_layout(
-    results: Make, entry: Make, manifest: dict[str, Any]
+    comparison: Make, entry: Make, manifest: dict[str, Any]
 ) -> None:
     manifest["ledger"][1]["name"] = EVIL
     manifest["settings"][EVIL] = EVIL
     gates = [{"gate": EVIL, "value": 1.0, "passed": True}]
-    evil = results(
+    evil = comparison(
         entry(EVIL, 30, 0.01, gates=gates, format=EVIL),
         entry("b", 40, 0.001),
         manifests={EVIL: manifest},
@@ -203,7 +203,7 @@ def test_names_are_text_in_every_layout(
     assert not any(re.search(r"(?<!\\)[<*`]", line) for line in table_rows)
 
 
-def test_markdown_tables_are_square(full: Results) -> None:
+def test_markdown_tables_are_square(full: Comparison) -> None:
     source = markdown.render(full)
     assert source.startswith("# Ship w4\n\n30.0 MB")
     blocks = re.findall(r"(?:^\|.*\n)+", source, re.MULTILINE)
@@ -214,7 +214,7 @@ def test_markdown_tables_are_square(full: Results) -> None:
     assert r"kl.mean \< 0.05" in source
 
 
-def test_terminal_fits_100_columns_and_marks_rows(full: Results) -> None:
+def test_terminal_fits_100_columns_and_marks_rows(full: Comparison) -> None:
     text = printed(full)
     assert all(len(line.rstrip()) <= 100 for line in text.splitlines())
     assert "→ w4" in text
@@ -224,18 +224,18 @@ def test_terminal_fits_100_columns_and_marks_rows(full: Results) -> None:
 
 
 def test_settings_that_agree_are_one_column(
-    results: Make, entry: Make, manifest: dict[str, Any]
+    comparison: Make, entry: Make, manifest: dict[str, Any]
 ) -> None:
     entries = [entry("a", 30, 0.01), entry("b", 40, 0.001)]
-    agreed = markdown.render(results(*entries, manifests={"a": manifest, "b": manifest}))
+    agreed = markdown.render(comparison(*entries, manifests={"a": manifest, "b": manifest}))
     assert r"| Key | All models |" in agreed
     other = manifest | {"settings": {"method": "rtn", "symmetric": None}}
-    differ = markdown.render(results(*entries, manifests={"a": manifest, "b": other}))
+    differ = markdown.render(comparison(*entries, manifests={"a": manifest, "b": other}))
     assert "| method | gptq | rtn |" in differ
     assert "| symmetric | true | null |" in differ
 
 
-def test_rendering_is_deterministic(full: Results) -> None:
+def test_rendering_is_deterministic(full: Comparison) -> None:
     assert html.render(full) == html.render(full)
 
 
@@ -248,9 +248,9 @@ def test_reports_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_what_another_runtime_measured_says_so(results: Make, entry: Make, base: Any) -> None:
+def test_what_another_runtime_measured_says_so(comparison: Make, entry: Make, base: Any) -> None:
     base, ours = base | {"runtime": "torch"}, entry("q4", 30, 0.01, runtime="llama.cpp")
-    found = results(base, ours | {"format": "gguf"}, speed={"q4": SPEED})
+    found = comparison(base, ours | {"format": "gguf"}, speeds={"q4": SPEED})
     console = Console(width=100, file=StringIO())
     console.print(terminal.table(found))
     pages = [console.file.getvalue(), markdown.render(found), html.render(found)]  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from llmopt.report import numbers
-from llmopt.report.results import Interval
+from llmopt.specs.metrics import METRICS, Interval
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,9 @@ def test_short(value: float | None, text: str) -> None:
     ("estimate", "text"),
     [
         (None, "–"),
-        (Interval(), "–"),
-        (Interval(value=0.00123), "0.00123"),
+        (Interval(math.nan, math.nan, math.nan), "–"),
+        (0.00123, "0.00123"),
+        (Interval(0.00123, math.nan, 1.0), "0.00123"),
         (Interval(value=0.0012345, low=0.0011, high=0.0013666), "0.00123 (0.00110–0.00137)"),
         (Interval(value=0.0113, low=0.0105, high=0.0121), "0.0113 (0.0105–0.0121)"),
         (Interval(value=1234.5, low=1100, high=1400), "1,234 (1,100–1,400)"),
@@ -43,7 +44,7 @@ def test_short(value: float | None, text: str) -> None:
         (Interval(value=2e-9, low=1e-9, high=3e-9), "2.00e-09 (1.00e-09–3.00e-09)"),
     ],
 )
-def test_interval(estimate: Interval | None, text: str) -> None:
+def test_interval(estimate: float | Interval | None, text: str) -> None:
     assert numbers.interval(estimate) == text
 
 
@@ -70,9 +71,22 @@ def test_percent(share: float | None, text: str) -> None:
     assert numbers.percent(share) == text
 
 
-def test_perplexity_and_milliseconds() -> None:
-    assert numbers.perplexity(12.345) == "12.35"
-    assert numbers.perplexity(123456.0) == "123,000"
-    assert numbers.perplexity(math.inf) == "∞"
-    assert numbers.milliseconds(0.01234) == "12.3"
-    assert numbers.milliseconds(None) == "–"
+@pytest.mark.parametrize(
+    ("name", "found", "heading", "text"),
+    [
+        ("perplexity", 12.345, "perplexity", "12.35"),
+        ("perplexity", 123456.0, "perplexity", "123,500"),
+        ("perplexity", math.inf, "perplexity", "∞"),
+        ("agreement", Interval(0.8, 0.72, 0.88), "agreement", "80.0% (72.0%–88.0%)"),
+        ("agreement", Interval(0.8, math.nan, math.nan), "agreement", "80.0%"),
+        ("kl.mean", Interval(0.0113, 0.0105, 0.0121), "kl.mean, nats", "0.0113 (0.0105–0.0121)"),
+        ("size.bytes", 3_210_000, "size.bytes, MB", "3.21"),
+        ("speed.first_token", 0.01234, "speed.first_token, ms", "12.3"),
+        ("speed.decode", None, "speed.decode, tokens/s", "–"),
+    ],
+)
+def test_a_metric_is_shown_in_its_unit(
+    name: str, found: float | Interval | None, heading: str, text: str
+) -> None:
+    assert numbers.heading(METRICS[name]) == heading
+    assert numbers.measured(METRICS[name], found) == text

@@ -46,7 +46,7 @@ def decoded_by_transformers(model: Path, artifact: Path, folder: Path) -> torch.
 def test_every_family_goes_end_to_end(family: str, method: str, make: Any, tmp_path: Path) -> None:
     model = make(family)
     done = quantized(tmp_path, model, method=method, grid="int8", gate=["kl.mean < 1000"])
-    assert math.isfinite(done.manifest["gate"]["evidence"]["kl"]["mean"]["value"])
+    assert math.isfinite(done.manifest["gate"]["evidence"]["metrics"]["kl.mean"]["value"])
     ledger = {entry["name"]: entry for entry in done.manifest["ledger"]}
     linears = {
         f"{name}.weight"

@@ -14,7 +14,7 @@ from llmopt import pipeline, planner
 from llmopt.model import ledger
 from llmopt.recipe import from_data
 from llmopt.report import html, markdown
-from llmopt.report.results import Results
+from llmopt.report.results import BenchEntry, Comparison, Manifest, parse
 from llmopt.step import RunOptions
 from tests import models
 from tests.test_pipeline import Log
@@ -80,8 +80,8 @@ def test_every_ledger_is_read_and_counted_alike(tmp_path: Path, kind: str) -> No
         if not manifest["ledger"]:
             continue
         name, digest = done.artifact.name, done.artifact.digest
-        bench = {"schema": 1, "entries": [{"name": name, "bytes": 1, "digest": digest}]}
-        results = Results.from_documents(bench, {}, {name: manifest})
+        entry, made = BenchEntry(name=name, digest=digest), parse(Manifest, manifest, name)
+        results = Comparison(None, None, (entry,), {}, {name: made})
         assert html.render(results)
         assert markdown.render(results)
         counts = ledger.count(entry["action"] for entry in manifest["ledger"])

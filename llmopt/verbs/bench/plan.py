@@ -8,7 +8,7 @@ from llmopt.errors import Mistakes, RecipeError
 from llmopt.recipe.source import Key
 from llmopt.specs.runtimes import AUTO, runtime_for
 from llmopt.step import MODEL, PlanContext, Planned, PlannedStep, StepInput
-from llmopt.verbs.bench.settings import BenchSettings, Measurement
+from llmopt.verbs.bench.settings import Benchmark, BenchSettings
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.footprints import bench_footprint
 
@@ -45,7 +45,7 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
     return PlannedStep(
         id=context.id,
         verb="bench",
-        settings=Measurement(
+        settings=Benchmark(
             runtimes=_runtimes(settings, base, names, context),
             speed=settings.speed,
             new_tokens=new_tokens,

@@ -1,28 +1,28 @@
-"""The bench step: quality against a base, size, and speed, each on its real engine."""
+"""The bench step: what the probes find of each model, and what its gates say to that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from llmopt.artifact import MANIFEST_DIGEST, Artifact, write_json
-from llmopt.evaluate import gates
+from llmopt.artifact import Artifact, write_json
+from llmopt.evaluate import codes, gates
 from llmopt.evaluate.alone import Job, stopwatch
-from llmopt.evaluate.comparison import Comparison, Perplexity, compare, perplexity
-from llmopt.evaluate.weights import weight_errors
-from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.headers import read_headers
+from llmopt.evaluate.gates import Gate, Judge
+from llmopt.evaluate.probe import Probe, Subject
 from llmopt.formats.quantization import read_contents
+from llmopt.report.results import Bench, BenchEntry, CorpusName, Parent
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.choice import open_engine
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import RUNTIMES
+from llmopt.specs import RUNTIMES, load
+from llmopt.specs.metrics import PROBES, Measurement, Metrics
 from llmopt.specs.runtimes import AUTO
-from llmopt.step import Outcome, Work
+from llmopt.step import MODEL, Outcome, Work
+from llmopt.verbs.bench.plan import BASE
+from llmopt.verbs.bench.settings import Benchmark
 from llmopt.verbs.shared import texts as text
 
 _PROMPT = 128
@@ -30,196 +30,159 @@ _PROMPT = 128
 
 def run(work: Work) -> Outcome:
     """Measure every model that the step names; write bench.json and return the verdicts."""
-    settings = work.settings
-    base_name = _base(work)
-    first = work.artifacts[base_name or _measured(work)[0]]
     assert work.step.evaluation is not None
-    windows, corpus = text.evaluation(work.step.evaluation, first.path)
-    entries = _quality(work, windows)
+    base = _base(work)
+    windows, corpus = text.evaluation(work.step.evaluation, (base or work.input()).path)
+    entries = _entries(work, windows)
     # by now no model is left in this process
-    speeds = _speeds(work, [e["name"] for e in entries], windows) if settings["speed"] else {}
-    verdicts = _judge(settings["gates"], entries, work.artifacts)
-    document = {"schema": 1, "corpus": corpus, "base": base_name, "entries": entries}
+    timed = _settings(work).speed
+    speeds = _speeds(work, [entry.name for entry in entries], windows) if timed else {}
     if work.step.judges is None:
-        write_json(work.folder / "bench.json", document)
-    evidence = dict(next((e for e in entries if e["name"] == work.step.judges), {}))
-    evidence.pop(MANIFEST_DIGEST, None)  # the verdict goes into that manifest
-    run = {"speed": speeds, "threads": torch.get_num_threads()}
-    return Outcome(format="bench", corpus=corpus, evidence=evidence, gates=verdicts, run=run)
+        against = base.name if base else None
+        results = Bench(corpus=CorpusName.model_validate(corpus), base=against, entries=entries)
+        write_json(work.folder / "bench.json", results.document())
+    judged = (entry for entry in entries if entry.name == work.step.judges)
+    return Outcome(
+        format="bench",
+        corpus=corpus,
+        evidence=next((entry.evidence() for entry in judged), {}),
+        gates=[
+            verdict.model_copy(update={"model": entry.name}).document()
+            for entry in entries
+            for verdict in entry.gates
+        ],
+        run={"speed": speeds, "threads": torch.get_num_threads()},
+    )
 
 
-def _base(work: Work) -> str | None:
-    """The name of what models are compared with."""
-    return next((each.name for each in work.step.inputs if each.role == "base"), None)
-
-
-def _measured(work: Work) -> list[str]:
-    """The names of what is measured."""
-    return [each.name for each in work.step.inputs if each.role == "model"]
-
-
-def _quality(work: Work, windows: Tensor) -> list[dict[str, Any]]:
-    """An entry for each model, the base's first; base and model run side by side."""
-    runtimes = work.settings["runtimes"]
-    base_name = _base(work)
-    against = work.artifacts[base_name] if base_name else None
-    base = _load(work, against, runtimes[base_name]) if against else None
-    entries: list[dict[str, Any]] = []
-    if against is not None:
-        entries.append(_base_entry(against) | {"runtime": runtimes[base_name]})
-    for name in _measured(work):
-        if name == base_name:
-            continue
-        engine = _load(work, work.artifacts[name], runtimes[name])
-        measured = _measure(work, name, base, engine, windows)
-        entry = _entry(work.artifacts[name], measured, against) | {"runtime": runtimes[name]}
-        entries.append(entry)
-        if against is not None and isinstance(measured, Comparison):
-            entry |= _code_errors(work.artifacts[name], against)
-            entries[0]["perplexity"] = asdict(measured.perplexity.base)
-        del engine
-    if base is not None and len(entries) == 1:
-        entries[0]["perplexity"] = asdict(
-            perplexity(base.logits, windows, seed=work.step.seed).perplexity
+def _entries(work: Work, windows: Tensor) -> list[BenchEntry]:
+    """An entry for each model; the base's, where there are others, is first and has no gates."""
+    base, engines = _base(work), _Engines(work)
+    found, of_base = list[BenchEntry](), dict[str, Measurement]()
+    others = [model for model in work.inputs(MODEL) if base is None or model.name != base.name]
+    for model in others or filter(None, [base]):
+        subject = Subject(
+            model=model, base=base, open_engine=engines.open, windows=windows, seed=work.step.seed
         )
-    return entries
+        entry, more = _measured(work, subject)
+        found.append(entry)
+        of_base |= more
+    if base is not None and not found[0].is_base:
+        itself = Subject(model=base, base=base, open_engine=engines.open, windows=windows, seed=0)
+        size = next(iter(_probe("size").measure(itself)))
+        found.insert(0, _entry(work, itself, {**size.metrics, **of_base}))
+    return found
 
 
-def _load(work: Work, artifact: Artifact, runtime: str) -> Engine:
-    return open_engine(runtime, artifact.path, **_opening(work, runtime))
+def _settings(work: Work) -> Benchmark:
+    settings = work.step.settings
+    assert isinstance(settings, Benchmark)
+    return settings
 
 
-def _opening(work: Work, runtime: str) -> dict[str, str]:
+def _base(work: Work) -> Artifact | None:
+    return next(iter(work.inputs(BASE)), None)
+
+
+def _measured(work: Work, subject: Subject) -> tuple[BenchEntry, Metrics]:
+    """What the probes find of one model, judged as they do; and what they find of its base."""
+    name, judge = subject.model.name, Judge(_gates(_settings(work).gates, subject))
+    metrics, of_base = dict[str, Measurement](), dict[str, Measurement]()
+    for spec in PROBES.values():
+        if spec.alone:
+            continue
+        for reading in _probe(spec.id).measure(subject):
+            work.progress(f"{spec.counts} of {name}", reading.done, reading.total)
+            judge.hear(reading)
+            if reading.final:
+                metrics |= reading.metrics
+                of_base |= reading.base_metrics
+    entry = _entry(work, subject, metrics)
+    return entry.model_copy(update={"gates": judge.verdicts()}), of_base
+
+
+def _probe(name: str) -> Probe:
+    probe: Probe = load(PROBES[name].module)
+    return probe
+
+
+def _gates(wanted: list[str], subject: Subject) -> Iterator[Gate]:
+    """The gates in words; the default ones depend on the bits, and on what can be measured."""
+    for each in wanted:
+        if each != "default":
+            yield gates.parse(each)
+            continue
+        contents = read_contents(subject.model.path)
+        bits = [tensor.layout.bits for tensor in contents.tensors.values() if tensor.layout]
+        held = subject.base is not None and codes.stand_for(subject.model, subject.base)
+        fewest = min(bits) if bits and held else None
+        yield from gates.default_gates(contents.code_bits, fewest=fewest)
+
+
+def _entry(work: Work, subject: Subject, metrics: Metrics) -> BenchEntry:
+    model, base = subject.model, subject.base
+    stored = model.manifest.get("format") or read_contents(model.path).stored_as
+    return BenchEntry(
+        name=model.name,
+        format=stored,
+        runtime=_settings(work).runtimes[model.name],
+        digest=model.digest,
+        manifest_digest=model.manifest_digest,
+        is_base=model is base,
+        against=None if base in (None, model) else Parent(name=base.name, digest=base.digest),
+        metrics=dict(metrics),
+    )
+
+
+class _Engines:
+    """Opens models; the base, which every other runs beside, once."""
+
+    def __init__(self, work: Work) -> None:
+        self._work, self._base = work, _base(work)
+        self._of_base: Engine | None = None
+
+    def open(self, model: Artifact) -> Engine:
+        """A model in the runtime that the step chose for it."""
+        if self._base is None or model.name != self._base.name:
+            return self._load(model)
+        if self._of_base is None:
+            self._of_base = self._load(model)
+        return self._of_base
+
+    def _load(self, model: Artifact) -> Engine:
+        runtime = _settings(self._work).runtimes[model.name]
+        device, dtype = _opening(self._work, runtime)
+        return open_engine(runtime, model.path, device=device, dtype=dtype)
+
+
+def _opening(work: Work, runtime: str) -> tuple[str, str]:
     """The device and dtype that a runtime opens models with."""
     if not RUNTIMES[runtime].chooses_dtype:
-        return {"device": work.options.device, "dtype": AUTO}
+        return work.options.device, AUTO
     device = pick_device(work.options.device)
     # quality is that of the stored numbers: on the CPU nothing is rounded on the way
-    return {"device": device, "dtype": "float32" if device == "cpu" else AUTO}
+    return device, "float32" if device == "cpu" else AUTO
 
 
-def _measure(
-    work: Work, name: str, base: Engine | None, engine: Engine, windows: Tensor
-) -> Comparison | Perplexity:
-    seed = work.step.seed
-
-    def progress(done: int) -> None:
-        work.progress(f"windows of {name}", done, len(windows))
-
-    progress(0)
-    if base is None:
-        return perplexity(engine.logits, windows, seed=seed, progress=progress)
-    return compare(base.logits, engine.logits, windows, seed=seed, progress=progress)
-
-
-def _base_entry(artifact: Artifact) -> dict[str, Any]:
-    return _size(artifact, artifact) | {"is_base": True}
-
-
-def _entry(
-    artifact: Artifact, measured: Comparison | Perplexity, base: Artifact | None
-) -> dict[str, Any]:
-    """One row of bench.json; see report.results for the meaning of its members."""
-    entry = _size(artifact, base) | {"is_base": False}
-    if isinstance(measured, Perplexity):
-        return entry | {"perplexity": asdict(measured.perplexity)}
-    kl, flips = measured.kl, measured.flips
-    return entry | {
-        "perplexity": asdict(measured.perplexity.candidate),
-        "perplexity_ratio": asdict(measured.perplexity.ratio),
-        "kl": {
-            "mean": asdict(kl.mean), "median": kl.median, "p99": kl.p99, "p99_9": kl.p999,
-            "max": kl.max,
-        },
-        "agreement": asdict(measured.agreement),
-        "flips": {"lost": flips.lost, "gained": flips.won, "changed": flips.both_wrong},
-    }  # fmt: skip
-
-
-def _code_errors(artifact: Artifact, base: Artifact) -> dict[str, Any]:
-    """How far codes are from the weights they were chosen for; {} where `base` is not those.
-
-    A transform before rounding has moved scales between the weights of the base.
-    """
-    if artifact.manifest.get("settings", {}).get("transform", "none") != "none":
-        return {}
-    if base.digest not in [parent["digest"] for parent in artifact.manifest.get("parents", ())]:
-        return {}
-    found = weight_errors(Checkpoint.open(base.path), Checkpoint.open(artifact.path))
-    if found is None:
-        return {}
-    return {"weights": {"offset": found.offset, "gain": found.gain, "bits": found.fewest_bits}}
-
-
-def _size(artifact: Artifact, base: Artifact | None) -> dict[str, Any]:
-    """Bytes of the weight files, of the base's, and for each weight of the model as a whole."""
-    contents, size = read_contents(artifact.path), read_headers(artifact.path).weight_bytes
-    whole = read_headers(base.path).weight_bytes if base else None
-    seal = artifact.manifest_digest
-    return {
-        **({MANIFEST_DIGEST: seal} if seal else {}),
-        "name": artifact.name,
-        "format": artifact.manifest.get("format") or contents.stored_as,
-        "digest": artifact.digest,
-        "bytes": size,
-        "size_ratio": size / whole if whole else None,
-        "bits_per_weight": size * 8 / contents.weight_count,
-    }
-
-
-def _judge(
-    wanted: list[str], entries: list[dict[str, Any]], parents: Mapping[str, Artifact]
-) -> list[dict[str, Any]]:
-    """Every gate held to every measured model but the base; verdicts stand in the entries too."""
-    verdicts = []
-    for entry in entries:
-        if entry["is_base"] and len(entries) > 1:
-            continue
-        metrics, found = _metrics(entry), list[dict[str, Any]]()
-        for gate in wanted:
-            if gate == "default":
-                bits = read_contents(parents[entry["name"]].path).code_bits
-                sound = gates.default_gates(bits, fewest=entry.get("weights", {}).get("bits"))
-                found += [v.as_dict() | {"default": True} for v in gates.check(sound, metrics)]
-            else:
-                found += [v.as_dict() for v in gates.check([gates.parse(gate)], metrics)]
-        entry["gates"] = found
-        verdicts += [verdict | {"model": entry["name"]} for verdict in found]
-    return verdicts
-
-
-def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry under the names that gates use."""
-    metrics: dict[str, Any] = {
-        key: entry[key] for key in ("kl", "agreement", "flips", "weights") if key in entry
-    }
-    metrics["perplexity"] = dict(entry.get("perplexity", {}))
-    if "perplexity_ratio" in entry:
-        metrics["perplexity"]["ratio"] = entry["perplexity_ratio"]
-    metrics["size"] = {"bytes": entry["bytes"]}
-    if entry["size_ratio"] is not None:
-        metrics["size"]["ratio"] = entry["size_ratio"]
-    return metrics | {"bits_per_weight": entry["bits_per_weight"]}
-
-
-def _speeds(work: Work, names: list[str], windows: Tensor) -> dict[str, Any]:
+def _speeds(work: Work, names: list[str], windows: Tensor) -> dict[str, Metrics]:
     """Speed and memory of each model by itself, after a prompt from the evaluation text."""
-    new_tokens = work.settings["new_tokens"]
+    new_tokens = _settings(work).new_tokens
     prompt = windows[0, : max(1, min(_PROMPT, windows.shape[1] - new_tokens))].tolist()
-    found: dict[str, Any] = {}
+    found = dict[str, Metrics]()
     with stopwatch() as watch:
         for done, name in enumerate(names):
-            runtime, folder = work.settings["runtimes"][name], str(work.artifacts[name].path)
+            runtime = _settings(work).runtimes[name]
+            device, dtype = _opening(work, runtime)
             work.progress("models timed", done, len(names))
-            found[name] = watch.measure(
-                Job(
-                    runtime=runtime,
-                    folder=folder,
-                    **_opening(work, runtime),
-                    threads=torch.get_num_threads(),
-                    prompt=prompt,
-                    new_tokens=new_tokens,
-                )
+            job = Job(
+                runtime=runtime,
+                folder=str(work.artifacts[name].path),
+                device=device,
+                dtype=dtype,
+                threads=torch.get_num_threads(),
+                prompt=prompt,
+                new_tokens=new_tokens,
             )
+            found[name] = watch.measure(job)
         work.progress("models timed", len(names), len(names))
     return found

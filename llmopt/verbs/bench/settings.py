@@ -34,7 +34,7 @@ class BenchSettings(Settings):
     ] = Field(default_factory=list, description='e.g. "kl.mean < 0.05"')
 
 
-class Measurement(Settings):
+class Benchmark(Settings):
     """With nothing left to decide. `runtimes`: what each model runs on, by its name."""
 
     runtimes: dict[str, str] = Field(description="what each model runs on")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.evaluate.gates import parse
-from llmopt.specs import METRICS, lookup
-from llmopt.specs.metrics import needs_base
+from llmopt.specs import lookup
+from llmopt.specs.metrics import GATE_METRICS
 from llmopt.step import MODEL, PlanContext, Planned
 
 #: the gate against collapse and damage, whose limits follow from the bits
@@ -28,14 +28,14 @@ def mistakes(
         key = (*context.key, name, index)
         try:
             with source.at(key):
-                metric = parse(text).metric
-                lookup(METRICS, "metric", metric)
+                named = parse(text).metric
+                metric = lookup(GATE_METRICS, "metric", named)
         except RecipeError as error:
             yield error
             continue
-        if alone and needs_base(metric):
+        if alone and metric.needs_base:
             yield source.error(
-                f"{metric} says how a model compares with another, and there is none",
+                f"{named} says how a model compares with another, and there is none",
                 key,
                 "name the original to compare with",
             )

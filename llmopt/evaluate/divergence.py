@@ -1,108 +1,64 @@
 """One model against another on the same windows: perplexity, KL divergence, agreement, flips.
 
-Models are functions from tokens to logits; nothing here knows files or engines. Both models see
+Below `measure`, models are functions from tokens to logits. Both models see
 each window once, side by side, and no logits are kept: what stays is a few sums per window and
 one float32 divergence per position.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
-from llmopt.evaluate.bootstrap import Array, Interval, bootstrap_sums, interval
+from llmopt.evaluate.bootstrap import Array, bootstrap_sums, interval
+from llmopt.evaluate.probe import Reading, Subject
+from llmopt.specs.metrics import Interval, Metrics
 
 #: tokens int64 [batch, length] -> logits float32 [batch, length, vocabulary]
 Logits = Callable[[Tensor], Tensor]
-#: told how many windows are done
-Progress = Callable[[int], None]
 
 _ELEMENTS_AT_ONCE = 1 << 22  # logits worked on together; a handful of float32 copies of it live
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean negative log likelihood of each next token."""
-
-    windows: int
-    positions: int
-    perplexity: Interval
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PerplexityPair:
-    """Both perplexities and candidate / base; the ratio's interval is paired."""
-
-    base: Interval
-    candidate: Interval
-    ratio: Interval
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """KL(base || candidate) over positions, in nats."""
-
-    mean: Interval
-    median: float
-    p99: float
-    p999: float
-    max: float
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Shares of positions where the top token changed, by which model had the text right."""
-
-    lost: float
-    won: float
-    both_wrong: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `compare` measures. `agreement` is the share of positions with the same top token."""
-
-    windows: int
-    positions: int
-    perplexity: PerplexityPair
-    kl: Divergence
-    agreement: Interval
-    flips: Flips
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+def measure(subject: Subject) -> Iterator[Reading]:
+    """Run the model beside its base, window by window; the base itself, or without one, alone."""
+    windows, seed = subject.windows, subject.seed
+    if subject.base is None or subject.base is subject.model:
+        engine = subject.open_engine(subject.model)
+        yield from perplexity(engine.logits, windows, seed=seed)
+    else:
+        base, engine = subject.open_engine(subject.base), subject.open_engine(subject.model)
+        yield from compare(base.logits, engine.logits, windows, seed=seed)
 
 
 def perplexity(
-    logits: Logits,
-    windows: Tensor,
-    *,
-    batch_size: int = 1,
-    resamples: int = 2000,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Perplexity:
+    logits: Logits, windows: Tensor, *, batch_size: int = 1, resamples: int = 2000, seed: int = 0
+) -> Iterator[Reading]:
     """Perplexity of `windows` int64 [windows, length]; a window is the bootstrap's unit."""
     _check_windows(windows)
-    rows = []
-    for batch in _batches(windows, batch_size, progress):
+    rows: list[float] = []
+    positions = windows.shape[1] - 1
+
+    def metrics(done: int) -> Metrics:
+        nll = np.asarray(rows[:done])
+        total = done * positions
+        draws = bootstrap_sums(nll[:, None], resamples=resamples, seed=seed)[:, 0] / total
+        return {"perplexity": interval(float(_exp(nll.sum() / total)), _exp(draws), done)}
+
+    yield Reading(0, len(windows))
+    for batch in _batches(windows, batch_size):
         scores = _predictions(logits(batch), batch)
         for window, targets in zip(scores, batch[:, 1:].to(scores.device), strict=True):
             rows.append(sum(float(_nll(s, t).sum()) for s, t in _chunks(window, targets)))
-    nll = np.asarray(rows)
-    total = len(nll) * (windows.shape[1] - 1)
-    draws = bootstrap_sums(nll[:, None], resamples=resamples, seed=seed)[:, 0] / total
-    estimate = interval(float(_exp(nll.sum() / total)), _exp(draws), len(nll))
-    return Perplexity(windows=len(nll), positions=total, perplexity=estimate)
+        yield Reading(len(rows), len(windows), partial(metrics, len(rows)))
 
 
 def compare(
@@ -114,8 +70,7 @@ def compare(
     resamples: int = 2000,
     seed: int = 0,
     common_vocabulary: bool = False,
-    progress: Progress | None = None,
-) -> Comparison:
+) -> Iterator[Reading]:
     """Compare two models on `windows` int64 [windows, length], at least two of them.
 
     Vocabularies of different size are refused, unless `common_vocabulary` says that the longer
@@ -124,63 +79,98 @@ def compare(
     LlmoptError, for nothing can be compared with it.
     """
     _check_windows(windows)
-    table, divergences = [], []
-    for batch in _batches(windows, batch_size, progress):
+    sums: list[list[float]] = []
+    divergences: list[NDArray[np.float32]] = []
+
+    @lru_cache(maxsize=1)
+    def summary(done: int) -> _Summary:
+        seen = np.asarray(sums[:done])
+        draws = bootstrap_sums(seen, resamples=resamples, seed=seed)
+        return _Summary(seen, np.concatenate(divergences[:done]), draws, windows.shape[1] - 1)
+
+    def metrics(done: int) -> Metrics:
+        return summary(done).metrics()
+
+    def of_base(done: int) -> Metrics:
+        return summary(done).of_base()
+
+    yield Reading(0, len(windows))
+    for batch in _batches(windows, batch_size):
         ours = _predictions(base(batch), batch)
         theirs = _predictions(candidate(batch), batch)
         ours, theirs = _same_vocabulary(ours, theirs, cut=common_vocabulary)
         theirs, targets = theirs.to(ours.device), batch[:, 1:].to(ours.device)
         for window in range(len(batch)):
             row, kl = _compare_window(ours[window], theirs[window], targets[window])
-            table.append(row)
+            if not math.isfinite(row[0]):
+                raise LlmoptError(
+                    "the base model's logits are not finite: nothing can be compared with it"
+                )
+            sums.append(row)
             divergences.append(kl)
-    columns = np.asarray(table)
-    if not np.isfinite(columns[:, 0]).all():
-        raise LlmoptError("the base model's logits are not finite: nothing can be compared with it")
-    positions = windows.shape[1] - 1
-    draws = bootstrap_sums(columns, resamples=resamples, seed=seed)
-    return _summary(columns, np.concatenate(divergences), draws, positions)
+        done = len(sums)
+        yield Reading(done, len(windows), partial(metrics, done), partial(of_base, done))
 
 
-def _summary(
-    columns: Array, divergences: np.ndarray[Any, Any], draws: Array, positions: int
-) -> Comparison:
-    """columns: [windows, (base nll, candidate nll, kl, agreed, lost, won, both wrong)]."""
-    windows = len(columns)
-    total = windows * positions
-    means, drawn = columns.sum(axis=0) / total, draws / total
+@dataclass(frozen=True)
+class _Summary:
+    """columns: [windows, (base nll, candidate nll, kl, agreed, lost, gained, changed)], sums over
+    each window; draws: [resamples, those]; divergences: one a position."""
 
-    def mean(column: int) -> Interval:
-        return interval(float(means[column]), drawn[:, column], windows)
+    columns: Array
+    divergences: NDArray[np.float32]
+    draws: Array
+    positions: int
 
-    def exp_of(value: float, sample: Array) -> Interval:
-        return interval(float(_exp(np.asarray(value))), _exp(sample), windows)
+    def metrics(self) -> Metrics:
+        """All that the probe declares."""
+        means = self._means
+        with np.errstate(invalid="ignore"):  # inf - inf where a candidate broke down
+            quantiles = np.quantile(self.divergences.astype(np.float64), [0.5, 0.99, 0.999])
+        median, p99, p99_9 = map(float, quantiles)
+        return {
+            "kl.mean": self._mean(2),
+            "kl.median": median,
+            "kl.p99": p99,
+            "kl.p99_9": p99_9,
+            "kl.max": float(self.divergences.max()),
+            "agreement": self._mean(3),
+            "flips.lost": float(means[4]),
+            "flips.gained": float(means[5]),
+            "flips.changed": float(means[6]),
+            "perplexity": self._exp_of(means[1], self._drawn[:, 1]),
+            "perplexity.ratio": self._exp_of(
+                means[1] - means[0], self._drawn[:, 1] - self._drawn[:, 0]
+            ),
+        }
 
-    with np.errstate(invalid="ignore"):  # inf - inf where a candidate broke down
-        median, p99, p999 = np.quantile(divergences.astype(np.float64), [0.5, 0.99, 0.999])
-    return Comparison(
-        windows=windows,
-        positions=total,
-        perplexity=PerplexityPair(
-            base=exp_of(means[0], drawn[:, 0]),
-            candidate=exp_of(means[1], drawn[:, 1]),
-            ratio=exp_of(means[1] - means[0], drawn[:, 1] - drawn[:, 0]),
-        ),
-        kl=Divergence(
-            mean=mean(2),
-            median=float(median),
-            p99=float(p99),
-            p999=float(p999),
-            max=float(divergences.max()),
-        ),
-        agreement=mean(3),
-        flips=Flips(lost=float(means[4]), won=float(means[5]), both_wrong=float(means[6])),
-    )
+    def of_base(self) -> Metrics:
+        """The same windows' perplexity of the base."""
+        return {"perplexity": self._exp_of(self._means[0], self._drawn[:, 0])}
+
+    @property
+    def _total(self) -> int:
+        return len(self.columns) * self.positions
+
+    @property
+    def _means(self) -> Array:
+        means: Array = self.columns.sum(axis=0) / self._total
+        return means
+
+    @property
+    def _drawn(self) -> Array:
+        return self.draws / self._total
+
+    def _mean(self, column: int) -> Interval:
+        return interval(float(self._means[column]), self._drawn[:, column], len(self.columns))
+
+    def _exp_of(self, value: float, draws: Array) -> Interval:
+        return interval(float(_exp(np.asarray(value))), _exp(draws), len(self.columns))
 
 
 def _compare_window(
     base: Tensor, candidate: Tensor, targets: Tensor
-) -> tuple[list[float], np.ndarray[Any, Any]]:
+) -> tuple[list[float], NDArray[np.float32]]:
     """The seven sums of one window, and its divergences, float32 [positions]."""
     sums = torch.zeros(7, dtype=torch.float64)
     divergences = []
@@ -234,11 +224,9 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         )
 
 
-def _batches(windows: Tensor, size: int, progress: Progress | None) -> Iterator[Tensor]:
+def _batches(windows: Tensor, size: int) -> Iterator[Tensor]:
     for start in range(0, len(windows), size):
         yield windows[start : start + size]
-        if progress is not None:
-            progress(min(start + size, len(windows)))
 
 
 def _check_windows(windows: Tensor) -> None:

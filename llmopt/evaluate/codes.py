@@ -8,11 +8,15 @@ flows, which would hardly show in what the model says.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from llmopt.artifact import Artifact
+from llmopt.evaluate.probe import Reading, Subject
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.grids.base import Grid, Quantized
@@ -20,6 +24,7 @@ from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.levels import spacing
 from llmopt.specs import GRIDS, load, lookup
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.metrics import Metrics
 
 #: neighbours that are looked at together where a grid has no groups of its own
 _BLOCK = 32
@@ -90,28 +95,36 @@ def _block_error(weight: Tensor, tensor: BlockTensor) -> CodeError:
     )
 
 
-@dataclass(frozen=True)
-class WeightErrors:
-    """The largest offset and gain of any linear, and the bits of the linear with the fewest."""
-
-    offset: float
-    gain: float
-    fewest_bits: int
+def measure(subject: Subject) -> Iterator[Reading]:
+    """Hold the codes to the base's weights, where they were chosen for those."""
+    if subject.base is not None and stand_for(subject.model, subject.base):
+        base = Checkpoint.open(subject.base.path)
+        yield from weight_errors(base, Checkpoint.open(subject.model.path))
 
 
-def weight_errors(base: Checkpoint, quantized: Checkpoint) -> WeightErrors | None:
-    """Hold the codes of every quantized linear to its weight in `base`, one linear at a time.
+def stand_for(model: Artifact, base: Artifact) -> bool:
+    """Whether the codes of `model` were chosen for the weights of `base` as they are there.
 
-    None where nothing is quantized. `base` is the model that was quantized, in the same names; a
-    linear that it lacks, or has quantized itself, is a RequestError.
+    A transform before rounding has moved scales between the weights of the base.
     """
-    if not quantized.layers:
-        return None
-    errors = [
-        code_error(base.weight(name), quantized.read_layer(name)) for name in quantized.layers
-    ]
-    return WeightErrors(
-        offset=max(error.offset for error in errors),
-        gain=max(error.gain for error in errors),
-        fewest_bits=min(layer.bits for layer in quantized.layers.values()),
-    )
+    if model.manifest.get("settings", {}).get("transform", "none") != "none":
+        return False
+    return base.digest in [parent["digest"] for parent in model.manifest.get("parents", ())]
+
+
+def weight_errors(base: Checkpoint, quantized: Checkpoint) -> Iterator[Reading]:
+    """The largest offset and gain of any quantized linear, one linear after the other.
+
+    `base` is what was quantized, in the same names; a linear that it lacks is a RequestError.
+    """
+    errors: list[CodeError] = []
+    for name in quantized.layers:
+        errors.append(code_error(base.weight(name), quantized.read_layer(name)))
+        yield Reading(len(errors), len(quantized.layers), partial(_largest, tuple(errors)))
+
+
+def _largest(errors: tuple[CodeError, ...]) -> Metrics:
+    return {
+        "weights.offset": max(error.offset for error in errors),
+        "weights.gain": max(error.gain for error in errors),
+    }

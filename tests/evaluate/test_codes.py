@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmopt.evaluate.weights import CodeError, WeightErrors, code_error, weight_errors
+from llmopt.evaluate.codes import CodeError, code_error, weight_errors
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.layout import layout_of
@@ -98,7 +98,7 @@ def test_checkpoints_are_held_to_each_other(family: str, tmp_path: Path) -> None
     folder, stored = tmp_path / "base", tmp_path / "quantized"
     models.save(folder, family)
     base = Checkpoint.open(folder)
-    assert weight_errors(base, base) is None
+    assert list(weight_errors(base, base)) == []
     name = base.naming.linears(0)[-1][0]
     original = base.read(f"{name}.weight")
     original = original.T if family == "gpt2" else original
@@ -113,7 +113,8 @@ def test_checkpoints_are_held_to_each_other(family: str, tmp_path: Path) -> None
     settings = gptq.quantization_config({name: layout_of(tensor)}, version="gptq")
     config = {**base.config, "quantization_config": settings}
     (stored / "config.json").write_text(json.dumps(config))
-    found = weight_errors(base, Checkpoint.open(stored))
+    (found,) = weight_errors(base, Checkpoint.open(stored))
     expected = code_error(original, tensor)
-    assert found == WeightErrors(expected.offset, expected.gain, 4)
+    assert found.final
+    assert found.metrics == {"weights.offset": expected.offset, "weights.gain": expected.gain}
     assert expected.gain < 0.07

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import JsonValue
 
 from llmopt.report import numbers
 from llmopt.report.quality import DAMAGED, NEAR_LOSSLESS, STATED, class_of
-from llmopt.report.results import Entry, Results
+from llmopt.report.results import BenchEntry, Comparison
+from llmopt.specs.metrics import Interval, ends_of
 
 SAME_SIZE = 1.01
 """Sizes within 1% are one size: file headers alone can make that difference."""
@@ -28,14 +31,14 @@ _QUALITY = ("kl", "agreement", "flips", "perplexity")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Recommendation:
     """The model to ship (None where there is none), why, and a sentence for each other.
 
     word: "ship" where its quality is enough, "best" where it is only the best there is.
     notes: what the next smaller model would cost, and the next larger one gain.
     """
 
-    ship: Entry | None
+    ship: BenchEntry | None
     why: str
     others: tuple[tuple[str, str], ...] = ()
     word: Literal["ship", "best"] = "ship"
@@ -49,17 +52,22 @@ class Verdict:
             return f"Ship {self.ship.name}"
         return f"Best: {self.ship.name} ({class_of(self.ship)})"
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """For machines: `recommended` is null where no model may replace the original."""
-        found = {"headline": self.headline, "why": self.why, "notes": list(self.notes)}
-        ship = {"recommended": self.ship.name, "class": class_of(self.ship)} if self.ship else {}
-        return {"recommended": None, "class": None} | ship | found | {"others": dict(self.others)}
+        return {
+            "recommended": self.ship.name if self.ship else None,
+            "class": class_of(self.ship) if self.ship else None,
+            "headline": self.headline,
+            "why": self.why,
+            "notes": list(self.notes),
+            "others": dict(self.others),
+        }
 
 
-def choose(results: Results) -> Verdict:
+def choose(comparison: Comparison) -> Recommendation:
     """Apply RULE."""
-    measured = [entry for entry in results.entries if not entry.is_base]
-    base = next((entry for entry in results.entries if entry.is_base), None)
+    measured = [entry for entry in comparison.entries if not entry.is_base]
+    base = next((entry for entry in comparison.entries if entry.is_base), None)
     refusals = {entry.name: _refusal(entry, base) for entry in measured}
     candidates = [entry for entry in measured if not refusals[entry.name]]
     for entry in candidates:
@@ -75,25 +83,28 @@ def choose(results: Results) -> Verdict:
         (name, why or "") for name, why in refusals.items() if ship is None or name != ship.name
     )
     if ship is None:
-        return Verdict(None, _why_none(measured, left), others)
-    return Verdict(ship, _why(ship, word), others, word, _neighbours(ship, measured))
+        return Recommendation(None, _why_none(measured, left), others)
+    return Recommendation(ship, _why(ship, word), others, word, _neighbours(ship, measured))
 
 
-def front(entries: list[Entry]) -> list[Entry]:
+def front(entries: list[BenchEntry]) -> list[BenchEntry]:
     """The entries that no other matches in both size and mean KL, from small to large."""
-    best: list[Entry] = []
+    best: list[BenchEntry] = []
     for entry in sorted(entries, key=lambda entry: (entry.bytes, _kl(entry), entry.name)):
         if not best or _kl(entry) < _kl(best[-1]):
             best.append(entry)
     return best
 
 
-def has_kl(entry: Entry) -> bool:
+def has_kl(entry: BenchEntry) -> bool:
     """Whether the mean KL was measured and is finite."""
     return math.isfinite(_kl(entry))
 
 
-def _pick(left: list[Entry], *, gated: bool) -> tuple[Entry | None, Literal["ship", "best"]]:
+def _pick(
+    left: list[BenchEntry], *, gated: bool
+) -> tuple[BenchEntry | None, Literal["ship", "best"]]:
+    """The model to ship among those that are not ruled out, or the best there is."""
     if not left:
         return None, "ship"
     if gated:
@@ -101,38 +112,29 @@ def _pick(left: list[Entry], *, gated: bool) -> tuple[Entry | None, Literal["shi
     if near := [entry for entry in left if class_of(entry) == NEAR_LOSSLESS.name]:
         return _smallest(near), "ship"
     lowest = min(left, key=_kl)
-    best = _smallest([entry for entry in left if _low(entry) <= _high(lowest)])
+    reach = ends_of(lowest.metrics["kl.mean"])[1]
+    best = _smallest([each for each in left if ends_of(each.metrics["kl.mean"])[0] <= reach])
     return (None if class_of(best) == DAMAGED else best), "best"
 
 
-def _smallest(entries: list[Entry]) -> Entry:
+def _smallest(entries: list[BenchEntry]) -> BenchEntry:
     """The smallest; among sizes within 1% of it, the one with the lowest mean KL."""
     smallest = min(entry.bytes for entry in entries)
     ties = [entry for entry in entries if entry.bytes <= smallest * SAME_SIZE]
     return min(ties, key=lambda entry: (_kl(entry), entry.bytes, entry.name))
 
 
-def _judged(entry: Entry) -> bool:
+def _judged(entry: BenchEntry) -> bool:
     """Whether the user set a limit to the loss of quality; size alone is none."""
     return any(not v.default and v.gate.startswith(_QUALITY) for v in entry.gates)
 
 
-def _kl(entry: Entry) -> float:
-    value = entry.kl.mean.value if entry.kl else None
+def _kl(entry: BenchEntry) -> float:
+    value = entry.value("kl.mean")
     return math.inf if value is None or math.isnan(value) else value
 
 
-def _low(entry: Entry) -> float:
-    low = entry.kl.mean.low if entry.kl else None
-    return _kl(entry) if low is None else low
-
-
-def _high(entry: Entry) -> float:
-    high = entry.kl.mean.high if entry.kl else None
-    return _kl(entry) if high is None else high
-
-
-def _refusal(entry: Entry, base: Entry | None) -> str | None:
+def _refusal(entry: BenchEntry, base: BenchEntry | None) -> str | None:
     """Why the entry cannot be shipped whatever the others are."""
     failed = [verdict for verdict in entry.gates if not verdict.passed]
     if failed:
@@ -140,20 +142,20 @@ def _refusal(entry: Entry, base: Entry | None) -> str | None:
         return f"failed its gate: {found}" if len(failed) == 1 else f"failed its gates: {found}"
     if base and entry.bytes >= base.bytes:
         return "not smaller than the original"
-    if entry.kl is None:
+    if entry.value("kl.mean") is None:
         return "no KL to the original was measured"
     return None if has_kl(entry) else "its KL to the original is not finite: it is broken"
 
 
-def _beats(other: Entry, entry: Entry) -> bool:
+def _beats(other: BenchEntry, entry: BenchEntry) -> bool:
     """Whether `other` is at most 1% larger and its KL interval lies wholly below."""
-    if other.kl is None or entry.kl is None or other.bytes > entry.bytes * SAME_SIZE:
+    ours, theirs = entry.metrics.get("kl.mean"), other.metrics.get("kl.mean")
+    if not isinstance(ours, Interval) or not isinstance(theirs, Interval):
         return False
-    high, low = other.kl.mean.high, entry.kl.mean.low
-    return high is not None and low is not None and high < low
+    return other.bytes <= entry.bytes * SAME_SIZE and theirs.high < ours.low
 
 
-def _described(entry: Entry, ship: Entry | None) -> str:
+def _described(entry: BenchEntry, ship: BenchEntry | None) -> str:
     """Size and quality, and how the size compares with that of the model to ship."""
     relation = ""
     if ship is not None:
@@ -164,7 +166,7 @@ def _described(entry: Entry, ship: Entry | None) -> str:
     return ", ".join(filter(None, (f"{relation}{size} MB", f"mean KL {kl}", class_of(entry))))
 
 
-def _neighbours(ship: Entry, measured: list[Entry]) -> tuple[str, ...]:
+def _neighbours(ship: BenchEntry, measured: list[BenchEntry]) -> tuple[str, ...]:
     """What the next smaller model would cost, and the next larger one gain."""
     known = [entry for entry in measured if has_kl(entry)]
     smaller = front([e for e in known if e.bytes * SAME_SIZE < ship.bytes])
@@ -178,15 +180,20 @@ def _neighbours(ship: Entry, measured: list[Entry]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _neighbour(which: str, entry: Entry, ship: Entry) -> str:
+def _neighbour(which: str, entry: BenchEntry, ship: BenchEntry) -> str:
     change = numbers.percent(abs(entry.bytes / ship.bytes - 1))
     relation = "smaller" if entry.bytes < ship.bytes else "larger"
     size = f"{numbers.megabytes(entry.bytes)} MB, {change} {relation}"
     parts = [f"{which}: {entry.name} ({size})", _times(_kl(entry), _kl(ship))]
-    if entry.agreement and entry.agreement.value is not None:
-        parts.append(f"{numbers.percent(entry.agreement.value)} same top token")
+    parts += _same_top_token(entry)
     said = ", ".join(parts) + (f": {found}" if (found := class_of(entry)) else "")
     return f"{said}{'' if entry.passed else '; it failed a gate'}."
+
+
+def _same_top_token(entry: BenchEntry) -> list[str]:
+    agreement = entry.value("agreement")
+    known = agreement is not None and math.isfinite(agreement)
+    return [f"{numbers.percent(agreement)} same top token"] if known else []
 
 
 def _times(kl: float, reference: float) -> str:
@@ -198,19 +205,18 @@ def _times(kl: float, reference: float) -> str:
     return f"1/{numbers.short(reference / kl, 2)} of the divergence"
 
 
-def _why(ship: Entry, word: str) -> str:
-    share = f", {numbers.percent(ship.size_ratio)} of the original" if ship.size_ratio else ""
-    kl = numbers.interval(ship.kl.mean) if ship.kl else numbers.MISSING
-    quality = f"mean KL {kl} nats"
-    if ship.agreement and ship.agreement.value is not None:
-        quality += f", {numbers.percent(ship.agreement.value)} same top token"
+def _why(ship: BenchEntry, word: str) -> str:
+    ratio = ship.value("size.ratio")
+    share = f", {numbers.percent(ratio)} of the original" if ratio else ""
+    kl = f"mean KL {numbers.interval(ship.metrics.get('kl.mean'))} nats"
+    quality = ", ".join((kl, *_same_top_token(ship)))
     if found := class_of(ship):
         quality = f"{found}: {quality}"
     text = f"{numbers.megabytes(ship.bytes)} MB{share}; {quality}; {_gates(ship)}."
     return f"No model is near-lossless; this is the best. {text}" if word == "best" else text
 
 
-def _gates(ship: Entry) -> str:
+def _gates(ship: BenchEntry) -> str:
     own = [verdict.gate for verdict in ship.gates if not verdict.default]
     if own:
         return f"it passes {'the gate' if len(own) == 1 else 'the gates'} {', '.join(own)}"
@@ -219,10 +225,10 @@ def _gates(ship: Entry) -> str:
     return "no gate was set for it"
 
 
-def _why_none(measured: list[Entry], left: list[Entry]) -> str:
+def _why_none(measured: list[BenchEntry], left: list[BenchEntry]) -> str:
     if not measured:
         return "Only the original was measured: there is nothing to choose from."
-    if not any(entry.kl for entry in measured):
+    if not any(entry.value("kl.mean") is not None for entry in measured):
         return (
             "The loss of quality is not known, because there was no original to compare with: "
             "measure again with --against."
