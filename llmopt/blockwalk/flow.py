@@ -150,7 +150,7 @@ class BlockFlow:
         found: dict[str, InputStatistics] = {}
         pooled = self._stream.checkpoint.naming.pool_of(inlets[-1][0]) is not None
 
-        def observe(names: Names, *, last: bool) -> Callable[..., None]:
+        def observe(names: Names, *, last: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             first = names[0]
 
             def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:

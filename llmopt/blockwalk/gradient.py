@@ -180,7 +180,7 @@ class _Meter:
     def _see_input(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         self.statistics = accumulated(self.statistics, arguments[0].detach())
 
-    def _see_output(self, name: str) -> Callable[..., None]:
+    def _see_output(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def see_gradient(gradient: Tensor) -> None:
             rows = gradient.reshape(-1, gradient.shape[-1])
             self._squares[name] += rows.double().square().sum(0)

@@ -7,7 +7,7 @@ are the same each time. They are kept, and attention is then the projection of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from llmopt.blockwalk.skeleton import Skeleton
+from llmopt.blockwalk.skeleton import Forward, Skeleton
 
 #: bytes that may be kept, in those of the walk's activations
 _SHARE = 2
@@ -120,7 +120,7 @@ class Shortcuts:
         yield end.linear.register_forward_hook(note)
         yield end.module.register_forward_hook(judge)
 
-    def _shortened(self, end: _End) -> Callable[..., object]:
+    def _shortened(self, end: _End) -> Forward:
         def forward(*_: object, **__: object) -> object:
             output = end.linear(end.inputs[self._batch].to(self._skeleton.device))
             # weights of attention, caches: a block that is called alone does not use them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ from llmopt.formats.empty_model import empty_model
 Call = tuple[tuple[object, ...], dict[str, object]]
 #: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
 StandIn = Callable[[int, Tensor, Call], Tensor]
+
+
+class Forward(Protocol):
+    """A module's forward, whatever it is called with beside hidden states."""
+
+    def __call__(self, hidden: Tensor, /, *arguments: object, **keywords: object) -> object: ...
 
 
 class _Stopped(Exception):
@@ -204,8 +211,8 @@ class Skeleton:
     def _replace_forwards(self, stand_in: StandIn, *, in_tuple: bool) -> None:
         last: list[Tensor] = []
 
-        def forward(block: int) -> Callable[..., object]:
-            def run(hidden: Tensor, *arguments: object, **keywords: object) -> object:
+        def forward(block: int) -> Forward:
+            def run(hidden: Tensor, /, *arguments: object, **keywords: object) -> object:
                 if last and last[-1] is not hidden:
                     raise _OtherReturn
                 last[:] = [stand_in(block, hidden, (arguments, keywords))]

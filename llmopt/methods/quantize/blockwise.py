@@ -118,7 +118,7 @@ class _Solver:
                 if after < stop:
                     pending[after - start :].addmm_(matrix[block, after:stop].T, change)
 
-    def _round(self, rows: _Rows, block: slice, pending: Tensor) -> _Settled:
+    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> _Settled:
         """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper[block, block]
         target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
@@ -126,7 +126,7 @@ class _Solver:
         target = target.contiguous().add_(rows.weight[block])
         return self._rounding.round(target, upper, self._refine)
 
-    def _descend(self, rows: _Rows, block: slice, pending: Tensor) -> _Settled:
+    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> _Settled:
         """Improve a block given all others; pending [n, rows] is H times the residual."""
         cost = self._factor.damped[block, block]
         values = rows.weight[block] - rows.residual[block]
@@ -263,7 +263,7 @@ class _Vectors:
         code, value = self.grid.choose(fields, index, wanted.T.contiguous(), cost.diagonal(), cost)
         return code, value.T
 
-    def _parts(self, values: Tensor) -> Iterator[tuple[int, slice]]:
+    def _parts(self, values: Tensor) -> Iterator[tuple[int, slice[int, int, None]]]:
         return (
             (index, slice(first, first + self.vector))
             for index, first in enumerate(range(0, values.shape[0], self.vector))

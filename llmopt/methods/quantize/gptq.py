@@ -107,7 +107,7 @@ class _Rows:
             zero=table.clone(),
         )
 
-    def settle(self, block: slice, codes: Tensor, lattice: ColumnLattice) -> Tensor:
+    def settle(self, block: slice[int, int, None], codes: Tensor, lattice: ColumnLattice) -> Tensor:
         """Take over a block's codes; returns by how much its residual changed."""
         residual = torch.addcmul(self.weight[block], codes, lattice.scale, value=-1)
         change = residual - self.residual[block]
@@ -188,7 +188,7 @@ class _Solver:
                 if after < stop:
                     pending[after - start :].addmm_(matrix[first:after, after:stop].T, change)
 
-    def _round(self, rows: _Rows, block: slice, pending: Tensor) -> Tensor:
+    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Round a group; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper[block, block]
         wanted = torch.linalg.solve_triangular(upper.T, pending, upper=False)
@@ -206,7 +206,7 @@ class _Solver:
         gradient = cost @ target.addcmul_(codes, lattice.scale, value=-1)
         return self._improve(rows, block, gradient, cost, codes, lattice)
 
-    def _descend(self, rows: _Rows, block: slice, pending: Tensor) -> Tensor:
+    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Improve a group given all others; pending [n, rows] is H times the residual."""
         lattice = self._lattice(rows, block)
         codes, cost = lattice.kept(rows.codes[block]), self._factor.damped[block, block]
@@ -215,7 +215,7 @@ class _Solver:
     def _improve(
         self,
         rows: _Rows,
-        block: slice,
+        block: slice[int, int, None],
         gradient: Tensor,
         cost: Tensor,
         codes: Tensor,
@@ -226,7 +226,7 @@ class _Solver:
             rows.scale[self._group[block.start]] = lattice.scale[0]
         return rows.settle(block, codes, lattice)
 
-    def _lattice(self, rows: _Rows, block: slice) -> ColumnLattice:
+    def _lattice(self, rows: _Rows, block: slice[int, int, None]) -> ColumnLattice:
         """The values open to a block's columns, by the scales and zeros of now."""
         groups = self._group[block]
         mixed = self._settings.static_groups and self._settings.act_order == "full"
