@@ -33,7 +33,14 @@ from llmopt.artifact.digests import (
     open_artifact,
     write_cache,
 )
-from llmopt.artifact.documents import canonical, finite, read_object, write_json, write_text
+from llmopt.artifact.documents import (
+    JsonObject,
+    canonical,
+    finite,
+    read_object,
+    write_json,
+    write_text,
+)
 from llmopt.artifact.files import (
     CARD,
     MANIFEST,
@@ -70,6 +77,7 @@ __all__ = [
     "RUN_RECORD",
     "SCHEMA",
     "Artifact",
+    "JsonObject",
     "at",
     "cache_folder",
     "canonical",

@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 from llmopt.errors import RequestError
 
+#: an object of JSON; what its members are is for whoever reads it to check
+JsonObject = dict[str, Any]
+
 #: far above any manifest: that of a model of 100,000 tensors takes 20 MB
 _LARGEST = 1 << 28
 
@@ -57,7 +60,7 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """The JSON object in a file of ours, or RequestError saying why there is none.
 
     What JSON parsers read in different ways (a name twice, NaN) is no JSON here.
@@ -81,8 +84,8 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found: JsonObject = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"it has the name {key!r} twice in one object")

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.corpora import rendering
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.pretrained import tokenizer_of
@@ -98,7 +99,7 @@ class _Renderer:
             )
         return str(answer["text"])
 
-    def _ask(self, document: object, seconds: float) -> dict[str, Any] | None:
+    def _ask(self, document: object, seconds: float) -> JsonObject | None:
         """The answer; None where there is none in time, or the program has ended."""
         assert self._process.stdin is not None
         try:
@@ -107,7 +108,7 @@ class _Renderer:
             line = self._answers.get(timeout=seconds)
         except (queue.Empty, BrokenPipeError):
             return None
-        answer: dict[str, Any] | None = json.loads(line) if line else None
+        answer: JsonObject | None = json.loads(line) if line else None
         return answer
 
     def _listen(self) -> None:
@@ -134,7 +135,7 @@ def _template(tokenizer: Any) -> str:
         ) from error
 
 
-def plain(place: str, messages: list[object]) -> list[dict[str, Any]]:
+def plain(place: str, messages: list[object]) -> list[JsonObject]:
     """The messages as templates expect them, without members that are null, as transformers has it.
 
     RequestError where they are not objects with a role and a content, or with from and value.
@@ -142,7 +143,7 @@ def plain(place: str, messages: list[object]) -> list[dict[str, Any]]:
     return [_message(f"{place}: message {n}", each) for n, each in enumerate(messages, start=1)]
 
 
-def _message(place: str, message: object) -> dict[str, Any]:
+def _message(place: str, message: object) -> JsonObject:
     if isinstance(message, dict):
         given = {key: value for key, value in message.items() if value is not None}
         if "role" in given and "content" in message:
@@ -154,7 +155,7 @@ def _message(place: str, message: object) -> dict[str, Any]:
     )
 
 
-def _of_sharegpt(place: str, speaker: object, text: object) -> dict[str, Any]:
+def _of_sharegpt(place: str, speaker: object, text: object) -> JsonObject:
     if not isinstance(text, str):
         raise RequestError(f"{place}: its value is no text")
     role = _ROLES.get(speaker.lower()) if isinstance(speaker, str) else None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.corpora.packed import opened
 from llmopt.errors import RequestError
 from llmopt.specs.base import shortened
@@ -89,7 +90,7 @@ def parsed(line: str, place: str, hint: str) -> Any:
         raise RequestError(f"{place}: the JSON is nested too deeply") from error
 
 
-def member(record: dict[str, Any], field: str, place: str) -> Any:
+def member(record: JsonObject, field: str, place: str) -> Any:
     """The value of a record's `field`; see `chosen_field`."""
     return record[chosen_field(place, field, list(record))]
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llmopt.artifact import JsonObject
 from llmopt.corpora.files import (
     LONGEST,
     Record,
@@ -50,7 +51,7 @@ def records(path: Path, field: str) -> Iterator[Record]:
         yield from _of_object(path, parsed(content, str(path), _HINT), field)
 
 
-def _of_object(path: Path, found: dict[str, Any], field: str) -> Iterator[Record]:
+def _of_object(path: Path, found: JsonObject, field: str) -> Iterator[Record]:
     """What an object holds: one record, columns of them, or a list of records."""
     name = _only_list(found) if field not in found else None
     value = found[name or chosen_field(str(path), field, list(found))]
@@ -61,7 +62,7 @@ def _of_object(path: Path, found: dict[str, Any], field: str) -> Iterator[Record
     return _members(path, value, field)
 
 
-def _only_list(found: dict[str, Any]) -> str | None:
+def _only_list(found: JsonObject) -> str | None:
     """The name of the list of records that an object is there for."""
     lists = [name for name, value in found.items() if isinstance(value, list) and value]
     if len(lists) != 1:

@@ -36,7 +36,7 @@ def main() -> None:
             _answer({"error": str(error) or type(error).__name__})
 
 
-def _answer(document: dict[str, Any]) -> None:
+def _answer(document: dict[str, str]) -> None:
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 

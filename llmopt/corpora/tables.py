@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.corpora.files import Record, chosen_field
 from llmopt.errors import RequestError, require
 
@@ -99,7 +100,7 @@ def _saved_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

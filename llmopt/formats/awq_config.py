@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmopt import __version__
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.model.layout import Layout
@@ -54,7 +55,7 @@ def quantization_config(
     unquantized: Iterable[str] = (),
     names: EngineNames = OWN_NAMES,
     **_: object,
-) -> dict[str, Any]:
+) -> JsonObject:
     """What config.json's `quantization_config` says.
 
     `layers` are all quantized linears by module name and `unquantized` the other linears; `names`

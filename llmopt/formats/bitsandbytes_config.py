@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.formats.tensor_header import TensorHeader
@@ -87,7 +88,7 @@ def quantization_config(
     head: str = "lm_head",
     names: EngineNames = OWN_NAMES,
     **_: object,
-) -> dict[str, Any]:
+) -> JsonObject:
     """What config.json's `quantization_config` says.
 
     `layers` are all quantized linears by module name, `unquantized` the other linears, `head` the
@@ -102,7 +103,7 @@ def quantization_config(
                 f"{'in blocks of 64' if version == FOUR_BIT else 'with a scale for each row'}"
             )
     plain = [*unquantized, *([] if head in layers else [head])]
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "quant_method": "bitsandbytes",
         "load_in_4bit": version == FOUR_BIT,
         "load_in_8bit": version == EIGHT_BIT,

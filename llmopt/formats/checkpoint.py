@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.headers import read_headers
@@ -46,7 +46,7 @@ class Checkpoint:
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: JsonObject
     family: FamilySpec
     naming: Naming
     stored: Mapping[str, StoredTensor]

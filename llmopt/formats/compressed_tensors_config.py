@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.model.layout import Layout
@@ -100,7 +101,7 @@ def quantization_config(
     head: str = "lm_head",
     names: EngineNames = OWN_NAMES,
     **_: object,
-) -> dict[str, Any]:
+) -> JsonObject:
     """What config.json's `quantization_config` says.
 
     `layers` are all quantized linears by module name, `unquantized` the other linears, `head` the
@@ -246,9 +247,9 @@ def _check(name: str, layer: Layout) -> None:
         )
 
 
-def _scheme(layout: Layout, targets: list[str], *, own_format: bool) -> dict[str, Any]:
+def _scheme(layout: Layout, targets: list[str], *, own_format: bool) -> JsonObject:
     kind, bits = _TYPES[layout.grid]
-    weights: dict[str, Any] = {
+    weights: JsonObject = {
         "num_bits": bits,
         "type": kind,
         "symmetric": layout.symmetric,
@@ -261,7 +262,7 @@ def _scheme(layout: Layout, targets: list[str], *, own_format: bool) -> dict[str
     if layout.blocks:
         size = layout.group_size
         weights |= {"strategy": "block", "block_structure": [size, size], "group_size": None}
-    inputs: dict[str, Any] | None = None
+    inputs: JsonObject | None = None
     if layout.activations is not None:
         kind, bits = _TYPES[layout.activations]
         inputs = {

@@ -8,6 +8,7 @@ from io import DEFAULT_BUFFER_SIZE, BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 
 
@@ -25,7 +26,7 @@ def open_regular(path: Path, buffering: int = DEFAULT_BUFFER_SIZE) -> BufferedRe
     raise RequestError(f"{path} is {_kind(mode)}, not a file")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The JSON object in a file, or RequestError saying where it is broken."""
     try:
         with open_regular(path) as file:
@@ -34,10 +35,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RequestError(f"cannot read {path}: {error.strerror}") from error
 
 
-def json_object(text: bytes, where: str) -> dict[str, Any]:
+def json_object(text: bytes, where: str) -> JsonObject:
     """The JSON object in `text`; RequestError saying what `where` has instead."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> JsonObject:
         result = dict(pairs)
         if len(result) != len(pairs):
             keys = [key for key, _ in pairs]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmopt import __version__
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.model.layout import Layout
@@ -62,18 +63,18 @@ def quantization_config(
     names: EngineNames = OWN_NAMES,
     damping: float | None = None,
     true_sequential: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """What config.json's `quantization_config` and quantize_config.json say, both the same.
 
     `layers` are all quantized linears by module name and `unquantized` the other linears. `head`
     is the output head's name, `names` are those that engines have for these modules.
     """
     usual = Counter(layers.values()).most_common(1)[0][0]
-    dynamic = {f"-:{p}": dict[str, Any]() for p in names.patterns(unquantized)}
+    dynamic = {f"-:{p}": JsonObject() for p in names.patterns(unquantized)}
     for other in dict.fromkeys(layer for layer in layers.values() if layer != usual):
         alike = [name for name, layer in layers.items() if layer == other]
         dynamic |= {f"+:{p}": _settings(other) for p in names.patterns(alike)}
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "quant_method": "gptq",
         "checkpoint_format": version,
         **_settings(usual),
@@ -123,7 +124,7 @@ def _overridden(layout: Layout, override: Mapping[str, Any]) -> Layout:
     return replace(layout, **changes)
 
 
-def _settings(layer: Layout) -> dict[str, Any]:
+def _settings(layer: Layout) -> JsonObject:
     return {
         "bits": layer.bits,
         "group_size": layer.group_size,

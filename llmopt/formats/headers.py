@@ -6,9 +6,8 @@ No torch, so that the planner answers at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from llmopt.artifact import check_regular
+from llmopt.artifact import JsonObject, check_regular
 from llmopt.errors import RequestError
 from llmopt.formats.files import read_json
 from llmopt.formats.kind import kind_in, reader
@@ -31,7 +30,7 @@ def read_headers(folder: Path) -> Headers:
     return reader(kind_in(folder)).headers(folder)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """The parsed config.json of a model directory."""
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a directory")

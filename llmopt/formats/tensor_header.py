@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.formats.gguf.order import Arrangement
 from llmopt.formats.side_files import SideFiles, side_files
 
@@ -67,7 +67,7 @@ class Headers:
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: JsonObject
     tensors: dict[str, TensorHeader]
     read_besides: frozenset[str] = frozenset()
 

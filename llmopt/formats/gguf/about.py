@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.formats.gguf.container import Metadata
 
 _HUB = "https://huggingface.co/"
@@ -46,7 +47,7 @@ def general(card: Mapping[str, Any], name: str) -> Metadata:
 _LISTED = ("tags", "languages", "base_models", "datasets")
 
 
-def front_matter(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def front_matter(metadata: Mapping[str, Any]) -> JsonObject:
     """The front matter of a model card for a GGUF file; empty where the file says nothing."""
     found = {key: metadata[name] for key, name in _SAME.items() if _is_text(metadata.get(name))}
     for key, kind in (("base_model", "base_model"), ("datasets", "dataset")):

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmopt.artifact import JsonObject
+
 
 def declared(
     settings: Mapping[str, Any], added: Mapping[str, int], special: Iterable[str]
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Tokens of the files beside tokenizer.json, by id. added: the content of added_tokens.json.
 
     special: the texts of those that are special wherever added_tokens.json names them.
@@ -32,7 +34,7 @@ def declared(
     return sorted(tokens, key=lambda token: token["id"])
 
 
-def special_tokens(named: Iterable[str], *files: Mapping[str, Any]) -> list[dict[str, Any]]:
+def special_tokens(named: Iterable[str], *files: Mapping[str, Any]) -> list[JsonObject]:
     """Special tokens of which the settings in `files` may know only the texts.
 
     named: those that have a part to play, as the first of a text.
@@ -46,11 +48,9 @@ def special_tokens(named: Iterable[str], *files: Mapping[str, Any]) -> list[dict
     return [{**token, "special": True} for token in tokens if token["content"]]
 
 
-def with_ids(
-    pieces: Mapping[str, int], tokens: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def with_ids(pieces: Mapping[str, int], tokens: Iterable[Mapping[str, Any]]) -> list[JsonObject]:
     """Each token once, with the id that it gets; of two of a text, what the later one says."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     following = len(pieces)
     for token in tokens:
         text = str(token["content"])

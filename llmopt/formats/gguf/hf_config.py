@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import GgufFile
 from llmopt.formats.gguf.facts import Facts
@@ -33,11 +34,11 @@ _CLASSES = {
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 
 
-def hf_config(gguf: GgufFile) -> dict[str, Any]:
+def hf_config(gguf: GgufFile) -> JsonObject:
     """config.json; RequestError where the metadata lacks what the architecture needs."""
     facts = Facts(gguf)
     family = _family(facts)
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "architectures": [_CLASSES[family]],
         "model_type": family,
         "vocab_size": facts.tensor("token_embd.weight").shape[0],
@@ -82,10 +83,10 @@ def _token_ids(metadata: Mapping[str, Any]) -> dict[str, int | None]:
     }
 
 
-def _gated(facts: Facts) -> dict[str, Any]:
+def _gated(facts: Facts) -> JsonObject:
     """Llama and what came of it."""
     family = _family(facts)
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "num_key_value_heads": facts.kv_heads,
         "rms_norm_eps": facts.real("attention.layer_norm_rms_epsilon"),
     }
@@ -107,7 +108,7 @@ def _gated(facts: Facts) -> dict[str, Any]:
     return config
 
 
-def _experts(facts: Facts, family: str) -> dict[str, Any]:
+def _experts(facts: Facts, family: str) -> JsonObject:
     count, used = facts.number("expert_count"), facts.number("expert_used_count")
     inner = facts.tensor("blk.0.ffn_down_exps.weight").shape[-1]
     if family == "mixtral":
@@ -131,7 +132,7 @@ def _experts(facts: Facts, family: str) -> dict[str, Any]:
     return found
 
 
-def _gemma(facts: Facts) -> dict[str, Any]:
+def _gemma(facts: Facts) -> JsonObject:
     layers, second = facts.gguf.block_count, facts.architecture == "gemma2"
     pattern = facts.get("attention.sliding_window_pattern")
     if not isinstance(pattern, list):
@@ -162,7 +163,7 @@ def _gemma(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _gpt2(facts: Facts) -> dict[str, Any]:
+def _gpt2(facts: Facts) -> JsonObject:
     return {
         "n_embd": facts.number("embedding_length"),
         "n_layer": facts.gguf.block_count,
@@ -173,7 +174,7 @@ def _gpt2(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _gpt_neox(facts: Facts) -> dict[str, Any]:
+def _gpt_neox(facts: Facts) -> JsonObject:
     return {
         "intermediate_size": facts.number("feed_forward_length"),
         "layer_norm_eps": facts.real("attention.layer_norm_epsilon"),
@@ -183,7 +184,7 @@ def _gpt_neox(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _falcon(facts: Facts) -> dict[str, Any]:
+def _falcon(facts: Facts) -> JsonObject:
     heads, shared = facts.number("attention.head_count"), facts.kv_heads
     two_norms = facts.has("attn_norm_2.weight")
     return {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.facts import Facts, shortest
 from llmopt.formats.gguf.rope import factors, yarn_attention
@@ -13,7 +13,7 @@ from llmopt.formats.gguf.rope import factors, yarn_attention
 _LOW, _HIGH = 1.0, 4.0
 
 
-def rope_config(facts: Facts) -> dict[str, Any]:
+def rope_config(facts: Facts) -> JsonObject:
     """rope_theta, rope_scaling and what belongs to them.
 
     RequestError where the file scales positions in a way that transformers has no name for.
@@ -21,7 +21,7 @@ def rope_config(facts: Facts) -> dict[str, Any]:
     theta = facts.real("rope.freq_base", 10000.0)
     if theta <= 0:
         raise facts.wrong("rope.freq_base", theta)
-    found: dict[str, Any] = {"rope_theta": theta}
+    found: JsonObject = {"rope_theta": theta}
     if facts.architecture == "gptneox":
         found["rotary_emb_base"] = theta
     if facts.architecture == "gemma3":
@@ -42,7 +42,7 @@ def rope_config(facts: Facts) -> dict[str, Any]:
     return found if scaling is None else {**found, "rope_scaling": scaling}
 
 
-def _scaling(facts: Facts) -> dict[str, Any] | None:
+def _scaling(facts: Facts) -> JsonObject | None:
     """What the metadata alone says of scaling."""
     kind = facts.get("rope.scaling.type") or "linear"
     if kind == "yarn":
@@ -56,13 +56,13 @@ def _scaling(facts: Facts) -> dict[str, Any] | None:
     return {"type": "linear", "rope_type": "linear", "factor": factor}
 
 
-def _yarn(facts: Facts) -> dict[str, Any]:
+def _yarn(facts: Facts) -> JsonObject:
     """Not from yarn_ext_factor, yarn_attn_factor and the betas: llama.cpp does not read them."""
     factor, share = facts.real("rope.scaling.factor"), facts.real("rope.scaling.attn_factor", 1.0)
     if factor <= 0:
         raise facts.wrong("rope.scaling.factor", factor)
     whole = facts.number("context_length")  # what llama.cpp takes where the file does not say
-    scaling: dict[str, Any] = {
+    scaling: JsonObject = {
         "type": "yarn",
         "rope_type": "yarn",
         "factor": factor,
@@ -78,10 +78,10 @@ def _yarn(facts: Facts) -> dict[str, Any]:
     return scaling
 
 
-def _longrope(facts: Facts) -> dict[str, Any]:
+def _longrope(facts: Facts) -> JsonObject:
     length = facts.number("rope.scaling.original_context_length")
     whole = facts.number("context_length")  # what llama.cpp takes where the file does not say
-    scaling: dict[str, Any] = {
+    scaling: JsonObject = {
         "type": "longrope",
         "rope_type": "longrope",
         "long_factor": facts.floats("rope_factors_long.weight"),
@@ -96,7 +96,7 @@ def _longrope(facts: Facts) -> dict[str, Any]:
     return {"rope_scaling": scaling, "original_max_position_embeddings": length}
 
 
-def _llama3(facts: Facts, values: list[float], theta: float) -> dict[str, Any]:
+def _llama3(facts: Facts, values: list[float], theta: float) -> JsonObject:
     """The settings of Llama 3's rule that give these divisors of the frequencies.
 
     Its smooth part tells the original length, in which shares of 1 and 1 / factor are linear.

@@ -58,14 +58,14 @@ def model_metadata(
     } | {f"{spec.architecture}.{key}": value for key, value in values.items() if value is not None}
 
 
-def completed(family: FamilySpec, config: Mapping[str, Any]) -> dict[str, Any]:
+def completed(family: FamilySpec, config: Mapping[str, Any]) -> Metadata:
     """The text model's config with what config.json leaves out, under the usual names too.
 
     RequestError where transformers cannot read it.
     """
     with using_config():
         settings = model_config(family.language_config(config))
-    full: dict[str, Any] = settings.to_dict()
+    full: Metadata = settings.to_dict()
     usual = {new: full[old] for new, old in settings.attribute_map.items() if old in full}
     return {**full, **usual}
 
@@ -91,7 +91,7 @@ def _inner(text: Mapping[str, Any]) -> int:
     return int(found) if found is not None else 4 * int(text["hidden_size"])
 
 
-def _attention(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
+def _attention(arch: str, text: Mapping[str, Any]) -> Metadata:
     """Heads, norms, windows and caps."""
     rms = text.get("rms_norm_eps")
     norm = text.get("layer_norm_epsilon", text.get("layer_norm_eps"))
@@ -113,7 +113,7 @@ def _attention(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _gemma(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
+def _gemma(arch: str, text: Mapping[str, Any]) -> Metadata:
     """What only Gemma has; RequestError where llama.cpp scales attention otherwise."""
     heads, layers = int(text["num_attention_heads"]), int(text["num_hidden_layers"])
     # llama.cpp goes by the number of blocks of the 27B models
@@ -140,7 +140,7 @@ def _gemma(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _experts(text: Mapping[str, Any]) -> dict[str, Any]:
+def _experts(text: Mapping[str, Any]) -> Metadata:
     count = text.get("num_local_experts") or text.get("num_experts")
     if not count:
         return {}
@@ -152,10 +152,10 @@ def _experts(text: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rope(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(arch: str, text: Mapping[str, Any]) -> Metadata:
     rope = parameters(text)
     kind = rope["rope_type"]
-    found: dict[str, Any] = {
+    found: Metadata = {
         "rope.dimension_count": rotary_dim(text),
         "rope.freq_base": number(rope, "rope_theta", 10000.0),
     }
@@ -173,7 +173,7 @@ def _rope(arch: str, text: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _yarn(arch: str, rope: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+def _yarn(arch: str, rope: Mapping[str, Any], text: Mapping[str, Any]) -> Metadata:
     """RequestError where llama.cpp would compute with other settings than the model."""
     for key, always in _YARN_ALWAYS.items():
         if (asked := rope.get(key, always)) != always:
@@ -208,7 +208,7 @@ def _yarn_attention(rope: Mapping[str, Any], factor: float) -> float:
     return yarn_attention(factor)
 
 
-def _longrope(rope: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+def _longrope(rope: Mapping[str, Any], text: Mapping[str, Any]) -> Metadata:
     length = number(rope, "original_max_position_embeddings")
     ratio = number(rope, "factor", number(text, "max_position_embeddings") / length)
     usual = math.sqrt(1 + math.log(ratio) / math.log(length)) if ratio > 1 < length else 1.0

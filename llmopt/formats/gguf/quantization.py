@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.restore import BLOCKS
 from llmopt.model.layout import Layout, ggml_layout
@@ -40,7 +41,7 @@ class GgufQuantization:
         return rows, size // spec.nbytes * spec.block
 
 
-def described(types: Mapping[str, str]) -> dict[str, Any]:
+def described(types: Mapping[str, str]) -> JsonObject:
     """What `parse` reads, for a config in memory."""
     return {"quant_method": METHOD, "types": dict(types)}
 

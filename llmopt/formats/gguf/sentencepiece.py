@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -34,7 +35,7 @@ class SentencePieceModel:
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
 
-    def tokenizer_json(self) -> dict[str, Any]:
+    def tokenizer_json(self) -> JsonObject:
         """The tokenizer.json that cuts text as this model does (of the parts read here)."""
         marked = [
             {"id": i, "content": text, "special": kind != USER_DEFINED, "normalized": False}
@@ -48,7 +49,7 @@ class SentencePieceModel:
             "model": self._model(),
         }
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> JsonObject:
         if self.kind == "Unigram":
             pieces = [[text, score] for text, score, _ in self.pieces]
             return {"type": "Unigram", "vocab": pieces, "byte_fallback": self._has_bytes()}
@@ -65,8 +66,8 @@ class SentencePieceModel:
     def _has_bytes(self) -> bool:
         return any(kind == BYTE for _, _, kind in self.pieces)
 
-    def _normalizer(self) -> dict[str, Any]:
-        steps: list[dict[str, Any]] = []
+    def _normalizer(self) -> JsonObject:
+        steps: list[JsonObject] = []
         if self.charsmap:
             text = base64.b64encode(self.charsmap).decode("ascii")
             steps.append({"type": "Precompiled", "precompiled_charsmap": text})

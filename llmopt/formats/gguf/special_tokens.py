@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.container import Metadata
 from llmopt.formats.gguf.tokenizer_source import TokenizerSource, parts_of_chain
 
 #: names of special tokens in the files -> in the keys of GGUF
@@ -46,7 +47,7 @@ class SpecialKeys:
     remarks: list[str] = field(default_factory=list)
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Metadata:
         """As the file has them."""
         return {
             f"tokenizer.ggml.{SPECIAL_KEYS[kind]}_token_id": number
@@ -54,9 +55,7 @@ class SpecialKeys:
         } | {f"tokenizer.ggml.add_{kind}_token": add for kind, add in self.adds.items()}
 
 
-def special_keys(
-    source: TokenizerSource, config: dict[str, Any], tokens: Sequence[str]
-) -> SpecialKeys:
+def special_keys(source: TokenizerSource, config: JsonObject, tokens: Sequence[str]) -> SpecialKeys:
     """Keys of the special tokens among all `tokens` of the model.
 
     RequestError where the first or the last token of a text is none of them.
@@ -91,7 +90,7 @@ def _named(source: TokenizerSource, kind: str) -> int | None:
     return _unknown(source.tokenizer["model"]) if kind == "unk" else None
 
 
-def _stated(source: TokenizerSource, config: dict[str, Any], kind: str) -> list[int]:
+def _stated(source: TokenizerSource, config: JsonObject, kind: str) -> list[int]:
     """The ids that the model's settings give it: those of the first file that has any."""
     files = {
         "generation_config.json": source.generation,
@@ -112,7 +111,7 @@ def _stated(source: TokenizerSource, config: dict[str, Any], kind: str) -> list[
     return []
 
 
-def _unknown(model: dict[str, Any]) -> int | None:
+def _unknown(model: JsonObject) -> int | None:
     """The id of the token that a model of tokenizer.json has for what it cannot cut, if any."""
     number = model["vocab"].get(model.get("unk_token")) if model.get("unk_token") else None
     return number if number is not None else model.get("unk_id")
@@ -162,7 +161,7 @@ def _other_ends(found: SpecialKeys, ends: Sequence[int], tokens: Sequence[str]) 
         )
 
 
-def template_ends(processor: dict[str, Any] | None) -> tuple[str | None, str | None]:
+def template_ends(processor: JsonObject | None) -> tuple[str | None, str | None]:
     """The tokens that a post-processor puts before and behind a text."""
     first = last = None
     for part in parts_of_chain(processor, "processors"):

@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.added_tokens import declared, moved, special_tokens, with_ids
 from llmopt.formats.gguf.bytelevel import bytes_to_text
@@ -33,7 +33,7 @@ class Rules:
     """How llama.cpp is to cut text: its keys, whether tokens are bytes in GPT-2's alphabet, and
     the scores of pieces where it goes by scores."""
 
-    metadata: dict[str, Any]
+    metadata: JsonObject
     over_bytes: bool = False
     scores: dict[str, float] | None = None
 
@@ -48,13 +48,13 @@ class TokenizerSource:
     """
 
     folder: Path
-    tokenizer: dict[str, Any]
-    settings: dict[str, Any]
+    tokenizer: JsonObject
+    settings: JsonObject
     special: dict[str, str]
     templates: dict[str, str]
     sentencepiece: SentencePieceModel | None = None
-    generation: dict[str, Any] = field(default_factory=dict)
-    added: tuple[dict[str, Any], ...] = ()
+    generation: JsonObject = field(default_factory=dict)
+    added: tuple[JsonObject, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property
@@ -77,7 +77,7 @@ class TokenizerSource:
         return self.pieces | {token["content"]: token["id"] for token in self.added}
 
 
-def read_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerSource:
+def read_tokenizer(folder: Path, config: JsonObject) -> TokenizerSource:
     """Read the tokenizer of a model folder; RequestError where there is none that can be read."""
     settings = _json(folder / "tokenizer_config.json")
     model = folder / "tokenizer.model"
@@ -112,23 +112,23 @@ def read_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerSource:
     )
 
 
-def parts_of_chain(chain: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+def parts_of_chain(chain: JsonObject | None, name: str) -> list[JsonObject]:
     """The steps of a chain of tokenizer.json, which may be a single one or none."""
     return list((chain or {}).get(name, [chain] if chain else ()))
 
 
-def _pieces(tokenizer: dict[str, Any]) -> dict[str, int]:
+def _pieces(tokenizer: JsonObject) -> dict[str, int]:
     found = tokenizer["model"]["vocab"]
     return found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
 
 
 def _added(
     folder: Path,
-    tokenizer: dict[str, Any],
-    settings: dict[str, Any],
-    mapping: dict[str, Any],
+    tokenizer: JsonObject,
+    settings: JsonObject,
+    mapping: JsonObject,
     special: dict[str, str],
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[JsonObject], list[str]]:
     """Added tokens with their ids, and sentences on what is not as the files say."""
     names = _json(folder / "added_tokens.json")
     listed = special_tokens(dict.fromkeys(special.values()), mapping, settings)
@@ -149,7 +149,7 @@ def _added(
     return found, remarks
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
@@ -162,7 +162,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _special(
-    settings: dict[str, Any], mapping: dict[str, Any], pieces: SentencePieceModel | None
+    settings: JsonObject, mapping: JsonObject, pieces: SentencePieceModel | None
 ) -> dict[str, str]:
     """Texts of the special tokens that the files name.
 
@@ -180,7 +180,7 @@ def _special(
     return found
 
 
-def _templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+def _templates(folder: Path, settings: JsonObject) -> dict[str, str]:
     """Chat templates by name; a file of their own wins over tokenizer_config.json."""
     found: dict[str, str] = {}
     said = settings.get("chat_template")
@@ -198,7 +198,7 @@ def _templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -> dict[str, Any]:
+def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -> JsonObject:
     chain, whole_words = tokenizer_json_of(pre)
     return {
         "pre_tokenizer": chain,
@@ -211,7 +211,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -
     }
 
 
-def _from_vocab_and_merges(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _from_vocab_and_merges(folder: Path, settings: JsonObject) -> JsonObject:
     name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
     if name not in _CLASS_PRE:
         raise RequestError(
@@ -240,7 +240,7 @@ def _is_tiktoken(path: Path) -> bool:
         return False
 
 
-def _from_tiktoken(path: Path, config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _from_tiktoken(path: Path, config: JsonObject, settings: JsonObject) -> JsonObject:
     pre = _TIKTOKEN_PRE.get(str(config.get("model_type")))
     if pre is None:
         raise RequestError(

@@ -12,8 +12,8 @@ import base64
 import binascii
 import re
 from itertools import groupby, pairwise
-from typing import Any
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.tokenizer_source import Rules, TokenizerSource
 
@@ -63,7 +63,7 @@ def sentencepiece_rules(source: TokenizerSource) -> Rules:
     )
 
 
-def _space_prefix(tokenizer: dict[str, Any], merges: list[tuple[str, str]]) -> bool:
+def _space_prefix(tokenizer: JsonObject, merges: list[tuple[str, str]]) -> bool:
     """Whether text gets a space in front; RequestError for steps other than spaces made ▁."""
     prefix = spaces = False
     normalizer = tokenizer.get("normalizer")
@@ -134,7 +134,7 @@ def _scores(source: TokenizerSource, merges: list[tuple[str, str]]) -> dict[str,
 def unigram_rules(source: TokenizerSource) -> Rules:
     """Rules of a unigram model; RequestError for steps that llama.cpp does not have."""
     model = source.tokenizer["model"]
-    keys: dict[str, Any] = {
+    keys: JsonObject = {
         "tokenizer.ggml.model": "t5",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": False,
@@ -147,7 +147,7 @@ def unigram_rules(source: TokenizerSource) -> Rules:
     return Rules(keys, scores={text: float(score) for text, score in model["vocab"]})
 
 
-def _unigram_step(step: dict[str, Any]) -> dict[str, Any]:
+def _unigram_step(step: JsonObject) -> JsonObject:
     """The keys by which llama.cpp takes a step of a unigram model's chains."""
     kind = step["type"]
     if kind == "Precompiled":
