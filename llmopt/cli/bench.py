@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -53,7 +53,7 @@ def _run(call: Call) -> None:
 
 def _recipe(
     call: Call, folder: Path, mistakes: Mistakes, output: Output
-) -> tuple[dict[str, Any], dict[str, Option]]:
+) -> tuple[dict[str, object], dict[str, Option]]:
     """The recipe, whose model is the base, and the flags of its keys."""
     verb, artifacts = call.verb.id, call.given["artifacts"]
     base_flag = next(flag for flag in call.flags if flag.role == "base")
@@ -62,11 +62,11 @@ def _recipe(
         output.note("no --against: only perplexity, size and speed are measured")
     root = str(base or artifacts[0])
     typed = {flag: text for flag, text in call.typed.items() if flag != base_flag}
-    data = recipe_of(verb, root, typed, folder, mistakes)
-    data["steps"][0][verb] |= {
+    inputs = {
         "from": ["model" if name == root else f.as_path(name) for name in artifacts],
         "against": "model" if base else None,
     }
+    data = recipe_of(verb, root, typed, folder, mistakes, inputs)
     which = Option("ARTIFACTS")
     model = Option(base_flag.name) if base_flag in call.typed else which
     return data, named(call.flags, call.typed) | {"model": model, f"{verb}.from": which}

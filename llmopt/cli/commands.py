@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -23,10 +24,13 @@ OTHERS = {
     "recipes": "Shipped recipes, settings, JSON schema.",
     "doctor": "Show machine, libraries and backends.",
 }
-_SETTINGS: dict[str, Any] = {
-    "pretty_exceptions_enable": False,
-    "rich_markup_mode": None,  # rich takes half of the time in which --help must answer
-}
+
+
+typer_app = partial(
+    typer.Typer,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes half of the time in which --help must answer
+)
 
 
 def summaries() -> dict[str, str]:
@@ -46,13 +50,12 @@ class Later(TyperCommand):
 
 def application() -> typer.Typer:
     """The whole command line."""
-    app = typer.Typer(
+    app = typer_app(
         name="llmopt",
         help="Make language models smaller, faster and cheaper, with proof that they are as good.",
         no_args_is_help=True,
         add_completion=True,
         context_settings={"help_option_names": ["-h", "--help"]},
-        **_SETTINGS,
     )
     app.callback()(_main)
     for name, summary in summaries().items():
@@ -62,7 +65,7 @@ def application() -> typer.Typer:
 
 def built(name: str) -> Any:
     """The command of a name with its options, as Click's object."""
-    app = typer.Typer(add_completion=False, **_SETTINGS)
+    app = typer_app(add_completion=False)
     if verb := VERBS.get(name):
         module = load("llmopt.cli.bench" if verb.yields == "results" else "llmopt.cli.verbs")
         app.command(name, help=verb.summary)(module.command(verb))

@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -39,6 +38,10 @@ EVALUATION = {
 }
 
 
+#: what Typer makes of a flag that was typed: of a switch, of one that is given once, or many times
+Value = bool | str | list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeyFlag:
     """A flag of a command.
@@ -64,14 +67,14 @@ class KeyFlag:
         """What a command's parameter is where nothing was typed."""
         return inspect.Parameter.empty if self.required else None
 
-    def read(self, typed: object, mistakes: Mistakes) -> object:
+    def read(self, typed: Value, mistakes: Mistakes) -> object:
         """The value in a recipe of what was typed; `mistakes` gets what is none."""
-        if self.kind == "switch":
+        if isinstance(typed, bool):
             return typed
-        texts = [typed] if isinstance(typed, str) else list(typed)  # type: ignore[call-overload]
+        texts = [typed] if isinstance(typed, str) else typed
         if self.kind != "value" and texts == ["none"]:
             return [] if self.kind == "list" else {}
-        items = []
+        items: list[object] = []
         for text in texts:
             with mistakes.gathered():
                 items.append(self._parsed(text))
@@ -79,22 +82,22 @@ class KeyFlag:
             return items[0] if items else None
         return items if self.kind == "list" else self._merged(items, mistakes)
 
-    def _parsed(self, text: str) -> Any:
+    def _parsed(self, text: str) -> object:
         try:
             return self.parse(text)
         except RequestError as error:
             raise RecipeError(error.message, where=self.name, hint=error.hint) from None
 
-    def _merged(self, entries: Sequence[Mapping[str, object]], mistakes: Mistakes) -> object:
-        merged: dict[str, object] = {}
+    def _merged(self, entries: Sequence[object], mistakes: Mistakes) -> object:
+        merged: dict[object, object] = {}
         for entry in entries:
-            if twice := merged.keys() & entry.keys():
-                message = f"{', '.join(twice)} is given twice"
-                mistakes.add([RecipeError(message, where=self.name)])
-            merged |= entry
+            if isinstance(entry, dict):
+                for twice in merged.keys() & entry.keys():
+                    mistakes.add([RecipeError(f"{twice} is given twice", where=self.name)])
+                merged |= entry
         return merged
 
-    def option(self, typed: object) -> Option:
+    def option(self, typed: Value | None) -> Option:
         """How errors and hints call it: a switch by what was typed, or by what changes it."""
         if self.kind != "switch":
             return Option(self.name)

@@ -12,30 +12,38 @@ from llmopt.cli import options as o
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from llmopt.cli.flags import Value
     from llmopt.cli.output import Output
     from llmopt.step import RunOptions
 
 
+_Tensors = Annotated[bool, typer.Option("--tensors", help="List every tensor.")]
+_Sensitivity = Annotated[
+    bool,
+    typer.Option(
+        "--sensitivity", help="What each setting of each linear costs; measured if need be."
+    ),
+]
+_Candidates = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SETTING", help='Settings to measure, e.g. "int4 g32".'),
+]
+_Calibration = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Calibration text: a file, a dataset folder, or demo."),
+]
+_Sequences = Annotated[
+    str | None, typer.Option(metavar="NUMBER", help="Calibration sequences. [default: 128]")
+]
+
+
 def inspect(
     model: o.Model,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    sensitivity: Annotated[
-        bool,
-        typer.Option(
-            "--sensitivity", help="What each setting of each linear costs; measured if need be."
-        ),
-    ] = False,
-    candidate: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SETTING", help='Settings to measure, e.g. "int4 g32".'),
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Calibration text: a file, a dataset folder, or demo."),
-    ] = None,
-    sequences: Annotated[
-        str | None, typer.Option(metavar="NUMBER", help="Calibration sequences. [default: 128]")
-    ] = None,
+    tensors: _Tensors = False,
+    sensitivity: _Sensitivity = False,
+    candidate: _Candidates = None,
+    calibration: _Calibration = None,
+    sequences: _Sequences = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     json: o.Json = False,
@@ -43,7 +51,6 @@ def inspect(
     verbose: o.Verbose = False,
 ) -> None:
     """Show what a model or artifact is: family, sizes, formats, where it came from."""
-    typed = {"--candidate": candidate, "--calibration": calibration, "--sequences": sequences}
     from llmopt.cli.output import Output
     from llmopt.inspection import describe
     from llmopt.sources import resolve
@@ -55,17 +62,17 @@ def inspect(
     if sensitivity:
         kept = found["manifest"].get("evidence", {}).get("allocation")
         options = RunOptions(device, threads)
-        found["sensitivity"] = (
-            kept["sensitivity"] if kept else _measured(model, typed, options, output)
-        )
-        output.show(_sensitivity(found["sensitivity"]))
+        typed = {"--candidate": candidate, "--calibration": calibration, "--sequences": sequences}
+        rows = kept["sensitivity"] if kept else _measured(model, typed, options, output)
+        found["sensitivity"] = rows
+        output.show(_sensitivity(rows))
     if tensors:
         output.show(_tensors(found["tensors"]))
     output.result(found)
 
 
 def _measured(
-    model: str, typed: Mapping[str, object], options: RunOptions, output: Output
+    model: str, typed: Mapping[str, Value | None], options: RunOptions, output: Output
 ) -> list[dict[str, Any]]:
     """The table of a model that was not quantized to a budget, as if it were to be."""
     from pathlib import Path
@@ -79,9 +86,9 @@ def _measured(
 
     mistakes, out = Mistakes(), Path("sensitivity")
     known = [*f.verb_flags("quantize"), *f.recipe_flags(f.CALIBRATION)]
-    given = {flag: typed[flag.name] for flag in known if typed.get(flag.name) is not None}
-    data = recipe_of("quantize", model, given, out, mistakes)
-    data["steps"][0]["quantize"] |= {"target_bpw": 16.0, "gate": []}
+    given = {flag: value for flag in known if (value := typed.get(flag.name)) is not None}
+    asked = {"target_bpw": 16.0, "gate": []}
+    data = recipe_of("quantize", model, given, out, mistakes, asked)
     plan = planner.plan(*checked(data, named(known, given), mistakes), out)
     with reporting(output) as reporter:
         return pipeline.table(plan, "allocate", options, reporter)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from llmopt.cli.flags import KeyFlag
+from llmopt.cli.flags import KeyFlag, Value
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.recipe.models import RESERVED_IDS
 from llmopt.recipe.source import Option
 
-Typed = Mapping[KeyFlag, object]
+Typed = Mapping[KeyFlag, Value]
+NOTHING: Mapping[str, object] = {}
 
 
 def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, Option]:
@@ -24,36 +24,46 @@ def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, Option]:
     return found
 
 
-def recipe_of(verb: str, model: str, typed: Typed, out: Path, mistakes: Mistakes) -> dict[str, Any]:
-    """The one-step recipe that a model and the flags that were typed stand for."""
+def recipe_of(
+    verb: str,
+    model: str,
+    typed: Typed,
+    out: Path,
+    mistakes: Mistakes,
+    more: Mapping[str, object] = NOTHING,
+) -> dict[str, object]:
+    """The one-step recipe of a model, the flags that were typed, and `more` settings."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.absolute().name).lstrip("._-")[:80] or verb
-    values = _values(typed, mistakes)
-    if "data.evaluation.source" in values and "data.calibration.field" in values:
-        values.setdefault("data.evaluation.field", values["data.calibration.field"])
-    recipe: dict[str, Any] = {"version": 1, "name": name, "model": model}
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        *around, last = key.split(".")
-        target = recipe
-        for part in around:
-            target = settings if part == verb else target.setdefault(part, {})
-        target[last] = value
+    recipe: dict[str, object] = {"version": 1, "name": name, "model": model}
+    texts: dict[str, dict[str, object]] = {}
+    settings: dict[str, object] = {}
+    for key, value in _values(typed, mistakes).items():
+        match key.split("."):
+            case ["data", part, word]:
+                texts.setdefault(part, {})[word] = value
+            case [_, word]:
+                settings[word] = value
+            case _:
+                recipe[key] = value
+    if "source" in texts.get("evaluation", {}) and "field" in texts.get("calibration", {}):
+        texts["evaluation"].setdefault("field", texts["calibration"]["field"])
     step = f"{verb}-{name}" if name in {*RESERVED_IDS, "demo"} else name
-    return recipe | {"steps": [{"id": step, verb: settings}]}
+    recipe |= {"data": texts} if texts else {}
+    return recipe | {"steps": [{"id": step, verb: {**settings, **more}}]}
 
 
-def _values(typed: Typed, mistakes: Mistakes) -> dict[str, Any]:
+def _values(typed: Typed, mistakes: Mistakes) -> dict[str, object]:
     """Keys -> what was typed for them; several flags of a list add up, of a value they clash."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     first: dict[str, KeyFlag] = {}
     for flag, text in typed.items():
-        value = flag.read(text, mistakes)
+        value, before = flag.read(text, mistakes), values.get(flag.key)
         if value is None:  # it is among the mistakes
             continue
         if flag.key not in first:
             values[flag.key], first[flag.key] = value, flag
-        elif flag.kind == "list":
-            values[flag.key] = values[flag.key] + value
+        elif isinstance(before, list) and isinstance(value, list):
+            values[flag.key] = [*before, *value]
         else:
             message = f"says the same thing as {first[flag.key].name}: give one of them"
             mistakes.add([RecipeError(message, where=flag.name)])

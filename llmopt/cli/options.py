@@ -56,12 +56,15 @@ Sets = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        help="auto, cpu, or cuda.", autocompletion=offered(lambda: ("auto", "cpu", "cuda"))
+        metavar="NAME",
+        help="auto, cpu, or cuda.",
+        autocompletion=offered(lambda: ("auto", "cpu", "cuda")),
     ),
 ]
 Runtime = Annotated[
     str,
     typer.Option(
+        metavar="NAME",
         help=f"{' or '.join(RUNTIMES)}. auto: llama.cpp for GGUF, where it is installed.",
         autocompletion=offered(lambda: ("auto", *RUNTIMES)),
     ),

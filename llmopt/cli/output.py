@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ class Output:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def result(self, document: Any) -> None:
+    def result(self, document: object) -> None:
         """The result, for machines."""
         global documents
         if self.as_json:
@@ -83,7 +83,7 @@ def _console() -> Console:
     return console
 
 
-def found(verdict: dict[str, Any]) -> str:
+def found(verdict: Mapping[str, Any]) -> str:
     """The value that a gate found; what is not finite is null once it was written."""
     value = verdict["value"]
     return "no finite number" if value is None else f"{value:.4g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,7 +43,7 @@ def plan(
     output.result([_document(step, states[step.id], made) for step in made.steps])
 
 
-def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, Any]:
+def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, object]:
     return {
         "step": step.id,
         "verb": step.verb,

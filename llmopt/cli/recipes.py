@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 
 from llmopt.cli import options as o
+from llmopt.cli.commands import typer_app
 
-app = typer.Typer(
+app = typer_app(
     help="Shipped recipes, effective settings, and the schema for editors.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
 )
 
 

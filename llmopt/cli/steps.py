@@ -53,9 +53,11 @@ def raise_if_failed(ran: Ran) -> None:
         raise GateFailed(". ".join(reasons))
 
 
-def documents(ran: Ran) -> list[dict[str, Any]]:
+def documents(ran: Ran) -> list[dict[str, object]]:
     """What came of each step as JSON; those that were refused are last."""
-    refused = [{"step": name, "refused": why} for name, why in ran.refused.items()]
+    refused: list[dict[str, object]] = [
+        {"step": name, "refused": why} for name, why in ran.refused.items()
+    ]
     return [*(document(result) for result in ran.results), *refused]
 
 
@@ -66,7 +68,7 @@ def _amount(result: StepResult) -> str:
     return f" on {CorpusName.model_validate(corpus).amount}"
 
 
-def document(result: StepResult) -> dict[str, Any]:
+def document(result: StepResult) -> dict[str, object]:
     """A step's result as JSON: its manifest and run record, and whether it was reused."""
     return {
         "step": result.step.id,

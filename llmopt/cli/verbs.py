@@ -147,7 +147,7 @@ def _check(typed: Typed, mistakes: Mistakes) -> None:
 
 
 def checked(
-    data: dict[str, Any], names: Mapping[str, Option], mistakes: Mistakes
+    data: dict[str, object], names: Mapping[str, Option], mistakes: Mistakes
 ) -> tuple[Recipe, Source]:
     """The recipe of a command, or an error with these mistakes and those in the recipe."""
     from llmopt.recipe import from_data
@@ -158,7 +158,7 @@ def checked(
     return recipe, source
 
 
-def print_as_recipe(data: dict[str, Any], output: Output) -> None:
+def print_as_recipe(data: dict[str, object], output: Output) -> None:
     """The recipe that does what a command line asks for."""
     import yaml
 
