@@ -14,7 +14,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe() -> dict[str, Any]:
-    """JSON; see report.results.Machine."""
+    """JSON; see report.comparison.Machine."""
     return {
         "processor": processor(),
         "architecture": platform.machine(),

@@ -11,8 +11,9 @@ from llmopt.errors import GateFailed
 from llmopt.model import ledger as ledgers
 from llmopt.report import card, numbers
 from llmopt.report.collect import run_record
+from llmopt.report.manifest import Manifest
 from llmopt.report.quality import class_of
-from llmopt.report.results import BenchEntry, CorpusName
+from llmopt.report.results import CorpusName
 from llmopt.specs import VERBS
 from llmopt.specs.base import counted
 
@@ -106,15 +107,13 @@ def summary_line(result: StepResult) -> str:
 
 def _quality(manifest: dict[str, Any]) -> list[str]:
     """What the gate measured and on how much text, and what the allocation predicted."""
-    gate, said = manifest.get("gate", {}), list[str]()
-    if evidence := gate.get("evidence"):
-        entry = BenchEntry.model_validate(evidence)
-        if (kl := entry.metrics.get("kl.mean")) is not None:
-            corpus = CorpusName.model_validate(gate["corpus"])
-            words = f"{class_of(entry)}: mean KL {numbers.interval(kl)} to the original"
-            if (agreement := entry.value("agreement")) is not None:
-                words += f", {numbers.percent(agreement)} same top token"
-            said.append(f"{words}, on {corpus.amount}")
+    made, said = Manifest.model_validate(manifest), list[str]()
+    entry, corpus = (made.gate.evidence, made.gate.corpus) if made.gate else (None, None)
+    if entry and corpus and (kl := entry.metrics.get("kl.mean")) is not None:
+        words = f"{class_of(entry)}: mean KL {numbers.interval(kl)} to {made.compared_with}"
+        if (agreement := entry.value("agreement")) is not None:
+            words += f", {numbers.percent(agreement)} same top token"
+        said.append(f"{words}, on {corpus.amount}")
     if allocation := manifest["evidence"].get("allocation"):
         bits = numbers.short(allocation["bits_per_weight"])
         predicted = numbers.short(allocation["predicted_kl"])

@@ -24,7 +24,7 @@ def verify(
     """Check every byte of an artifact against its manifest, and the manifest and card too."""
     from llmopt import artifact as artifacts
     from llmopt.cli.output import Output, reporting
-    from llmopt.report.results import gate_in_words
+    from llmopt.report.manifest import gate_in_words
     from llmopt.specs.base import counted
     from llmopt.verification import verify as problems_of
 

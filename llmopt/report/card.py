@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -14,11 +14,12 @@ from llmopt import __version__
 from llmopt.artifact import finite
 from llmopt.model import ledger as ledgers
 from llmopt.report import numbers
-from llmopt.report.card_metadata import CARRIED, licence_files
+from llmopt.report.card_metadata import CARRIED, FrontMatter, licence_files
+from llmopt.report.manifest import CardFacts, Certificate, Manifest, Origin
 from llmopt.report.manifest_tables import flatten
 from llmopt.report.markdown import escape
 from llmopt.report.quality import class_of
-from llmopt.report.results import BenchEntry, CorpusName
+from llmopt.report.results import BenchEntry, CorpusName, Parent
 from llmopt.specs.base import counted
 from llmopt.specs.loaders import loaders
 from llmopt.specs.metrics import METRICS
@@ -28,7 +29,7 @@ _ORDER = (*CARRIED, "base_model", "base_model_relation")
 _NOT_MEASURED = "not measured"
 _SHOWN = ("kl.mean", "kl.p99", "agreement", "perplexity", "perplexity.ratio")
 _ABOUT_KL = (
-    "kl is the divergence of the next-token distribution from the original's, in nats; in "
+    "kl is the divergence of the next-token distribution from that one's, in nats; in "
     "brackets are 95% intervals from a bootstrap over windows."
 )
 
@@ -46,97 +47,98 @@ def finish(manifest: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     return manifest | {"card": manifest["card"] | kept}, text
 
 
-def render(manifest: dict[str, Any]) -> str:
+def render(manifest: Mapping[str, object]) -> str:
     """The card of a manifest that has a `card`: the same text for the same manifest."""
+    made = Manifest.model_validate(manifest)
+    assert made.card is not None
     sections = (
-        _front_matter(manifest),
-        f"# {_title(manifest)}",
-        _lineage(manifest),
-        _warning(manifest),
-        _quality(manifest),
-        _settings(manifest),
-        _usage(manifest),
-        _verification(manifest),
-        _licence(manifest),
+        _front_matter(made, made.card),
+        f"# {_title(made, made.card)}",
+        _lineage(made, made.card),
+        _warning(made),
+        _quality(made),
+        _settings(made),
+        _usage(made),
+        _verification(made),
+        _licence(made, made.card),
     )
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
 
 
-def _front_matter(manifest: dict[str, Any]) -> str:
-    metadata = dict(manifest["card"]["metadata"])
-    metadata.setdefault("library_name", "transformers")
-    metadata.setdefault("pipeline_tag", "text-generation")
+def _front_matter(made: Manifest, card: CardFacts) -> str:
+    metadata: FrontMatter = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        **card.metadata,
+    }
     tags = metadata.get("tags", [])
     carried = [tags] if isinstance(tags, str) else tags
-    metadata["tags"] = list(dict.fromkeys([*carried, "llmopt", manifest["format"]]))
+    metadata["tags"] = list(dict.fromkeys([*carried, "llmopt", made.format]))
     ordered = {key: metadata[key] for key in _ORDER if key in metadata}
     text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=1000)
     return f"---\n{text}---"
 
 
-def _title(manifest: dict[str, Any]) -> str:
-    settings = manifest["settings"]
-    name = str(manifest["card"]["origin"]["source"]).rpartition("/")[2]
-    group = settings.get("group_size")
-    parts = [settings.get("grid"), f"group {group}" if group and group > 0 else None]
-    return escape(f"{name}: {', '.join([*filter(None, parts), manifest['format']])}")
+def _title(made: Manifest, card: CardFacts) -> str:
+    name = card.origin.source.rpartition("/")[2]
+    grid, group = made.settings.get("grid"), made.settings.get("group_size")
+    parts = [
+        *([str(grid)] if grid else []),
+        *([f"group {group}"] if isinstance(group, int) and group > 0 else []),
+        made.format,
+    ]
+    return escape(f"{name}: {', '.join(parts)}")
 
 
-def _lineage(manifest: dict[str, Any]) -> str:
+def _lineage(made: Manifest, card: CardFacts) -> str:
     """Which model this is, through which others, and what made it."""
-    origin, parents = manifest["card"]["origin"], manifest["parents"]
-    text = f"Made with llmopt {manifest['versions'].get('llmopt', '')}".rstrip()
-    text += f" (`{manifest['verb']}`) from "
-    parent = parents[0]
-    if parent["digest"] != origin["digest"]:
-        text += f"{_ancestor(parent)}, which descends from "
-    return f"{text}{_ancestor(origin)}."
+    text = f"Made with llmopt {made.versions.get('llmopt', '')}".rstrip()
+    text += f" (`{made.verb}`) from "
+    parent = made.parents[0]
+    if parent.digest != card.origin.digest:
+        text += f"{_ancestor(parent, parent.source or parent.name)}, which descends from "
+    return f"{text}{_ancestor(card.origin, card.origin.source)}."
 
 
-def _ancestor(entry: dict[str, Any]) -> str:
-    name = entry.get("source") or entry["name"]
-    if entry.get("revision"):
-        return f"[{escape(name)}](https://huggingface.co/{name}) at `{entry['revision']}`"
-    return f"{escape(name)} (`{entry['digest']}`)"
+def _ancestor(ancestor: Parent | Origin, name: str) -> str:
+    if ancestor.revision:
+        return f"[{escape(name)}](https://huggingface.co/{name}) at `{ancestor.revision}`"
+    return f"{escape(name)} (`{ancestor.digest}`)"
 
 
-def _warning(manifest: dict[str, Any]) -> str:
-    failed = [verdict["gate"] for verdict in manifest["gates"] if not verdict["passed"]]
+def _warning(made: Manifest) -> str:
+    failed = [verdict.gate for verdict in made.gates if not verdict.passed]
     if not failed:
         return ""
     return f"**This model failed its quality gate: {escape('; '.join(failed))}.**"
 
 
-def _quality(manifest: dict[str, Any]) -> str:
-    gate = manifest.get("gate", {})
-    evidence = gate.get("evidence")
-    entry = BenchEntry.model_validate(evidence) if evidence else None
-    rows = [*_measured(entry), *_size(manifest, entry)]
+def _quality(made: Manifest) -> str:
+    entry, corpus = (made.gate.evidence, made.gate.corpus) if made.gate else (None, None)
     if entry is None:
         note = "Quality was not measured: the gate was off. `llmopt bench` measures it."
     else:
-        note = f"{_corpus('Measured against the original on', gate.get('corpus'))}{_ABOUT_KL}"
-    if certificate := manifest["evidence"].get("certificate"):
-        note = f"{_certified(certificate, manifest['parents'][0])}\n\n{note}"
-    corpus = CorpusName.model_validate(gate["corpus"]) if gate.get("corpus") else None
-    amount = f" on {corpus.amount}" if corpus and corpus.amount else ""
+        note = _corpus(f"Measured against {escape(made.compared_with)} on", corpus) + _ABOUT_KL
+    if made.evidence.certificate:
+        note = f"{_certified(made.evidence.certificate, made.parents[0])}\n\n{note}"
+    rows = [*_measured(entry), *_size(made, entry)]
     verdicts = [
-        f"- gate `{v['gate']}`: {'passed' if v['passed'] else 'FAILED'} "
-        f"(found {numbers.short(v['value'])}{amount})"
-        for v in manifest["gates"]
+        f"- gate `{verdict.gate}`: {'passed' if verdict.passed else 'FAILED'} "
+        f"(found {numbers.short(verdict.value)}{verdict.on})"
+        for verdict in made.own_gates
     ]
     table = _table(("measure", "value"), rows)
     return "\n".join(["## Quality", "", note, "", *table, "", *verdicts])
 
 
-def _certified(certificate: dict[str, Any], parent: dict[str, Any]) -> str:
+def _certified(certificate: Certificate, parent: Parent) -> str:
     """What a conversion says of its values."""
-    name = escape(parent.get("source") or parent["name"])
-    text = f"{counted(certificate['exact'], 'tensor')} hold exactly the values that {name} has"
-    if not certificate["rounded"]:
+    name = escape(parent.source or parent.name)
+    text = f"{counted(certificate.exact, 'tensor')} hold exactly the values that {name} has"
+    if not certificate.rounded:
         return f"All {text}."
-    largest = numbers.percent(certificate["largest_error"])
-    return f"{text}; {certificate['rounded']} were rounded, by at most {largest} of their norm."
+    largest = numbers.percent(certificate.largest_error)
+    return f"{text}; {certificate.rounded} were rounded, by at most {largest} of their norm."
 
 
 def _measured(entry: BenchEntry | None) -> Iterable[tuple[str, str]]:
@@ -150,34 +152,32 @@ def _measured(entry: BenchEntry | None) -> Iterable[tuple[str, str]]:
         yield said, _NOT_MEASURED if text == numbers.MISSING else text
 
 
-def _size(manifest: dict[str, Any], entry: BenchEntry | None) -> Iterable[tuple[str, str]]:
+def _size(made: Manifest, entry: BenchEntry | None) -> Iterable[tuple[str, str]]:
     """Bytes of the weight files, in all and a weight, the tensors left alone included."""
-    size = numbers.weight_bytes({f["path"]: f["bytes"] for f in manifest["files"]})
+    size = numbers.weight_bytes({file.path: file.bytes for file in made.files})
     ratio = entry.value("size.ratio") if entry else None
-    share = f" ({numbers.percent(ratio)} of the original)" if ratio else ""
+    share = f" ({numbers.percent(ratio)} of {escape(made.compared_with)})" if ratio else ""
     yield "Size of the weights", f"{numbers.megabytes(size)} MB{share}"
-    there = [item for item in manifest["ledger"] if item["action"] != "left out"]
-    if count := sum(math.prod(item["shape"]) for item in there if item.get("shape")):
+    there = [item.shape for item in made.ledger if item.action != "left out" and item.shape]
+    if count := sum(math.prod(shape) for shape in there):
         yield "Bits per weight, all tensors", numbers.short(size * 8 / count)
 
 
-def _corpus(what: str, corpus: dict[str, Any] | None) -> str:
-    if not corpus:
+def _corpus(what: str, corpus: CorpusName | None) -> str:
+    if corpus is None:
         return ""
-    amount = f"{corpus['windows']:,} windows of {corpus['length']:,} tokens of {corpus['name']}"
-    return f"{what} {escape(amount)} (SHA-256 `{corpus['sha256']}`). "
+    return f"{what} {corpus.amount} of {escape(corpus.name)} (SHA-256 `{corpus.sha256}`). "
 
 
-def _settings(manifest: dict[str, Any]) -> str:
-    settings = {k: v for k, v in manifest["settings"].items() if k != "calibration"}
+def _settings(made: Manifest) -> str:
+    settings = {key: value for key, value in made.settings.items() if key != "calibration"}
     rows = [(f"`{key}`", escape(value)) for key, value in sorted(flatten(settings).items())]
-    calibration = _corpus("Calibrated on", manifest["corpus"]) or "No calibration text was used."
-    ledger = manifest["ledger"]
-    grids = Counter(entry["to"] for entry in ledger if entry.get("to"))
-    fates = ledgers.in_words(ledgers.count(entry["action"] for entry in ledger))
+    calibration = _corpus("Calibrated on", made.corpus) or "No calibration text was used."
+    grids = Counter(entry.to for entry in made.ledger if entry.to)
+    fates = ledgers.in_words(ledgers.count(entry.action for entry in made.ledger))
     kinds = ", ".join(f"{count} to {to}" for to, count in sorted(grids.items()))
     what = f"Tensors: {escape(fates)}" + (f"; {escape(kinds)}" if kinds else "") + "."
-    note = f"{calibration.strip()} {what if ledger else ''}".strip()
+    note = f"{calibration.strip()} {what if made.ledger else ''}".strip()
     return "\n".join(["## Settings", "", note, "", *_table(("key", "value"), rows)])
 
 
@@ -186,45 +186,43 @@ def _table(heading: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[st
     return [f"| {line} |" for line in lines]
 
 
-def _usage(manifest: dict[str, Any]) -> str:
+def _usage(made: Manifest) -> str:
     """How each program that is known to load the artifact does."""
-    facts = manifest["evidence"].get("loading")
+    facts = made.evidence.loading
     lines = ["## Use", "", "`PATH` is this folder, or the repository's id on the hub.", ""]
-    if manifest["evidence"].get("no_tokenizer"):
+    if made.evidence.no_tokenizer:
         return (
             "## Use\n\nNo tokenizer came with the model. Put the one that belongs to it into this "
             "folder: until then nothing can generate text with it, or serve it."
         )
-    for spec, needed in loaders(manifest["format"], facts):
+    for spec, needed in loaders(made.format, facts):
         installed = f" (`pip install {needed}`)" if needed else ""
         lines += [f"**{spec.title}**{installed}", ""]
         lines += [f"```{spec.language}", spec.code.rstrip(), "```", ""]
     lines += ["**llmopt**", "", "```shell", 'llmopt generate PATH --prompt "Once"', "```"]
-    if facts and facts["apart"]:
-        lines += [
-            "",
-            f"Engines that make one module of several linears cannot load it: {apart(facts)}.",
-        ]
+    if said := apart(facts):
+        lines += ["", f"Engines that make one module of several linears cannot load it: {said}."]
     return "\n".join(lines)
 
 
-def apart(facts: dict[str, Any]) -> str:
+def apart(facts: Mapping[str, object] | None) -> str:
     """What engines such as vLLM make one module of though its parts have different settings."""
-    first, *more = facts["apart"]
-    others = f" and {len(more)} more" if more else ""
-    return f"the parts of `{first}`{others} differ in their settings"
+    modules = facts.get("apart") if facts else None
+    if not isinstance(modules, list) or not modules:
+        return ""
+    others = f" and {len(modules) - 1} more" if modules[1:] else ""
+    return f"the parts of `{modules[0]}`{others} differ in their settings"
 
 
-def _verification(manifest: dict[str, Any]) -> str:
+def _verification(made: Manifest) -> str:
     what = "`llmopt.json` says how each tensor came about. This checks all files against it:"
     command = "```shell\nllmopt verify PATH\n```"
-    return f"## Verify\n\n{what}\n\n{command}\n\nContents: `{manifest['digest']}`"
+    return f"## Verify\n\n{what}\n\n{command}\n\nContents: `{made.digest}`"
 
 
-def _licence(manifest: dict[str, Any]) -> str:
-    metadata = manifest["card"]["metadata"]
-    name = metadata.get("license_name") or metadata.get("license")
-    files = licence_files([file["path"] for file in manifest["files"]])
+def _licence(made: Manifest, card: CardFacts) -> str:
+    name = card.metadata.get("license_name") or card.metadata.get("license")
+    files = licence_files([file.path for file in made.files])
     text = f"{escape(_joined(name))}, as the original." if name else "The original states none."
     if files:
         text += f" See {', '.join(f'[{escape(file)}]({file})' for file in files)}."

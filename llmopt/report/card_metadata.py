@@ -7,8 +7,9 @@ licence file; an artifact of llmopt has it in its manifest.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import yaml
 from yaml.constructor import BaseConstructor
@@ -27,6 +28,8 @@ CARRIED = (
     "pipeline_tag",
     "tags",
 )
+#: members of a card's front matter that are texts or lists of texts
+FrontMatter = dict[str, str | list[str]]
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _BEGINS = re.compile(r"\A\ufeff?---[ \t]*\r?\n")
 _MEND = "mend it: the licence that it states is carried over to what is made here"
@@ -46,7 +49,9 @@ _LICENCES = (
 )
 
 
-def describe(parent: Artifact, entry: dict[str, Any], *, quantized: bool) -> dict[str, Any]:
+def describe(
+    parent: Artifact, entry: Mapping[str, object], *, quantized: bool
+) -> dict[str, object]:
     """What the manifest of a model made from `parent` keeps for its card.
 
     `entry` is the parent as the manifest names it; it has a revision where it came from the hub.
@@ -75,20 +80,26 @@ def describe(parent: Artifact, entry: dict[str, Any], *, quantized: bool) -> dic
     return {"metadata": metadata, "origin": origin}
 
 
-def declared(folder: Path) -> dict[str, Any]:
+def declared(folder: Path) -> FrontMatter:
     """What a foreign model says of itself: texts and lists of texts.
 
     Raises RequestError where the front matter is not YAML: a licence must not get lost in it.
     """
     found = _front_matter(folder / CARD)
     wanted = (*CARRIED, "base_model", "base_model_relation")
-    metadata = {key: found[key] for key in wanted if _is_text(found.get(key))}
+    metadata: FrontMatter = {}
+    for key in wanted:
+        value = found.get(key)
+        if (isinstance(value, str) and value) or (
+            isinstance(value, list) and value and all(isinstance(i, str) and i for i in value)
+        ):
+            metadata[key] = value
     if "license" not in metadata:
         metadata |= _licence_of_file(folder)
     return metadata
 
 
-def front_matter(model: Artifact) -> dict[str, Any]:
+def front_matter(model: Artifact) -> dict[str, object]:
     """All that a model's card says of it in its front matter, or an artifact's manifest for it."""
     inherited = model.manifest.get("card")
     if inherited:
@@ -102,7 +113,7 @@ def licence_files(names: list[str]) -> list[str]:
     return [name for name in names if name.lower().startswith(wanted)]
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def _front_matter(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -117,7 +128,7 @@ def _front_matter(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
+def _parsed(text: str, path: Path) -> dict[str, object]:
     try:
         node = compose(text, path.name)
         # every scalar a text: the language `no` must not become false
@@ -143,11 +154,11 @@ def _licence_of_file(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> TypeGuard[str | list[str]]:
     if isinstance(value, list):
         return bool(value) and all(isinstance(item, str) and item for item in value)
     return isinstance(value, str) and bool(value)
 
 
-def _as_list(value: Any) -> list[str]:
+def _as_list(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())

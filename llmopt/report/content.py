@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmopt.report import manifest_tables, metric_tables
+from llmopt.report.comparison import Comparison
 from llmopt.report.recommendation import Recommendation, choose
-from llmopt.report.results import Comparison
 from llmopt.report.sheet import Sheet
 
 

@@ -7,9 +7,9 @@ from markupsafe import Markup
 
 from llmopt import __version__
 from llmopt.report.chart import NARROW, WIDE, Chart, chart
+from llmopt.report.comparison import Comparison
 from llmopt.report.content import Content, content
 from llmopt.report.recommendation import RULE
-from llmopt.report.results import Comparison
 from llmopt.report.sheet import shortened
 
 

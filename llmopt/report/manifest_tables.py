@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from llmopt.model.ledger import ACTIONS, LedgerEntry
 from llmopt.report import numbers
-from llmopt.report.results import Comparison, Machine
+from llmopt.report.comparison import Comparison, Machine
 from llmopt.report.sheet import Column, Row, Sheet
 
 WORST_TENSORS = 10

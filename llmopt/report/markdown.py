@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from llmopt.report.comparison import Comparison
 from llmopt.report.content import Content, content
 from llmopt.report.recommendation import RULE
-from llmopt.report.results import Comparison
 from llmopt.report.sheet import Mark, Sheet, shortened
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$])")

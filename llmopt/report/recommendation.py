@@ -9,8 +9,9 @@ from typing import Literal
 from pydantic import JsonValue
 
 from llmopt.report import numbers
+from llmopt.report.comparison import Comparison
 from llmopt.report.quality import DAMAGED, NEAR_LOSSLESS, STATED, class_of
-from llmopt.report.results import BenchEntry, Comparison
+from llmopt.report.results import BenchEntry
 from llmopt.specs.metrics import Interval, ends_of
 
 SAME_SIZE = 1.01

@@ -1,10 +1,9 @@
-"""What a report is made of: bench results, speeds and manifests, read from their documents."""
+"""What a bench step writes: the same types write and read it, and its part in manifests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
@@ -13,14 +12,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
 )
 
 from llmopt.errors import RequestError
-from llmopt.model.ledger import LedgerEntry
 from llmopt.specs.base import counted
-from llmopt.specs.metrics import Interval, Metrics, value_of
+from llmopt.specs.metrics import Interval, value_of
 
 #: of bench.json
 BENCH_SCHEMA: Literal[2] = 2
@@ -87,32 +84,15 @@ class Timings(Document):
     metrics: dict[str, Metric] = Field(default_factory=dict)
 
 
-class Machine(Document):
-    """What a measurement ran on, and when."""
-
-    processor: str | None = None
-    architecture: str | None = None
-    system: str | None = None
-    cores: int | None = None
-    threads: int | None = None
-    memory_bytes: int | None = None
-    gpus: tuple[str, ...] = ()
-    finished: str | None = None
-    versions: tuple[tuple[str, str], ...] = ()
-
-
 class Parent(Document):
-    """An artifact that another was made from."""
+    """An artifact that another was made from; one from outside has a source, and a revision where
+    that is the hub."""
 
     name: str
     digest: str | None = None
     manifest_digest: str | None = None
-
-
-class KnownEntry(LedgerEntry):
-    """What became of one tensor, as far as this version knows its members."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    source: str | None = None
+    revision: str | None = None
 
 
 class BenchEntry(Document):
@@ -154,35 +134,6 @@ class BenchEntry(Document):
         return all(verdict.passed for verdict in self.gates)
 
 
-class GateRecord(Document):
-    """What a manifest says of its gate besides the verdicts."""
-
-    corpus: CorpusName | None = None
-    evidence: BenchEntry | None = None
-
-
-class Manifest(Document):
-    """The deterministic record beside an artifact."""
-
-    verb: str | None = None
-    settings: dict[str, JsonValue] = Field(default_factory=dict)
-    parents: list[Parent] = Field(default_factory=list)
-    corpus: CorpusName | None = None
-    seed: int | None = None
-    versions: dict[str, str] = Field(default_factory=dict)
-    digest: str | None = None
-    manifest_digest: str | None = None
-    ledger: list[KnownEntry] = Field(default_factory=list)
-    gates: list[Verdict] = Field(default_factory=list)
-    gate: GateRecord | None = None
-
-    @property
-    def own_gates(self) -> list[Verdict]:
-        """What the gate of the step that made it found, and on which text."""
-        corpus = self.gate.corpus if self.gate else None
-        return [verdict.model_copy(update={"corpus": corpus}) for verdict in self.gates]
-
-
 def _named_once(entries: list[BenchEntry]) -> list[BenchEntry]:
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
@@ -205,29 +156,6 @@ class Bench(Document):
         return self.model_dump(by_alias=True, exclude_none=True)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Models that may be compared: measured on one text, against one base.
-
-    `speeds`, `manifests` and `machines` have the entries' names.
-    """
-
-    corpus: CorpusName | None
-    base: str | None
-    entries: tuple[BenchEntry, ...]
-    speeds: Mapping[str, Metrics]
-    manifests: Mapping[str, Manifest]
-    machines: Mapping[str, Machine] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """What sets these results apart from others of the same report."""
-        against = f"Against {self.base}" if self.base else "Without an original"
-        text = self.corpus
-        on = f" on {', '.join(filter(None, (text.name, text.amount)))}" if text else ""
-        return against + on
-
-
 _Read = TypeVar("_Read", bound=Document)
 
 
@@ -239,16 +167,3 @@ def parse(model: type[_Read], document: object, what: str) -> _Read:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the document"
         raise RequestError(f"{what} cannot be read: {place}: {first['msg']}") from error
-
-
-def gate_in_words(manifest: Mapping[str, object]) -> str:
-    """Whether an artifact passed its gate, the divergence that was found, and on how much text."""
-    made = parse(Manifest, manifest, "the manifest")
-    gate = made.gate
-    if not made.gates or gate is None or gate.corpus is None:
-        return ""
-    failed = [verdict.gate for verdict in made.gates if not verdict.passed]
-    kl = gate.evidence.value("kl.mean") if gate.evidence else None
-    mean = f": mean KL {kl:.3g}" if kl is not None and math.isfinite(kl) else ""
-    said = f"failed ({'; '.join(failed)})" if failed else "passed"
-    return f"gate {said}{mean} on {gate.corpus.amount} of {gate.corpus.name}"

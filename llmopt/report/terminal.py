@@ -7,10 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from llmopt.report import numbers
+from llmopt.report.comparison import Comparison
 from llmopt.report.metric_tables import gates_passed, mark_of
 from llmopt.report.quality import class_of
 from llmopt.report.recommendation import Recommendation, choose
-from llmopt.report.results import BenchEntry, Comparison
+from llmopt.report.results import BenchEntry
 from llmopt.report.sheet import Mark
 from llmopt.specs.metrics import value_of
 

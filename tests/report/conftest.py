@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from llmopt.report.results import Bench, Comparison, Manifest, parse
+from llmopt.report.comparison import Comparison
+from llmopt.report.manifest import Manifest
+from llmopt.report.results import Bench, parse
 
 Entry = dict[str, Any]
 

@@ -207,6 +207,17 @@ def test_the_table_says_what_the_gate_found(quantized: dict[str, Any]) -> None:
     assert "not measured" not in text
 
 
+def test_what_a_gate_compared_with_is_named_where_it_is_not_the_original(
+    quantized: dict[str, Any],
+) -> None:
+    for digest, name in ((DIGEST, "the original"), ("sha256:" + "b" * 64, "healed")):
+        manifest = gated(quantized)
+        manifest["gate"]["evidence"] = EVIDENCE | {"against": {"name": "healed", "digest": digest}}
+        text = card.render(manifest)
+        assert f"Measured against {name} on 16 windows" in text
+        assert f"2.00 MB (27.0% of {name})" in text
+
+
 def test_a_failed_gate_is_the_first_thing_said(quantized: dict[str, Any]) -> None:
     text = card.render(gated(quantized, passed=False))
     assert text.index("failed its quality gate: kl.mean \\< 0.05") < text.index("## Quality")

@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from llmopt.report import html, markdown, terminal
+from llmopt.report.comparison import Comparison
 from llmopt.report.quality import class_of
-from llmopt.report.results import Comparison
 
 Make = Callable[..., Any]
 EVIL = "<b>|*x*</b>`[bold]"

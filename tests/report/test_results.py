@@ -11,7 +11,8 @@ import pytest
 
 from llmopt.artifact import finite
 from llmopt.errors import RequestError
-from llmopt.report.results import Bench, BenchEntry, Manifest, Verdict, parse
+from llmopt.report.manifest import Manifest
+from llmopt.report.results import Bench, BenchEntry, Verdict, parse
 from llmopt.specs.metrics import Interval
 
 
