@@ -22,7 +22,7 @@ from llmopt.grids import integer
 from llmopt.grids.base import GridOptions
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import gptq
-from llmopt.methods.quantize.base import SolverSettings
+from llmopt.methods.quantize.settings import GptqSettings
 
 BLOCK = 128
 
@@ -79,7 +79,7 @@ def ours(
     weight: Tensor, statistics: InputStatistics, options: GridOptions, refine: int
 ) -> Callable[[], Tensor]:
     def work() -> Tensor:
-        solved = gptq.solve(weight, statistics, options, SolverSettings(refine=refine))
+        solved = gptq.solve(weight, statistics, options, GptqSettings(refine=refine))
         return integer.decode(solved.codes, solved.params)
 
     return work

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llmopt import artifact
 from llmopt.artifact import Artifact
@@ -17,6 +17,8 @@ from llmopt.recipe.fields import Settings
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import VERBS
 from llmopt.specs.formats import PLAIN
+
+S = TypeVar("S", bound=Settings)
 
 #: what a recipe calls the model that it begins with
 MODEL = "model"
@@ -77,10 +79,10 @@ class NamedFile:
 class PlannedStep:
     """One step of the DAG, with nothing left to decide.
 
-    `settings` are effective: every default filled in. `key` is where the step stands in the
-    recipe. `asked_by` is the written step that asked for this one, `judges` the step whose result
-    it judges, with a verdict in that one's manifest and no result of its own. `writes` is the
-    format of what it writes. `held_out` is text that its calibration must share nothing with.
+    `settings` are effective: nothing in them is left to decide. `key` is where the step stands in
+    the recipe. `asked_by` is the written step that asked for this one, `judges` the step whose
+    result it judges, with a verdict in that one's manifest and no result of its own. `writes` is
+    the format of what it writes. `held_out` is text that its calibration must share nothing with.
     `notes` are for the user, once it has run.
     """
 
@@ -251,10 +253,10 @@ class Work:
     options: RunOptions
     progress: Callable[[str, int, int], None]
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The step's, as keys say them."""
-        return self.step.settings.document()
+    def asked(self, kind: type[S]) -> S:
+        """The step's effective settings, which are the verb's own."""
+        assert isinstance(self.step.settings, kind)
+        return self.step.settings
 
     def input(self, role: str = MODEL) -> Artifact:
         """What is read in a role, the first where that is several."""

@@ -6,6 +6,7 @@ the command line spells it (Flag, Short) and whether it names a step (Input).
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from pydantic import (
     Field,
     JsonValue,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -29,7 +29,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from llmopt.errors import RequestError
-from llmopt.specs import CHECKPOINT, FORMATS, GRIDS, METHODS, RUNTIMES, lookup
+from llmopt.specs import CHECKPOINT, FORMATS, GRIDS, METHODS, RUNTIMES, lookup, nearest
 from llmopt.specs.base import shortened
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import PRESETS
@@ -180,6 +180,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
+class _Keys(dict[str, Any]):
+    """What a recipe says of a variant, and the value of what chooses it."""
+
+    chosen: object = None
+
+
 class Settings(Strict):
     """What a recipe may say of a verb or a method; a verb's class is its module's SETTINGS.
 
@@ -205,7 +211,8 @@ class Settings(Strict):
         if isinstance(data.get(found[0]), Settings):
             return data
         own.discard(found[0])
-        inner = {key: value for key, value in data.items() if key not in own}
+        inner = _Keys({key: value for key, value in data.items() if key not in own})
+        inner.chosen = data.get(found[1].chooser, cls.model_fields[found[1].chooser].default)
         return {key: value for key, value in data.items() if key in own} | {found[0]: inner}
 
     @model_serializer(mode="wrap")
@@ -215,14 +222,15 @@ class Settings(Strict):
         return data | data.pop(found[0], {}) if found else data
 
     def document(self) -> dict[str, JsonValue]:
-        """What keys and manifests say of a step's settings: neither its inputs nor other steps."""
+        """What the result follows from, as keys say it, for manifests; inputs stand elsewhere."""
         data = self.model_dump(mode="json", by_alias=True)
-        beside = {
-            info.alias or name
-            for name, info in type(self).model_fields.items()
-            if any(isinstance(mark, Input | Asks) for mark in info.metadata)
-        }
-        return {key: value for key, value in data.items() if key not in beside}
+        return {key: value for key, value in data.items() if key not in self._left_out()}
+
+    def _left_out(self) -> set[str]:
+        found = self.variant()
+        inner: set[str] = getattr(self, found[0])._left_out() if found else set()
+        fields = type(self).model_fields.items()
+        return inner | {i.alias or n for n, i in fields if marks(i, Input) + marks(i, Asks)}
 
     @property
     def given(self) -> frozenset[str]:
@@ -245,8 +253,8 @@ class Settings(Strict):
 class Variant:
     """The field holds the settings that follow from another one's value, of a class of their own.
 
-    `chooser` is that other field, which stands before this one; `classes` has a class for each of
-    its values, however it may be written. `said` puts a value into words.
+    `chooser` is that other field; `classes` has a class for each of its values, however it may be
+    written. `said` puts a value into words.
     """
 
     chooser: str
@@ -254,16 +262,20 @@ class Variant:
     said: str = "{}"
 
     def __get_pydantic_core_schema__(self, source: object, handler: CoreHandler) -> CoreSchema:
-        return core_schema.with_info_plain_validator_function(self._chosen)
+        return core_schema.no_info_plain_validator_function(self._of_chosen)
 
     def __get_pydantic_json_schema__(self, _: CoreSchema, __: JsonHandler) -> dict[str, Any]:
         return {}  # its keys stand beside the others: see `schema`
 
-    def _chosen(self, value: Any, info: ValidationInfo) -> Any:
-        chosen = self.classes().get(info.data.get(self.chooser, ""))
-        if chosen is None or isinstance(value, chosen):
-            return value  # a choice that is none is a mistake of the other field
-        return chosen.model_validate(value)
+    def meant(self, chosen: object) -> tuple[str, type[Settings]] | None:
+        """The choice, or the nearest to one that is none, and its class."""
+        classes, name = self.classes(), str(chosen)
+        name = name if name in classes else nearest(name, classes) or ""
+        return (name, classes[name]) if name else None
+
+    def _of_chosen(self, value: Any) -> Any:
+        found = self.meant(value.chosen) if isinstance(value, _Keys) else None
+        return found[1].model_validate(dict(value)) if found else value
 
 
 @dataclass(frozen=True)
@@ -276,9 +288,11 @@ class Setting:
 
 
 def settings_in(model: type[BaseModel]) -> dict[str, Setting]:
-    """All keys of a class, those of its variants among them."""
+    """All keys of a class, those of its variants among them; its own before inherited ones."""
     found: dict[str, Setting] = {}
-    for name, info in model.model_fields.items():
+    names = (name for each in model.__mro__ for name in inspect.get_annotations(each))
+    for name in dict.fromkeys(name for name in names if name in model.model_fields):
+        info = model.model_fields[name]
         variants = marks(info, Variant)
         if not variants:
             found[info.alias or name] = Setting(info.alias or name, info)

@@ -97,7 +97,9 @@ def _of_another_choice(source: Source, loc: Key, setting: Setting) -> RecipeErro
     while issubclass(model, Settings) and (found := model.variant()) is not None:
         variant, chooser = found[1], (*place, found[1].chooser)
         chosen = source.value(chooser) or model.model_fields[variant.chooser].default
-        inner = variant.classes()[chosen]
+        if (meant := variant.meant(chosen)) is None:
+            break
+        chosen, inner = meant
         if name in (reads := settings_in(inner)):
             model = inner
             continue

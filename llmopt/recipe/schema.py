@@ -25,6 +25,8 @@ def json_schema() -> Schema:
         settings = settings_of(verb)
         definition = definitions[settings.__name__]
         _spread(definition, settings, definitions)
+        found = definition["properties"]
+        definition["properties"] = {key: found[key] for key in settings_in(settings)}
         definition.pop("required", None)  # it may stand in the step's matrix
     return schema
 
@@ -35,8 +37,6 @@ def _spread(schema: Schema, model: type[BaseModel], definitions: Schema) -> None
     if found is None:
         return
     name, variant = found
-    own: Schema = schema["properties"]
-    place = list(own).index(name)
     choices: dict[type[Settings], list[str]] = {}
     for choice, inner in variant.classes().items():
         choices.setdefault(inner, []).append(choice)
@@ -44,8 +44,8 @@ def _spread(schema: Schema, model: type[BaseModel], definitions: Schema) -> None
     keys: Schema = {
         key: prop for each in schemas.values() for key, prop in each["properties"].items()
     }
-    items = [item for item in own.items() if item[0] != name]
-    schema["properties"] = dict([*items[:place], *keys.items(), *items[place:]])
+    schema["properties"] |= keys
+    del schema["properties"][name]
     schema["allOf"] = [
         {
             "if": {"properties": {variant.chooser: {"enum": names}}, "required": [variant.chooser]},

@@ -48,13 +48,14 @@ class GridSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """A way of choosing codes. `settings` names the recipe keys that it reads."""
+    """A way of choosing codes. `settings` names the class of what a recipe may say of it."""
 
     id: str
     module: str
     summary: str
     needs_calibration: bool
-    settings: frozenset[str]
+    #: "module:class", without torch
+    settings: str
     #: what `transform: auto` stands for
     transform: str = "none"
 
@@ -161,6 +162,15 @@ class RuntimeSpec:
 def load(module: str) -> ModuleType:
     """The module that an entry of a table names: what implements it is imported here alone."""
     return importlib.import_module(module)
+
+
+def load_class(entry: str, kind: type[T]) -> type[T]:
+    """The class, one of this kind, that an entry "module:class" of a table names."""
+    module, _, name = entry.partition(":")
+    found = getattr(load(module), name)
+    if isinstance(found, type) and issubclass(found, kind):
+        return found
+    raise TypeError(f"{entry} is no {kind.__name__}")
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -10,31 +10,21 @@ METHODS: dict[str, MethodSpec] = {
         module="llmopt.methods.quantize.rtn",
         summary="round to nearest, with a searched scale",
         needs_calibration=False,
-        settings=frozenset({"scale_search", "signed_scales"}),
+        settings="llmopt.methods.quantize.settings:RtnSettings",
     ),
     "gptq": MethodSpec(
         id="gptq",
         module="llmopt.methods.quantize.gptq",
         summary="error feedback through the inverse Hessian, then refinement in the same layout",
         needs_calibration=True,
-        settings=frozenset(
-            {
-                "scale_search",
-                "signed_scales",
-                "damping",
-                "act_order",
-                "static_groups",
-                "refine",
-                "true_sequential",
-            }
-        ),
+        settings="llmopt.methods.quantize.settings:GptqSettings",
     ),
     "awq": MethodSpec(
         id="awq",
         module="llmopt.methods.quantize.awq",
         summary="scale the channels of large activations, clip groups, round to nearest",
         needs_calibration=True,
-        settings=frozenset({"signed_scales", "true_sequential"}),
+        settings="llmopt.methods.quantize.settings:AwqSettings",
         transform="awq",
     ),
     "quantease": MethodSpec(
@@ -42,6 +32,6 @@ METHODS: dict[str, MethodSpec] = {
         module="llmopt.methods.quantize.quantease",
         summary="coordinate descent from round to nearest; no factorisation, no damping",
         needs_calibration=True,
-        settings=frozenset({"scale_search", "signed_scales", "refine", "true_sequential"}),
+        settings="llmopt.methods.quantize.settings:QuantEaseSettings",
     ),
 }

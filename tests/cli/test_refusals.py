@@ -21,10 +21,9 @@ from tests.cli.conftest import Llmopt
         ),
         (
             ("quantize demo -o x --gate nonsense --gate 'kl.men < 1' --calibration gone.txt"
-             " --group-size 48 --asymmetric --grid fp8 --skip *.foo --method awq --damping .1"),
+             " --group-size 48 --asymmetric --grid fp8 --skip *.foo --method awq"),
             ["--gate: 'nonsense'", "--gate: unknown metric", "--calibration: gone.txt", "--grid:",
-             "--group-size: group size 48 does not divide", "--asymmetric:", "--skip: the pattern",
-             "--damping: method awq"],
+             "--group-size: group size 48 does not divide", "--asymmetric:", "--skip: the pattern"],
         ),
         ("quantize demo -o x --grid int4 --bits 4 --length 1", ["--bits: says the same", "--length:"]),
         ("quantize nowhere/at/all -o x", ["MODEL: "]),
@@ -37,7 +36,9 @@ from tests.cli.conftest import Llmopt
          ["--grid:", "--group-size:", "--asymmetric:", "--damping:"]),
         ("convert demo -o x --to gguf:Q4_K_M --imatrix gone", ["--imatrix: there is no file"]),
         ("convert demo -o x --to awq --exact", ["--exact: model.layers"]),
-        ("convert demo -o x --to awq --bits 3 --split-size 5MB", ["--bits: format awq", "--split-size:"]),
+        ("quantize demo -o x --method awq --damping .1", ["--damping: method awq has no such setting"]),
+        ("convert demo -o x --to awq --bits 3", ["--bits: format awq"]),
+        ("convert demo -o x --to awq --bits 3 --split-size 5MB", ["--split-size: a conversion to awq has no such setting"]),
         ("bench demo --windows 0 --runtime fast --length 1", ["--windows:", "--runtime:", "--length:"]),
         ("bench demo --evaluation gone --gate 'kl < x'", ["--evaluation: gone", "--gate:"]),
         ("bench demo --against ./nowhere", ["--against: there is no model"]),
@@ -170,7 +171,7 @@ def test_mistakes_of_several_steps_come_together(llmopt: Llmopt, tmp_path: Path)
 version: 1
 model: demo
 steps:
-  - {id: a, quantize: {method: rtn, damping: 0.1}}
+  - {id: a, quantize: {method: rtn, grid: fp8}}
   - {id: b, quantize: {from: a, method: rtn}}
   - {id: c, convert: {to: awq, grid: int3}}
   - {id: s, bench: {gates: [nonsense]}}

@@ -111,7 +111,7 @@ def test_a_variants_keys_stand_beside_the_others() -> None:
         ({"to": "file", "solver": {"damping": 1}}, "solver", "unknown key", "known: "),
         ({"to": "file", "preset": "F17"}, "preset", "unknown preset 'F17'", "mean 'F16'?"),
         ({"to": "file", "method": "gptq", "damping": "x"}, "damping", "number, not 'x'", ""),
-        ({"to": "fil", "preset": 7}, "to", "unknown target 'fil'", "did you mean 'file'?"),
+        ({"to": "fil"}, "to", "unknown target 'fil'", "did you mean 'file'?"),
         ({"to": "file", "largest": "5XB"}, "largest", "'5XB' is no size", "write it as"),
         ({"to": "plain", "no_zeros": True}, "no_zeros", "unknown key", "zeros: false"),
     ],
@@ -125,6 +125,14 @@ def test_mistakes_stand_where_the_key_does(
     assert says in refused.value.message
     assert hint in (refused.value.hint or "")
     assert refused.value.others == ()
+
+
+def test_a_choice_that_is_none_hides_no_other_mistake() -> None:
+    with pytest.raises(RecipeError, match="unknown target 'fil'") as refused:
+        dreams({"to": "fil", "method": "gpt", "damping": "x", "dtype": 7})
+    assert [error.key for error in refused.value.all] == [
+        f"steps[0].dream.{key}" for key in ("to", "dtype", "method", "damping")
+    ]
 
 
 def test_what_chooses_may_stand_in_the_matrix() -> None:

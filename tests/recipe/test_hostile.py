@@ -163,7 +163,7 @@ def test_dates_are_text_and_exponents_numbers(tmp_path: Path) -> None:
     recipe = loaded(tmp_path / "r.yaml", text)
     assert recipe.name == "2024-01-01"
     assert recipe.steps[0].settings is not None
-    assert recipe.steps[0].settings.damping == 0.01
+    assert recipe.steps[0].settings.solver.damping == 0.01
 
 
 def test_merged_keys_give_way_to_own_ones_and_keep_their_lines(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def make_model(tmp_path: Path, **settings: Any) -> Path:
 
 def plan_of(tmp_path: Path, source: Path, *, calibrated: bool = True, **settings: Any) -> Any:
     text = {"source": str(tmp_path / "text.txt"), "sequences": 8, "length": 48}
+    gate = {} if settings.get("to") == "imatrix" else {"gate": []}
     data = {
         "version": 1,
         "model": str(source),
@@ -49,7 +50,7 @@ def plan_of(tmp_path: Path, source: Path, *, calibrated: bool = True, **settings
             **({"calibration": text} if calibrated else {}),
             "evaluation": {"source": str(tmp_path / "held-out.txt"), "windows": 4, "length": 48},
         },
-        "steps": [{"id": "g", "convert": {"to": "gguf", "gate": [], **settings}}],
+        "steps": [{"id": "g", "convert": {"to": "gguf", **gate, **settings}}],
     }
     return planner.plan(*from_data(data), tmp_path / "out")
 
@@ -350,8 +351,8 @@ def test_overrides_and_splits(tmp_path: Path, model: Path) -> None:
         ),
         ({"preset": "Q4_0", "dtype": "float32"}, "dtype", "preset settles this"),
         ({"to": "imatrix", "gate": ["default"]}, "gate", "no such setting"),
-        ({"preset": "Q4_K_M", "damping": 0.1}, "damping", "only method gptq"),
-        ({"preset": "Q4_K_M", "group_size": 32}, "group_size", "preset settles this"),
+        ({"preset": "Q4_K_M", "damping": 0.1}, "damping", "method rtn has no such"),
+        ({"preset": "Q4_K_M", "group_size": 32}, "group_size", "gguf has no such setting"),
         ({"preset": "F16", "method": "gptq"}, "method", "none is rounded"),
         ({"overrides": [{"match": "blk.*.attn_x.*", "type": "Q8_0"}]}, "overrides", "attn_"),
         (
@@ -360,7 +361,7 @@ def test_overrides_and_splits(tmp_path: Path, model: Path) -> None:
             "as F32 only",
         ),
         ({"preset": "Q4_K_M", "imatrix": "nowhere.dat"}, "imatrix", "there is no file"),
-        ({"to": "gptq", "preset": "Q4_K_M"}, "preset", "only conversions to gguf"),
+        ({"to": "gptq", "preset": "Q4_K_M"}, "preset", "gptq has no such setting"),
         ({"preset": "Q4_K_M", "candidates": ["Q4_K"]}, "candidates", "only a budget"),
         ({"to": "imatrix", "preset": "Q4_K_M"}, "preset", "no such setting"),
     ],

@@ -14,7 +14,8 @@ from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
 from llmopt.linalg import InputStatistics
-from llmopt.methods.quantize.base import SolverSettings, check_weight, grid_of
+from llmopt.methods.quantize.base import check_weight, grid_of
+from llmopt.methods.quantize.settings import AwqSettings
 
 # Shares of a group's range that are tried, as AutoAWQ does.
 _CLIPS = tuple(1 - step / 20 for step in range(10))
@@ -25,7 +26,7 @@ def solve(
     weight: Tensor,
     statistics: InputStatistics | None,
     options: GridOptions,
-    settings: SolverSettings,  # noqa: ARG001  # one protocol for all methods
+    settings: AwqSettings,  # noqa: ARG001  # one protocol for all methods
 ) -> QuantizedTensor:
     """The nearest codes for weight [rows, cols] float32 in the range best for each group.
 

@@ -1,9 +1,8 @@
-"""What every quantization method shares: the settings it obeys, and what it checks."""
+"""What every quantization method shares: what it is given, and what it checks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.grids.base import Grid, GridOptions, QuantizedTensor
 from llmopt.linalg import InputStatistics, all_finite
+from llmopt.methods.quantize.settings import MethodSettings
 from llmopt.specs.base import load, lookup
 from llmopt.specs.grids import GRIDS
 
@@ -20,32 +20,10 @@ _LARGEST_HALF, _FEWEST_BITS = 65504.0, 2.0**-20
 _LOST_SHARE = 0.01
 _OTHERS = "fp8 (compressed-tensors) and nf4 (bitsandbytes-nf4) have scales in float32"
 
-ActOrder = Literal["none", "group", "full"]
+S = TypeVar("S", bound=MethodSettings, contravariant=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SolverSettings:
-    """How a method goes about it; what does not concern a method is ignored by it.
-
-    damping: added to the Hessian's diagonal, as a fraction of its mean; grows where it must.
-    act_order: the order in which columns are rounded. "none" as stored; "group" (group-aware)
-    sorts columns inside groups and groups among themselves, and keeps groups of consecutive
-    columns; "full" sorts all columns and makes groups of neighbours in that order, so that the
-    result needs a group index.
-    static_groups: fix every group's scale before any rounding; with "full" order the groups then
-    stay those of consecutive columns.
-    refine: how hard to look further. 0 is the feedback pass alone. From 1 on each group also tries
-    a few scales and descends over scale and codes before the next group is rounded, and `refine`
-    sweeps of the same descent over all columns follow.
-    """
-
-    damping: float = 0.01
-    act_order: ActOrder = "group"
-    static_groups: bool = False
-    refine: int = 2
-
-
-class Method(Protocol):
+class Method(Protocol[S]):
     """What a module in llmopt.methods.quantize provides."""
 
     def solve(
@@ -53,7 +31,7 @@ class Method(Protocol):
         weight: Tensor,
         statistics: InputStatistics | None,
         options: GridOptions,
-        settings: SolverSettings,
+        settings: S,
     ) -> QuantizedTensor:
         """Choose codes and parameters for weight [rows, cols] float32.
 

@@ -20,8 +20,8 @@ from llmopt.errors import LlmoptError
 from llmopt.grids.ggml import BlockTensor, block_grid, check_range, place_of
 from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
 from llmopt.linalg import Factor, InputStatistics, damped_factor
-from llmopt.methods.quantize.base import SolverSettings
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback
+from llmopt.methods.quantize.settings import Feedback
 from llmopt.specs.ggml import GGML_TYPES
 
 # Columns that share one product with all others.
@@ -31,7 +31,7 @@ _CHUNK = 1 << 22
 
 
 def solve(
-    weight: Tensor, statistics: InputStatistics, type_id: str, settings: SolverSettings
+    weight: Tensor, statistics: InputStatistics, type_id: str, settings: Feedback
 ) -> BlockTensor:
     """Choose fields and codes for weight [rows, cols] float32 by its inputs' Hessian.
 

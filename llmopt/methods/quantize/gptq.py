@@ -23,8 +23,9 @@ from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
 from llmopt.linalg import Factor, InputStatistics, damped_factor
-from llmopt.methods.quantize.base import ActOrder, SolverSettings, check_weight, grid_of
+from llmopt.methods.quantize.base import check_weight, grid_of
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback, feedback_with_trials
+from llmopt.methods.quantize.settings import ActOrder, GptqSettings
 
 # Columns that share one product with all others; groups inside it are settled among themselves.
 _SPAN = 128
@@ -36,7 +37,7 @@ def solve(
     weight: Tensor,
     statistics: InputStatistics | None,
     options: GridOptions,
-    settings: SolverSettings,
+    settings: GptqSettings,
 ) -> QuantizedTensor:
     """Choose codes and parameters for weight [rows, cols] float32 by its inputs' Hessian."""
     check_weight(weight)
@@ -135,7 +136,7 @@ class _Solver:
         size: int,
         diagonal: Tensor,
         options: GridOptions,
-        settings: SolverSettings,
+        settings: GptqSettings,
     ) -> None:
         self._factor, self._order, self._size, self._stored_diagonal = factor, order, size, diagonal
         self._options, self._settings = options, settings
@@ -143,7 +144,7 @@ class _Solver:
         levels = self._grid.levels
         self._levels = None if levels is None else levels.to(order.device)
         self._importance = factor.upper.diagonal().square()
-        self._regrouped = settings.act_order == "full" and not settings.static_groups
+        self._regrouped = settings.regroups
         position = torch.arange(order.shape[0], device=order.device)
         self._group = (position if self._regrouped else order) // size
 

@@ -8,12 +8,13 @@ from torch import Tensor
 from llmopt.grids.base import GridOptions, QuantizedTensor
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import rtn
-from llmopt.methods.quantize.base import SolverSettings, grid_of
+from llmopt.methods.quantize.base import grid_of
 from llmopt.methods.quantize.blocks import ColumnLattice, descend
+from llmopt.methods.quantize.settings import QuantEaseSettings
 
 
 def solve(weight: Tensor, statistics: InputStatistics | None, options: GridOptions,
-          settings: SolverSettings) -> QuantizedTensor:  # fmt: skip
+          settings: QuantEaseSettings) -> QuantizedTensor:  # fmt: skip
     """Lower tr((W - Q) H (W - Q)^T) group by group, `settings.refine` times over."""
     nearest = rtn.solve(weight, statistics, options, settings)
     assert statistics is not None

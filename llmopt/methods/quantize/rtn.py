@@ -7,14 +7,15 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.grids.base import GridOptions, QuantizedTensor
 from llmopt.linalg import InputStatistics
-from llmopt.methods.quantize.base import SolverSettings, check_weight, grid_of
+from llmopt.methods.quantize.base import check_weight, grid_of
+from llmopt.methods.quantize.settings import MethodSettings
 
 
 def solve(
     weight: Tensor,
     statistics: InputStatistics | None,
     options: GridOptions,
-    settings: SolverSettings,  # noqa: ARG001  # one protocol for all methods
+    settings: MethodSettings,  # noqa: ARG001  # one protocol for all methods
 ) -> QuantizedTensor:
     """The nearest codes for weight [rows, cols] float32.
 

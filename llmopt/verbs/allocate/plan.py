@@ -13,10 +13,11 @@ from llmopt.verbs.shared.footprints import allocate_footprint
 
 def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
     """The step that chooses among the options that the asking step gives each linear."""
-    model, spec = context.model(), FORMATS[settings.format]
+    model, asking = context.model(), settings.asking
+    spec = FORMATS[asking.solving.format]
     least = sum(_smallest(fate, spec) for fate in context.fates)
-    budget = byte_budget(context.fates, settings.target_bpw, settings.target_size)
-    key = (*context.key, "target_bpw" if settings.target_bpw else "target_size")
+    budget = byte_budget(context.fates, asking.target_bpw, asking.target_size)
+    key = (*context.key, "target_bpw" if asking.target_bpw else "target_size")
     if budget < least:
         raise context.source.error(
             f"the budget leaves {max(budget, 0):,} bytes for the quantized linears, "
@@ -40,9 +41,9 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
             held_out=context.held_out(),
             fates=context.fates,
             footprint=allocate_footprint(
-                contents, context.fates, calibration, settings.batch_size
+                contents, context.fates, calibration, asking.batch_size
             ),
-            summary=f"choose settings for {goal(settings.target_bpw, settings.target_size)}",
+            summary=f"choose settings for {goal(asking.target_bpw, asking.target_size)}",
         ),
     ))  # fmt: skip
 

@@ -33,6 +33,7 @@ from llmopt.verbs.allocate.settings import AllocateSettings
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.budget import byte_budget
 from llmopt.verbs.shared.gguf_about import description
+from llmopt.verbs.shared.settings import Rounding
 from llmopt.verbs.shared.solving import Solver
 
 #: calibration windows that sensitivities are read from, and that choices are measured on
@@ -48,7 +49,7 @@ def run(work: Work) -> Outcome:
     budget = _budget(work) - _header(work, checkpoint)
     windows = HeldOut(
         checkpoint, held_out, kl_divergence,
-        batch_size=_settings(work)["batch_size"], device=pick_device(work.options.device),
+        batch_size=_asking(work).batch_size, device=pick_device(work.options.device),
     )  # fmt: skip
     measurements = _Measurements(groups, sensitivity, windows, work.state / "measured.json")
     total = len({group.kind for group in groups}) + 2 + _TRIES
@@ -77,7 +78,7 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
     checkpoint = Checkpoint.open(parent.path)
     windows, corpus = text.checked_calibration(work, checkpoint.folder)
     seen, held_out = split(windows)
-    solver = Solver(_settings(work))
+    solver = Solver(_asking(work).solving)
 
     def solve(weight: Tensor, statistics: InputStatistics, chosen: Layout) -> Tensor:
         solved = solver.solve(weight, statistics, chosen)
@@ -85,40 +86,38 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str,
             check_scales(weight, solved)
         return decode(solved)
 
-    spec = FORMATS[_settings(work)["format"]]
+    spec = FORMATS[_asking(work).solving.format]
     folder = work.state / "sensitivity"
     sensitivity = Sensitivity(checkpoint.naming, work.step.fates, spec, solve, folder)
     walk_backward(
         checkpoint, seen, sensitivity, work.state / "walk",
         seed=work.step.seed,
-        batch_size=_settings(work)["batch_size"],
+        batch_size=_asking(work).batch_size,
         device=pick_device(work.options.device),
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     return checkpoint, sensitivity, held_out, corpus
 
 
-def _settings(work: Work) -> dict[str, Any]:
-    """Those of the step that asks."""
-    settings = work.step.settings
-    assert isinstance(settings, AllocateSettings)
-    return settings.solving.document()
-
-
 def _budget(work: Work) -> int:
-    settings = _settings(work)
-    return byte_budget(work.step.fates, settings["target_bpw"], settings["target_size"])
+    asking = _asking(work)
+    return byte_budget(work.step.fates, asking.target_bpw, asking.target_size)
+
+
+def _asking(work: Work) -> Rounding:
+    return work.asked(AllocateSettings).asking
 
 
 def _header(work: Work, checkpoint: Checkpoint) -> int:
     """Bytes of a file's header where a target counts them and headers alone do not tell."""
-    if _settings(work)["format"] != "gguf" or _settings(work)["target_size"] is None:
+    asking = _asking(work)
+    if FORMATS[asking.solving.format].kind != "gguf" or asking.target_size is None:
         return 0
     contents = read_contents(checkpoint.folder)
     places = placements(contents, tied=checkpoint.tied)
     entries = [TensorEntry(place.name, "F32", place.shape, []) for place in places]
     said = metadata(
-        contents, checkpoint.folder, description(_settings(work), work.input(), contents), 0
+        contents, checkpoint.folder, description(asking.about, work.input(), contents), 0
     )
     return header_bytes(said, entries, work.state / "header")
 

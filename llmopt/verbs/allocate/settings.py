@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, InstanceOf, JsonValue
 
 from llmopt.recipe.fields import Input, Settings
+from llmopt.verbs.shared.settings import Rounding
 
 
 class AllocateSettings(Settings):
-    """The budget of a step, and all that says how its linears are going to be quantized."""
+    """The step whose linears get settings: all that says how they are going to be rounded."""
 
     from_: Annotated[str, Input("model")] = Field(
         "model", alias="from", description="the model, or a step's id"
     )
-    format: str = Field(description="how the result lies on disk")
-    target_bpw: float | None = Field(None, description="stored bits a quantized weight")
-    target_size: int | None = Field(None, description="bytes of the weight files as a whole")
-    batch_size: int = Field(description="calibration sequences run at once")
-    solving: SerializeAsAny[Settings] = Field(
-        description="the effective settings of the step that asks"
-    )
+    asking: InstanceOf[Rounding] = Field(description="the effective settings of the step that asks")
+
+    def document(self) -> dict[str, JsonValue]:
+        return self.asking.document()
 
 
 SETTINGS = AllocateSettings

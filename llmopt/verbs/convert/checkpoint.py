@@ -23,6 +23,7 @@ from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
 from llmopt.methods.quantize.base import check_scales
+from llmopt.methods.quantize.settings import RtnSettings
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
@@ -30,14 +31,15 @@ from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert.layouts import conversions
-from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.convert.settings import CheckpointTarget, ConvertSettings, PlainTarget
 from llmopt.verbs.shared.changes import unquantized
 from llmopt.verbs.shared.records import certificate, ratio
+from llmopt.verbs.shared.settings import Solving
 from llmopt.verbs.shared.side_files import copy_side_files, write_config
 from llmopt.verbs.shared.solving import Solver
 
 #: what is rounded anew goes to the nearest values, at the scales with the least squared error
-_NEAREST = {"method": "rtn", "scale_search": "mse", "signed_scales": True}
+_NEAREST = RtnSettings(scale_search="mse")
 
 
 def run(work: Work) -> Outcome:
@@ -45,9 +47,7 @@ def run(work: Work) -> Outcome:
     parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     # no plan knows what a budget chose: what counts is what the parent holds now
-    settings = work.step.settings
-    assert isinstance(settings, ConvertSettings)
-    found = conversions(read_contents(parent.path), settings)
+    found = conversions(read_contents(parent.path), work.asked(ConvertSettings))
     work = replace(work, step=replace(work.step, fates=tuple(each.fate for each in found)))
     conversion = _Conversion(checkpoint, work)
     conversion.survey()
@@ -56,20 +56,23 @@ def run(work: Work) -> Outcome:
     others |= conversion.write_config(records)
     ledger = [_entry(fate, records.get(_module(fate))) for fate in conversion.fates()]
     evidence = others | {"certificate": certificate(ledger)}
-    return Outcome(format=work.settings["to"], ledger=ledger, evidence=evidence)
+    return Outcome(format=work.step.writes, ledger=ledger, evidence=evidence)
 
 
 class _Conversion:
     def __init__(self, checkpoint: Checkpoint, work: Work) -> None:
-        self._checkpoint, self._work, self._target = checkpoint, work, work.settings["to"]
+        self._checkpoint, self._work, self._target = checkpoint, work, work.step.writes
         self._fates = {
             _module(fate): fate
             for fate in work.step.fates
             if fate.quantize is not None or _module(fate) in checkpoint.layers
         }
         self._codec = None if self._target == PLAIN else codec_of(self._target)
-        self._solver = Solver({**_NEAREST, "format": self._target}) if self._codec else None
-        chosen = work.settings["dtype"]
+        nearest = Solving(self._target, "rtn", _NEAREST)
+        self._solver = Solver(nearest) if self._codec else None
+        target = work.asked(ConvertSettings).target
+        assert isinstance(target, PlainTarget)
+        self._settings, chosen = target, target.dtype
         self._dtype = checkpoint.dense_dtype if chosen == "auto" else getattr(torch, chosen)
         self._symmetric = False
 
@@ -79,13 +82,13 @@ class _Conversion:
         With `exact`, RequestError naming a linear that cannot be moved as it is. Where a source
         that knows no symmetry has its zero points in the middle throughout, they stay implied.
         """
-        settings, codec = self._work.settings, self._codec
-        undecided = settings["symmetric"] is None and codec is not None
+        settings = self._settings
+        undecided = isinstance(settings, CheckpointTarget) and settings.symmetric is None
         asymmetric = [f for f in self._fates.values() if f.quantize and not f.quantize.symmetric]
         undecided &= bool(asymmetric) and len(asymmetric) == sum(
             fate.quantize is not None for fate in self._fates.values()
         )
-        if not undecided and not settings["exact"]:
+        if not undecided and not settings.exact:
             return
         refused: list[str] = []
         centred = undecided
@@ -95,7 +98,7 @@ class _Conversion:
                 centred &= isinstance(source, QuantizedTensor) and bool(
                     (source.params.zero == 2 ** (source.params.bits - 1)).all()
                 )
-                if settings["exact"] and (reason := self._obstacle(module, source)):
+                if settings.exact and (reason := self._obstacle(module, source)):
                     refused.append(f"{module}: {reason}")
             self._work.progress("looked at", done + 1, len(self._fates))
         self._symmetric = centred

@@ -40,7 +40,7 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.encoding import Encode
-from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.gguf_about import description, of_imatrix
 from llmopt.verbs.shared.records import certificate, energy, ratio, too_small
@@ -77,8 +77,8 @@ class _Conversion:
     def __init__(self, work: Work, checkpoint: Checkpoint, contents: Contents) -> None:
         self._work, self._checkpoint, self._contents = work, checkpoint, contents
         self.device = pick_device(work.options.device)
-        settings = work.step.settings
-        assert isinstance(settings, ConvertSettings)
+        settings = work.asked(ConvertSettings).target
+        assert isinstance(settings, GgufTarget)
         guided = bool(work.step.files or work.step.calibration)
         self._settings = settings
         self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
@@ -89,7 +89,7 @@ class _Conversion:
         #: whether the file's embedding is also its head, and has to be encoded as such
         self._shared = checkpoint.tied and not self._embedding_is_ready()
         self._writer = ShardWriter(work.state / "parts")
-        self._about = description(work.settings, work.input(), contents)
+        self._about = description(settings.about, work.input(), contents)
         self._records: dict[str, Any] = {}
         #: of each tensor that is streamed, the sums of squares of its errors and its weights
         self._lost: dict[str, tuple[float, float]] = {}
@@ -128,7 +128,7 @@ class _Conversion:
 
     def walk(self) -> dict[str, Any] | None:
         """Encode what gets blocks, part by part; returns what the text is called."""
-        settings, checkpoint = self._work.settings, self._checkpoint
+        settings, checkpoint = self._settings, self._checkpoint
         naming = checkpoint.naming
         types = {
             module: each.type_id
@@ -146,17 +146,17 @@ class _Conversion:
             tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
         importance = self._importance(types)
         encode = Encode(
-            checkpoint, Solver(settings), types, importance,
-            sequential=settings["method"] == "gptq",
+            checkpoint, Solver(settings.solving), types, importance,
+            sequential=settings.feeds_back,
         )  # fmt: skip
-        if settings["exact"]:
+        if settings.exact:
             encode.refuse_what_is_not_exact()
         self._work.progress("blocks", 0, naming.block_count)
         self._records = walk(
             checkpoint, tokens, [encode], Sink(self._writer, codec_of("gguf")),
             self._work.state / "walk",
             head=naming.head in types,
-            batch_size=settings["batch_size"],
+            batch_size=settings.batch_size,
             device=self.device,
             on_block=lambda done, total: self._work.progress("blocks", done, total),
         )  # fmt: skip
@@ -234,7 +234,7 @@ class _Conversion:
             gguf.file_type(self._settings, self._wanted),
         )  # fmt: skip
         path = self._work.folder / KINDS["gguf"].files[".gguf"]
-        write_gguf(path, said, entries, self._work.settings["split_size"])
+        write_gguf(path, said, entries, self._settings.split_size)
 
     def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
         """Where the bytes of a tensor of the file come from."""
@@ -247,7 +247,7 @@ class _Conversion:
             return lambda: (as_bytes(arranged(read_tensor(each), place)) for each in headers)
         # copies lose nothing; what is encoded notes what it loses while it is written
         self._lost |= dict.fromkeys(gguf.names_of(self._checkpoint.naming, place), (0.0, 0.0))
-        search, watch = self._work.settings["search"], self._errors(wanted)
+        search, watch = self._settings.search, self._errors(wanted)
         return nearest(self._checkpoint, place, wanted.type_id, search, watch)
 
     def _errors(self, wanted: gguf.Wanted) -> Watch | None:

@@ -21,30 +21,30 @@ from llmopt.specs.presets import find_preset
 from llmopt.step import NamedFile, PlanContext, Planned, PlannedStep, StepInput
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.layouts import refuse_loss
-from llmopt.verbs.convert.settings import ConvertSettings, PlannedConvert
+from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget, ImatrixTarget, PlannedGguf
 from llmopt.verbs.shared.budget import CANDIDATES_ALONE
 from llmopt.verbs.shared.footprints import quantize_footprint
 
-_FEEDBACK = {"damping": 0.01, "refine": 2}
 
-
-def plan(settings: ConvertSettings, context: PlanContext) -> tuple[Planned, bool]:
+def plan(
+    settings: ConvertSettings, target: GgufTarget, context: PlanContext
+) -> tuple[Planned, bool]:
     """A conversion to GGUF, its allocation before it, and whether it rounds weights to blocks."""
     model = context.model()
     contents = context.contents(model.name)
-    request = GgufRequest(settings, context)
+    request = GgufRequest(target, context)
     request.check(contents)
     calibration = None
-    if settings.imatrix is None and request.rounds:
+    if target.imatrix is None and request.rounds:
         calibration = context.calibration(*request.calibrated_for())
-    found = request.wanted(contents, guided=bool(calibration or settings.imatrix))
+    found = request.wanted(contents, guided=bool(calibration or target.imatrix))
     lost = list(gguf.conversions(contents, found))
-    refuse_loss(lost, context, exact=settings.exact)
+    refuse_loss(lost, context, exact=target.exact)
     fates = tuple(each.fate for each in lost)
     step = PlannedStep(
         id=context.id,
         verb="convert",
-        settings=request.effective(),
+        settings=settings.model_copy(update={"target": _effective(target, context)}),
         inputs=(model,),
         key=context.key,
         writes="gguf",
@@ -53,27 +53,29 @@ def plan(settings: ConvertSettings, context: PlanContext) -> tuple[Planned, bool
         held_out=context.held_out() if calibration else None,
         files=request.files(),
         fates=fates,
-        footprint=quantize_footprint(contents, fates, calibration, settings.batch_size),
+        footprint=quantize_footprint(contents, fates, calibration, target.batch_size),
         summary="convert to gguf",
     )
     request.check_parts(step)
     after = gguf.contents_after(contents, found)
-    steps = _with_budget(step, found, settings, context) if settings.has_budget else (step,)
+    steps = _with_budget(step, found, target, context) if target.has_budget else (step,)
     return Planned(steps, after), any(each.loss and each.fate.quantize for each in lost)
 
 
+def _effective(target: GgufTarget, context: PlanContext) -> PlannedGguf:
+    decided = {"imatrix": None, "model_name": context.model_name.rpartition("/")[2]}
+    return PlannedGguf.model_validate(target.model_dump(by_alias=True) | decided)
+
+
 def _with_budget(
-    step: PlannedStep, found: Sequence[gguf.Wanted], settings: ConvertSettings,
+    step: PlannedStep, found: Sequence[gguf.Wanted], settings: GgufTarget,
     context: PlanContext,
 ) -> tuple[PlannedStep, ...]:  # fmt: skip
     """The step with options for each linear, after the allocation that chooses among them."""
     with context.source.at((*context.key, "candidates")):
         fates = tuple(with_types(step.fates, found, settings))
-    asked = {
-        "from": step.inputs[0].name, "format": "gguf", "batch_size": settings.batch_size,
-        "target_bpw": settings.target_bpw, "target_size": settings.target_size,
-        "solving": step.settings,
-    }  # fmt: skip
+    assert isinstance(step.settings, ConvertSettings)
+    asked = {"from": step.inputs[0].name, "asking": step.settings.target}
     before = context.step("allocate", asked, "allocation", fates=fates)
     inputs = (*step.inputs, StepInput("allocation", before[-1].id))
     return (*before, replace(step, fates=fates, inputs=inputs))
@@ -83,14 +85,11 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
     """An importance matrix of the model's linears: no model, nothing is made from it."""
     model = context.model()
     contents = context.contents(model.name)
-    allowed = {"from_", "to", "batch_size", *([] if settings.gate else ["gate"])}
-    for name in sorted(settings.model_fields_set - allowed):
-        key = (*context.key, name)
-        raise context.source.error("an importance matrix has no such setting", key)
-    found = GgufRequest(settings, context).wanted(contents, guided=True)
+    assert isinstance(settings.target, ImatrixTarget)
+    found = GgufRequest(GgufTarget(), context).wanted(contents, guided=True)
     calibration = context.calibration("an importance matrix", (*context.key, "to"))
     fates = tuple(each.fate for each in gguf.conversions(contents, found))
-    footprint = quantize_footprint(contents, fates, calibration, settings.batch_size)
+    footprint = quantize_footprint(contents, fates, calibration, settings.target.batch_size)
     step = PlannedStep(
         id=context.id,
         verb="convert",
@@ -108,9 +107,9 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
 
 
 class GgufRequest:
-    """A convert step's settings, and where they stand."""
+    """What a step asks of a GGUF file, and where that stands."""
 
-    def __init__(self, settings: ConvertSettings, context: PlanContext) -> None:
+    def __init__(self, settings: GgufTarget, context: PlanContext) -> None:
         self._settings, self._context = settings, context
         self._source, self._place = context.source, context.key
 
@@ -128,17 +127,13 @@ class GgufRequest:
 
     def _refused(self) -> Iterator[tuple[str, str, str | None]]:
         settings, given = self._settings, self._settings.model_fields_set
-        feedback, guided = settings.method == "gptq", settings.imatrix is not None
+        feedback, guided = settings.feeds_back, settings.imatrix is not None
         preset = self._source.says((*self._place, "to"), "gguf:Q4_K_M")
-        gptq = self._source.says((*self._place, "method"), "gptq")
-        own = ("only method gptq has this setting", gptq)
         typed = settings.preset is not None or settings.has_budget
-        settled = ("a GGUF file's preset settles this", "leave it out" if typed else preset)
+        settled = ("a GGUF file's preset settles this", "leave it out")
         idle = ("without a preset the tensors are kept, and none is rounded", preset)
         for refused, name, (message, hint) in (
-            *((name in given, name, settled) for name in ("grid", "group_size", "symmetric")),
             ("dtype" in given and typed, "dtype", settled),
-            *((name in given and not feedback, name, own) for name in _FEEDBACK),
             (feedback and guided, "imatrix",
              ("gptq reads calibration text, of which an importance matrix says too little", None)),
             (feedback and settings.search == "reference", "search",
@@ -168,8 +163,8 @@ class GgufRequest:
         if self._settings.has_budget:
             name = "target_bpw" if self._settings.target_bpw else "target_size"
             return "a budget", (*self._place, name)
-        if self._settings.method == "gptq":
-            return "method gptq", (*self._place, "method")
+        if self._settings.feeds_back:
+            return f"method {self._settings.method}", (*self._place, "method")
         return None, self._place
 
     def wanted(self, contents: Contents, *, guided: bool) -> list[gguf.Wanted]:
@@ -180,23 +175,6 @@ class GgufRequest:
         key = (*self._place, name if name in self._settings.model_fields_set else "to")
         with self._source.at(key):
             return gguf.wanted(contents, self._settings, tied=tied, guided=guided)
-
-    def effective(self) -> PlannedConvert:
-        """The settings with nothing left to decide."""
-        feedback = {name: getattr(self._settings, name) for name in _FEEDBACK}
-        decided: dict[str, object] = {
-            "method": self._settings.method or "rtn",
-            "search": self._settings.search or "best",
-            "imatrix": None,  # a file, which has a digest
-            "format": "gguf",
-            "model_name": self._context.model_name.rpartition("/")[2],
-        }
-        if decided["method"] == "gptq":
-            decided |= {
-                name: usual if feedback[name] is None else feedback[name]
-                for name, usual in _FEEDBACK.items()
-            }
-        return PlannedConvert.model_validate(self._settings.model_dump(by_alias=True) | decided)
 
     def files(self) -> dict[str, NamedFile]:
         """The importance matrix, where one is given."""
@@ -227,7 +205,7 @@ _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
 def with_types(
-    fates: Sequence[TensorFate], found: Sequence[gguf.Wanted], settings: ConvertSettings
+    fates: Sequence[TensorFate], found: Sequence[gguf.Wanted], settings: GgufTarget
 ) -> Iterator[TensorFate]:
     """The fates with the types that a budget may give each linear in a block.
 
@@ -254,7 +232,7 @@ def with_types(
             yield replace(fate, options=options, bytes=size, why=f"{fate.why}, by budget")
 
 
-def _options(fate: TensorFate, settings: ConvertSettings) -> tuple[Layout, ...]:
+def _options(fate: TensorFate, settings: GgufTarget) -> tuple[Layout, ...]:
     cols = fate.shape[1]
     usual = _K_QUANTS if cols % 256 == 0 else _LEGACY
     types = [t for t in settings.candidates or usual if cols % GGML_TYPES[t].block == 0]

@@ -28,7 +28,7 @@ from llmopt.specs.presets import (
     preset_types,
 )
 from llmopt.verbs.convert.layouts import Conversion
-from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.convert.settings import GgufTarget
 from llmopt.verbs.shared.changes import kept_because
 
 #: what files call a head of its own
@@ -54,9 +54,7 @@ class Wanted:
         return GGML_TYPES[self.type_id].block > 1
 
 
-def wanted(
-    contents: Contents, settings: ConvertSettings, *, tied: bool, guided: bool
-) -> list[Wanted]:
+def wanted(contents: Contents, settings: GgufTarget, *, tied: bool, guided: bool) -> list[Wanted]:
     """The tensors of the file, in order. guided: whether importance of inputs is known.
 
     RequestError for a model that llama.cpp cannot run, a pattern that matches nothing, a type
@@ -76,7 +74,7 @@ def wanted(
     return [Wanted(place, types[place.name], place.name in settled) for place in places]
 
 
-def file_type(settings: ConvertSettings, found: Sequence[Wanted]) -> int:
+def file_type(settings: GgufTarget, found: Sequence[Wanted]) -> int:
     """`general.file_type`: the preset's number, else that of the type with the most weights."""
     if settings.preset is not None and not settings.has_budget:
         return find_preset(settings.preset).file_type
@@ -128,7 +126,7 @@ def names_of(naming: Naming, place: Placement) -> tuple[str, ...]:
 
 
 def _types(
-    contents: Contents, settings: ConvertSettings, places: Sequence[Placement], *, guided: bool
+    contents: Contents, settings: GgufTarget, places: Sequence[Placement], *, guided: bool
 ) -> dict[str, str]:
     if settings.preset is None and not settings.has_budget:
         return {place.name: _own_type(contents, place, settings.dtype) for place in places}

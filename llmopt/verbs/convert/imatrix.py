@@ -18,6 +18,7 @@ from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert import gguf_types as gguf
+from llmopt.verbs.convert.settings import ConvertSettings, ImatrixTarget
 from llmopt.verbs.shared import texts as text
 
 
@@ -26,7 +27,8 @@ def run(work: Work) -> Outcome:
 
     Twice, for tools that read llama.cpp's older form: the files are small.
     """
-    parent = work.input()
+    parent, target = work.input(), work.asked(ConvertSettings).target
+    assert isinstance(target, ImatrixTarget)
     checkpoint = Checkpoint.open(parent.path)
     tokens, corpus = text.checked_calibration(work, checkpoint.folder)
     device = pick_device(work.options.device)
@@ -36,7 +38,7 @@ def run(work: Work) -> Outcome:
         checkpoint, tokens, [squares], Sink(ShardWriter(work.state / "parts")),
         work.state / "walk",
         head=True,
-        batch_size=work.settings["batch_size"],
+        batch_size=target.batch_size,
         device=device,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import PlanContext
-from llmopt.verbs.convert.settings import ConvertSettings
+from llmopt.verbs.convert.settings import CheckpointTarget, ConvertSettings, PlainTarget
 from llmopt.verbs.shared.changes import kept, kept_because, linear_names, linear_shape
 from llmopt.verbs.shared.shapes import packing_fault
 
@@ -38,7 +38,10 @@ class Conversion:
 def conversions(contents: Contents, settings: ConvertSettings) -> Iterator[Conversion]:
     """What becomes of every tensor, in the checkpoint's order."""
     spec = None if settings.to == PLAIN else FORMATS[settings.to]
-    group_size = settings.group_size or _common_group_size(contents, spec)
+    target = settings.target
+    assert isinstance(target, PlainTarget)
+    asked = target.group_size if isinstance(target, CheckpointTarget) else None
+    group_size = asked or _common_group_size(contents, spec)
     linears = linear_names(contents.naming, head=False)
     for name, tensor in contents.tensors.items():
         module = name.removesuffix(".weight")
@@ -47,14 +50,14 @@ def conversions(contents: Contents, settings: ConvertSettings) -> Iterator[Conve
             yield Conversion(_kept(contents, tensor), None)
             continue
         shape = linear_shape(contents, tensor)
-        if spec is None:
-            yield _plain(contents, tensor, shape, settings, "plain tensors are asked for")
+        if spec is None or not isinstance(target, CheckpointTarget):
+            yield _plain(contents, tensor, shape, target, "plain tensors are asked for")
             continue
-        chosen = _chosen(tensor.layout, shape, group_size, settings, spec)
+        chosen = _chosen(tensor.layout, shape, group_size, target, spec)
         if module == contents.naming.head and not spec.quantizes_head:
             chosen = f"format {spec.id} cannot hold a quantized head"
         if isinstance(chosen, str):
-            yield _plain(contents, tensor, shape, settings, chosen)
+            yield _plain(contents, tensor, shape, target, chosen)
             continue
         indexed = tensor.layout is not None and tensor.layout.desc_act
         keeps = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
@@ -110,7 +113,7 @@ def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
 
 
 def _plain(
-    contents: Contents, tensor: LogicalTensor, shape: tuple[int, int], settings: ConvertSettings,
+    contents: Contents, tensor: LogicalTensor, shape: tuple[int, int], settings: PlainTarget,
     why: str,
 ) -> Conversion:  # fmt: skip
     """A linear that is plain afterwards."""
@@ -156,7 +159,7 @@ def _own_group(layout: Layout | None, cols: int) -> int:
 
 def _chosen(
     layout: Layout | None, shape: tuple[int, int], group_size: int | None,
-    settings: ConvertSettings, spec: FormatSpec,
+    settings: CheckpointTarget, spec: FormatSpec,
 ) -> Layout | str:  # fmt: skip
     """What a linear [outputs, inputs] becomes, or why the format cannot hold it."""
     cols = shape[1]

@@ -8,10 +8,17 @@ from llmopt.errors import Mistakes, RecipeError
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.specs import CHECKPOINT, FORMATS, GRIDS
-from llmopt.specs.formats import IMATRIX, PLAIN
+from llmopt.specs.base import FormatSpec
+from llmopt.specs.formats import PLAIN
 from llmopt.step import PlanContext, Planned, PlannedStep
 from llmopt.verbs.convert import gguf_plan, layouts
-from llmopt.verbs.convert.settings import ConvertSettings, GgufSettings
+from llmopt.verbs.convert.settings import (
+    CheckpointTarget,
+    ConvertSettings,
+    GgufTarget,
+    ImatrixTarget,
+    PlainTarget,
+)
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.changes import check_config, linear_names
 from llmopt.verbs.shared.footprints import convert_footprint
@@ -19,22 +26,26 @@ from llmopt.verbs.shared.footprints import convert_footprint
 
 def plan(settings: ConvertSettings, context: PlanContext) -> Planned:
     """The conversion, what it asks for before it, and a gate where it rounds."""
-    (mistakes := Mistakes()).add(gates.mistakes(settings.gate or (), "gate", context))
+    target = settings.target
+    if isinstance(target, ImatrixTarget):
+        return gguf_plan.importance(settings, context)
+    assert isinstance(target, PlainTarget)
+    (mistakes := Mistakes()).add(gates.mistakes(target.gate or (), "gate", context))
     planned, rounds = Planned(()), False
     with mistakes.gathered():
-        if settings.to == "gguf":
-            planned, rounds = gguf_plan.plan(settings, context)
-        elif settings.to == IMATRIX:
-            planned = gguf_plan.importance(settings, context)
+        if isinstance(target, GgufTarget):
+            planned, rounds = gguf_plan.plan(settings, target, context)
         else:
-            planned, rounds = _checkpoint(settings, context)
+            planned, rounds = _checkpoint(settings, target, context)
     mistakes.raise_any()
     usual = [gates.DEFAULT] if rounds else []
-    asked = settings.gate if settings.gate is not None else usual
-    return gates.gated(planned, asked, settings.gate_base, context)
+    asked = target.gate if target.gate is not None else usual
+    return gates.gated(planned, asked, target.gate_base, context)
 
 
-def _checkpoint(settings: ConvertSettings, context: PlanContext) -> tuple[Planned, bool]:
+def _checkpoint(
+    settings: ConvertSettings, target: PlainTarget, context: PlanContext
+) -> tuple[Planned, bool]:
     """A conversion to a checkpoint, and whether it rounds."""
     model = context.model()
     contents = context.contents(model.name)
@@ -42,7 +53,7 @@ def _checkpoint(settings: ConvertSettings, context: PlanContext) -> tuple[Planne
     mistakes.raise_any()
     found = list(layouts.conversions(contents, settings))
     fates = tuple(each.fate for each in found)
-    layouts.refuse_loss(found, context, exact=settings.exact)
+    layouts.refuse_loss(found, context, exact=target.exact)
     _check_held(fates, contents, settings, context)
     key = (*context.key, "to")
     check_config(fates, contents.naming, settings.to, context.source, key)
@@ -66,21 +77,17 @@ def _of_target(
     settings: ConvertSettings, contents: Contents, context: PlanContext
 ) -> Iterator[RecipeError]:
     """Settings that the target of a conversion cannot have."""
+    if isinstance(settings.target, CheckpointTarget):
+        yield from _of_format(settings.target, FORMATS[settings.to], context)
+    elif contents.format is None and contents.kind == CHECKPOINT:
+        key = (*context.key, "to")
+        yield context.source.error("the model has plain tensors already", key)
+
+
+def _of_format(
+    settings: CheckpointTarget, spec: FormatSpec, context: PlanContext
+) -> Iterator[RecipeError]:
     source, place = context.source, context.key
-    for name in sorted(GgufSettings.model_fields.keys() & settings.model_fields_set):
-        yield source.error("only conversions to gguf have this setting", (*place, name))
-    if settings.to == PLAIN:
-        for name in ("grid", "group_size", "symmetric"):
-            if getattr(settings, name) is not None:
-                yield source.error("plain tensors have no such setting", (*place, name))
-        if contents.format is None and contents.kind == CHECKPOINT:
-            yield source.error("the model has plain tensors already", (*place, "to"))
-        return
-    yield from _of_format(settings, context)
-
-
-def _of_format(settings: ConvertSettings, context: PlanContext) -> Iterator[RecipeError]:
-    source, place, spec = context.source, context.key, FORMATS[settings.to]
     asymmetric = source.says((*place, "symmetric"), value=True)
     if settings.grid is not None and settings.grid not in spec.grids:
         yield source.error(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmopt.specs import load
 from llmopt.specs.formats import IMATRIX
 from llmopt.step import Outcome, Runs, Work
+from llmopt.verbs.convert.settings import ConvertSettings
 
 #: targets whose work is their own; all others are checkpoints
 _TARGETS = {"gguf": "llmopt.verbs.convert.gguf", IMATRIX: "llmopt.verbs.convert.imatrix"}
@@ -12,5 +13,7 @@ _TARGETS = {"gguf": "llmopt.verbs.convert.gguf", IMATRIX: "llmopt.verbs.convert.
 
 def run(work: Work) -> Outcome:
     """Convert the model into `work.folder`."""
-    target: Runs = load(_TARGETS.get(work.settings["to"], "llmopt.verbs.convert.checkpoint"))
+    target: Runs = load(
+        _TARGETS.get(work.asked(ConvertSettings).to, "llmopt.verbs.convert.checkpoint")
+    )
     return target.run(work)

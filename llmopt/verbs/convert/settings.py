@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from llmopt.errors import RequestError
+from llmopt.methods.quantize.settings import Feedback
 from llmopt.recipe.fields import (
-    Asks,
     Choice,
     Flag,
-    Gates,
     GridId,
     GroupSize,
     Input,
@@ -22,6 +21,7 @@ from llmopt.recipe.fields import (
     Size,
     Strict,
     TypeId,
+    Variant,
     bits_of_grid,
     checked,
     written_formats,
@@ -29,17 +29,7 @@ from llmopt.recipe.fields import (
 from llmopt.specs.formats import IMATRIX, PLAIN
 from llmopt.specs.gguf_metadata import check_entry, check_text, parsed
 from llmopt.specs.presets import PRESETS
-
-
-def _targets() -> list[str]:
-    return [*written_formats(), PLAIN, "gguf", IMATRIX]
-
-
-def _spelled_targets() -> list[str]:
-    return [*written_formats(), PLAIN, "gguf", *(f"gguf:{preset}" for preset in PRESETS), IMATRIX]
-
-
-TargetId = Annotated[str, Choice("target", _targets, _spelled_targets)]
+from llmopt.verbs.shared.settings import About, Calibrated, Gated, Rounding, Search, Solving
 
 
 class TypeOverride(Strict):
@@ -67,17 +57,46 @@ def _metadata(text: str) -> dict[str, object]:
     return {key: parsed(key, value)}
 
 
-class GgufSettings(Settings):
-    """What only conversions to GGUF have."""
+class Target(Settings):
+    """What a conversion may say, by what it writes."""
+
+
+class PlainTarget(Gated, Target):
+    """A model of plain tensors."""
+
+    exact: bool = Field(False, description="refuse, before work starts, whatever is not exact")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="of decoded weights; auto: the model's. float32 holds all of them"
+    )
+
+
+class CheckpointTarget(PlainTarget):
+    """A checkpoint of quantized tensors."""
+
+    grid: Annotated[
+        GridId | None,
+        Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
+    ] = Field(None, description="default: the source's, where the format has it")
+    group_size: GroupSize | None = Field(None, description="default: the source's, else 128")
+    symmetric: Annotated[bool | None, Flag(off="--asymmetric", help="A zero point per group.")] = (
+        Field(None, description="default: the source's, else true")
+    )
+
+
+class GgufTarget(PlainTarget, Rounding):
+    """A GGUF file."""
 
     preset: PresetId | None = Field(
         None, description="the mix of types, e.g. Q4_K_M; default: what holds the source exactly"
     )
-    method: Literal["rtn", "gptq"] | None = Field(
-        None, description="how codes are chosen; default: rtn. gptq feeds errors back"
+    method: Literal["rtn", "gptq"] = Field(
+        "rtn", description="how codes are chosen: to nearest, or with errors fed back"
     )
-    search: Literal["best", "reference"] | None = Field(
-        None, description="default: best, in the same layout; reference: what llama.cpp writes"
+    solver: Annotated[
+        Settings, Variant("method", lambda: {"rtn": Nearest, "gptq": Feedback}, "method {}")
+    ] = Field(default_factory=Settings, description="what the method reads")
+    search: Search = Field(
+        "best", description="best: in the same layout; reference: what llama.cpp writes"
     )
     imatrix: Annotated[str | None, Flag(metavar="FILE")] = Field(
         None, description="importance matrix of llama.cpp; default: calibration text, where given"
@@ -88,25 +107,16 @@ class GgufSettings(Settings):
         default_factory=list,
         description='other types for tensors whose name matches, e.g. "blk.*.attn_v.*"',
     )
-    target_bpw: float | None = Field(
-        None, gt=0, le=32, description="stored bits a weight of the linears; a budget"
-    )
-    target_size: Annotated[Size | None, Flag(metavar="SIZE")] = Field(
-        None, description="budget for the file: 5MB, 1.5GiB"
-    )
     candidates: Annotated[list[TypeId], Flag("--candidate", metavar="TYPE")] = Field(
         default_factory=list, description="types that a budget chooses among; []: the usual ones"
     )
-    damping: float | None = Field(None, gt=0, lt=1, description="gptq; default: 0.01")
-    refine: int | None = Field(None, ge=0, le=20, description="gptq: sweeps; default: 2")
-    batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
     split_size: Annotated[Size | None, Flag(metavar="SIZE")] = Field(
         None, description="largest file: 4GB; default: one file"
     )
     name: str | None = Field(
         None, description="general.name; default: the source's, its card's or its folder's"
     )
-    metadata: Annotated[dict[str, Any], Flag(metavar="KEY=VALUE", parse=_metadata)] = Field(
+    metadata: Annotated[dict[str, JsonValue], Flag(metavar="KEY=VALUE", parse=_metadata)] = Field(
         default_factory=dict, description="further keys of the file, e.g. general.author: Me"
     )
 
@@ -117,46 +127,69 @@ class GgufSettings(Settings):
 
     @field_validator("metadata")
     @classmethod
-    def _may_be_set(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+    def _may_be_set(cls, metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
         return {key: checked(partial(check_entry, key, value)) for key, value in metadata.items()}
 
     @property
-    def has_budget(self) -> bool:
-        """Whether types are chosen for each linear so that all together meet a target."""
-        return self.target_bpw is not None or self.target_size is not None
+    def feeds_back(self) -> bool:
+        """Whether errors are fed back, which takes calibration text."""
+        return isinstance(self.solver, Feedback)
+
+    @property
+    def solving(self) -> Solving:
+        return Solving("gguf", self.method, self.solver, self.search)
+
+    @property
+    def about(self) -> About:
+        return About(name=self.name, metadata=self.metadata)
 
 
-class ConvertSettings(GgufSettings):
+class PlannedGguf(GgufTarget):
+    """With nothing left to decide: an importance matrix has a digest, which stands elsewhere."""
+
+    model_name: str = Field(description="what the model is called where nothing says a name")
+    imatrix: None = Field(None, description="a file")
+
+    @property
+    def about(self) -> About:
+        return About(self.model_name, self.name, self.metadata)
+
+
+class Nearest(Settings):
+    """Nothing to say of the nearest codes."""
+
+
+class ImatrixTarget(Calibrated, Target):
+    """An importance matrix."""
+
+
+def _targets() -> dict[str, type[Target]]:
+    """What may be converted to, as recipes may write it."""
+    spelled: dict[str, type[Target]] = dict.fromkeys(written_formats(), CheckpointTarget)
+    spelled |= {PLAIN: PlainTarget, "gguf": GgufTarget}
+    return {
+        **spelled,
+        **{f"gguf:{preset}": GgufTarget for preset in PRESETS},
+        IMATRIX: ImatrixTarget,
+    }
+
+
+def _target_ids() -> list[str]:
+    return [target for target in _targets() if ":" not in target]
+
+
+class ConvertSettings(Settings):
     """Another layout of the same values; what that cannot hold is rounded anew, and reported."""
 
     from_: Annotated[str, Input("model")] = Field(
         "model", alias="from", description="the model, or a step's id"
     )
-    to: TargetId = Field(
+    to: Annotated[str, Choice("target", _target_ids, _targets)] = Field(
         description="how the result lies on disk; hf: plain tensors; gguf:Q4_K_M names a "
         "preset; imatrix: an importance matrix for llama.cpp's tools"
     )
-    exact: bool = Field(False, description="refuse, before work starts, whatever is not exact")
-    grid: Annotated[
-        GridId | None,
-        Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
-    ] = Field(None, description="default: the source's, where the format has it")
-    group_size: GroupSize | None = Field(None, description="default: the source's, else 128")
-    symmetric: Annotated[bool | None, Flag(off="--asymmetric", help="A zero point per group.")] = (
-        Field(None, description="default: the source's, else true")
-    )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="of decoded weights; auto: the model's. float32 holds all of them"
-    )
-    gate: Annotated[
-        Gates | None,
-        Asks(),
-        Flag(help="A quality gate; none for none. [default: default where weights are rounded]"),
-    ] = Field(
-        None, description='as in quantize; null: ["default"] where weights are rounded, else []'
-    )
-    gate_base: Annotated[Literal["parent", "model"], Asks()] = Field(
-        "parent", description="what gates compare with: what the step is made from, or the model"
+    target: Annotated[Target, Variant("to", _targets, "a conversion to {}")] = Field(
+        default_factory=Target, description="what such a result may have"
     )
 
     @model_validator(mode="before")

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from llmopt.errors import Mistakes, RecipeError
+from llmopt.methods.quantize.settings import GptqSettings
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout
 from llmopt.recipe import Source
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS, GRIDS, METHODS, nearest
+from llmopt.specs import FORMATS, GRIDS, nearest
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.shared.changes import check_config, kept, kept_because, linear_names, linear_shape
 from llmopt.verbs.shared.shapes import Shaped, misfit, mistakes_of
@@ -140,8 +141,8 @@ def _of_format(settings: QuantizeSettings, source: Source, place: Key) -> Iterat
             (*place, "activations"),
             source.says((*place, "grid"), settings.activations),
         )
-    regroups = settings.act_order == "full" and not settings.static_groups
-    if regroups and not spec.group_index and "act_order" in METHODS[settings.method].settings:
+    regroups = isinstance(settings.solver, GptqSettings) and settings.solver.regroups
+    if regroups and not spec.group_index:
         yield source.error(
             f"format {spec.id} cannot say which group an input is in",
             (*place, "act_order"),

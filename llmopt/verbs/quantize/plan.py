@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llmopt.errors import Mistakes, RecipeError
+from llmopt.methods.quantize.settings import Searched
 from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.recipe.source import Key
@@ -20,17 +21,16 @@ from llmopt.verbs.shared.budget import CANDIDATES_ALONE, goal
 from llmopt.verbs.shared.changes import check_config, contents_after
 from llmopt.verbs.shared.footprints import quantize_footprint
 
-METHOD_SETTINGS: frozenset[str] = frozenset().union(*(m.settings for m in METHODS.values()))
-
 
 def plan(settings: QuantizeSettings, context: PlanContext) -> Planned:
     """The step, the allocation before it and the gate after it that it asks for."""
-    (mistakes := Mistakes()).add(gates.mistakes(settings.gate, "gate", context))
+    asked = [gates.DEFAULT] if settings.gate is None else settings.gate
+    (mistakes := Mistakes()).add(gates.mistakes(asked, "gate", context))
     planned = Planned(())
     with mistakes.gathered():
         planned = _quantized(settings, context)
     mistakes.raise_any()
-    return gates.gated(planned, settings.gate, settings.gate_base, context)
+    return gates.gated(planned, asked, settings.gate_base, context)
 
 
 def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
@@ -39,8 +39,7 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
     transform = method.transform if settings.transform == "auto" else settings.transform
     calibration: Text | None = None
     fates: tuple[TensorFate, ...] = ()
-    (mistakes := Mistakes()).add(_idle(settings, context))
-    mistakes.add(_of_budget(settings, context))
+    (mistakes := Mistakes()).add(_of_budget(settings, context))
     with mistakes.gathered():
         calibration = _calibration(settings, transform, context)
     with mistakes.gathered():
@@ -73,10 +72,11 @@ def _grid(settings: QuantizeSettings) -> str:
 def _effective(
     settings: QuantizeSettings, transform: str, calibration: Text | None
 ) -> QuantizeSettings:
-    search = settings.scale_search
-    if search == "auto":
+    decided: dict[str, object] = {"transform": transform}
+    if isinstance(solver := settings.solver, Searched) and solver.scale_search == "auto":
         search = "importance" if calibration else "mse"
-    return settings.model_copy(update={"transform": transform, "scale_search": search})
+        decided["solver"] = solver.model_copy(update={"scale_search": search})
+    return settings.model_copy(update=decided)
 
 
 def _with_budget(step: PlannedStep, settings: QuantizeSettings, context: PlanContext) -> Planned:
@@ -85,11 +85,7 @@ def _with_budget(step: PlannedStep, settings: QuantizeSettings, context: PlanCon
     with context.source.at((*context.key, "candidates")):
         fates = tuple(with_options(step.fates, settings))
     _check_mix(fates, contents, settings, context)
-    asked = {
-        "from": step.inputs[0].name, "format": settings.format, "batch_size": settings.batch_size,
-        "target_bpw": settings.target_bpw, "target_size": settings.target_size,
-        "solving": step.settings,
-    }  # fmt: skip
+    asked = {"from": step.inputs[0].name, "asking": step.settings}
     before = context.step("allocate", asked, "allocation", fates=fates)
     inputs = (*step.inputs, StepInput("allocation", before[-1].id))
     planned = replace(step, fates=fates, inputs=inputs)
@@ -103,22 +99,12 @@ def _calibration(settings: QuantizeSettings, transform: str, context: PlanContex
         return context.calibration("a budget", method)
     if METHODS[settings.method].needs_calibration or transform != "none":
         return context.calibration(f"method {settings.method}", method)
-    if settings.scale_search not in ("auto", "importance"):
+    search = settings.solver.scale_search if isinstance(settings.solver, Searched) else "auto"
+    if search not in ("auto", "importance"):
         return None
-    wanted = settings.scale_search == "importance"
+    wanted = search == "importance"
     what = "scale_search: importance" if wanted else None
     return context.calibration(what, (*context.key, "scale_search"))
-
-
-def _idle(settings: QuantizeSettings, context: PlanContext) -> Iterator[RecipeError]:
-    """A setting that the method does not read is a mistake, not a decoration."""
-    used = METHODS[settings.method].settings
-    for name in sorted((METHOD_SETTINGS & settings.model_fields_set) - used):
-        yield context.source.error(
-            f"method {settings.method} has no such setting",
-            (*context.key, name),
-            f"{settings.method} reads: {', '.join(sorted(used))}",
-        )
 
 
 def _of_budget(settings: QuantizeSettings, context: PlanContext) -> Iterator[RecipeError]:

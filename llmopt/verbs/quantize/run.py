@@ -17,13 +17,15 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import Quantized
+from llmopt.methods.quantize.settings import Feedback, Sequential
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.runtimes.device import pick_device
-from llmopt.specs import FORMATS, METHODS
+from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
 from llmopt.verbs.quantize.rounding import Quantize
+from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.quantize.transform import Awq
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.changes import unquantized
@@ -33,35 +35,35 @@ from llmopt.verbs.shared.solving import Solver
 
 def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
-    settings = _read(work.settings)
+    settings = work.asked(QuantizeSettings)
     parent = work.input()
     checkpoint = Checkpoint.open(parent.path)
     others = copy_side_files(checkpoint, work.folder)
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
-    spec = FORMATS[settings["format"]]
+    spec = FORMATS[settings.format]
     work, allocation = _settled(work)
     codec, held = codec_of(spec.id), _held(work.step.fates)
     _check_held(checkpoint, held, codec)
     fates = {fate.name.removesuffix(".weight"): fate for fate in work.step.fates}
-    quantize = Quantize(Solver(settings), fates, sequential=settings.get("true_sequential", False))
+    quantize = Quantize(Solver(settings.solving), fates, sequential=_in_order(settings))
     passes: list[Pass] = [quantize]
-    if settings["transform"] == "awq":
+    if settings.transform == "awq":
         passes.insert(0, Awq(quantize.options_of, frozenset(held)))
     writer = ShardWriter(work.state / "parts")
-    work.progress("blocks", 0, checkpoint.naming.block_count + settings["head"])
+    work.progress("blocks", 0, checkpoint.naming.block_count + settings.head)
     records = walk(
         checkpoint, tokens, passes, Sink(writer, codec),
         work.state / "walk",
-        head=settings["head"],
-        batch_size=settings["batch_size"],
+        head=settings.head,
+        batch_size=settings.batch_size,
         device=device,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
     others |= _write_config(checkpoint, settings, work.step.fates, records, work.folder)
     return Outcome(
-        format=settings["format"],
+        format=settings.format,
         ledger=_ledger(work.step.fates, records, checkpoint),
         corpus=corpus,
         evidence=others | ({"allocation": allocation} if allocation else {}),
@@ -69,11 +71,9 @@ def run(work: Work) -> Outcome:
     )
 
 
-def _read(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the method reads, and those of all methods."""
-    others = frozenset[str]().union(*(m.settings for m in METHODS.values()))
-    idle = others - METHODS[settings["method"]].settings
-    return {name: value for name, value in settings.items() if name not in idle}
+def _in_order(settings: QuantizeSettings) -> bool:
+    """Whether statistics of each linear see the quantized ones before it."""
+    return isinstance(settings.solver, Sequential) and settings.solver.true_sequential
 
 
 def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
@@ -84,7 +84,7 @@ def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
     if not any(fate.options for fate in work.step.fates):
         return work, None
     found = document.read(work.input("allocation").path)
-    spec = FORMATS[work.settings["format"]]
+    spec = FORMATS[work.step.writes]
     fates = document.settled(work.step.fates, found.pop("linears"), spec)
     return replace(work, step=replace(work.step, fates=tuple(fates))), found
 
@@ -112,7 +112,7 @@ def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dic
 
 
 def _write_config(
-    checkpoint: Checkpoint, settings: dict[str, Any], fates: tuple[TensorFate, ...],
+    checkpoint: Checkpoint, settings: QuantizeSettings, fates: tuple[TensorFate, ...],
     records: dict[str, Any], folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     layers = _held(fates)
@@ -125,11 +125,11 @@ def _write_config(
     return write_config(
         checkpoint,
         folder,
-        format_id=settings["format"],
+        format_id=settings.format,
         layers=layers,
         unquantized=unquantized(fates, checkpoint.naming),
-        damping=settings.get("damping"),
-        true_sequential=settings.get("true_sequential", False),
+        damping=settings.solver.damping if isinstance(settings.solver, Feedback) else None,
+        true_sequential=_in_order(settings),
     )
 
 

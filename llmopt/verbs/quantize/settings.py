@@ -7,21 +7,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llmopt.errors import RequestError
+from llmopt.methods.quantize.settings import MethodSettings
 from llmopt.recipe.fields import (
-    Asks,
     Flag,
     FormatId,
-    Gates,
     GridId,
     GroupSize,
     Input,
     MethodId,
     Settings,
     Short,
-    Size,
     Strict,
+    Variant,
     bits_of_grid,
 )
+from llmopt.specs import METHODS
+from llmopt.specs.base import load_class
+from llmopt.verbs.shared.settings import Gated, Rounding, Solving
 
 
 class Override(Strict):
@@ -53,13 +55,20 @@ def _value(text: str) -> object:
     return int(text) if text.lstrip("-").isdecimal() else text
 
 
-class QuantizeSettings(Settings):
+def _methods() -> dict[str, type[MethodSettings]]:
+    return {id_: load_class(spec.settings, MethodSettings) for id_, spec in METHODS.items()}
+
+
+class QuantizeSettings(Gated, Rounding):
     """Codes for the linears of a model, and a check of the result."""
 
     from_: Annotated[str, Input("model")] = Field(
         "model", alias="from", description="the model, or a step's id"
     )
     method: MethodId = Field("gptq", description="how codes are chosen")
+    solver: Annotated[Settings, Variant("method", _methods, "method {}")] = Field(
+        default_factory=MethodSettings, description="what the method reads"
+    )
     transform: Literal["auto", "none", "awq"] = Field(
         "auto", description="what is done to weights first; auto: what the method asks for"
     )
@@ -74,27 +83,6 @@ class QuantizeSettings(Settings):
     format: FormatId = Field("gptq", description="how the result lies on disk")
     activations: Literal["none", "int8", "fp8"] = Field(
         "none", description="grid that activations are rounded to, per token, when it computes"
-    )
-    scale_search: Literal["auto", "minmax", "mse", "importance"] = Field(
-        "auto", description="auto: importance where there is calibration text, else mse"
-    )
-    signed_scales: Annotated[bool, Flag(off="--unsigned-scales")] = Field(
-        True, description="allow negative scales on a symmetric grid"
-    )
-    damping: float = Field(0.01, gt=0, lt=1, description="share of the mean Hessian diagonal")
-    act_order: Literal["none", "group", "full"] = Field(
-        "group", description="column order: stored; by activation within groups; by activation"
-    )
-    static_groups: bool = Field(False, description="fit all scales before any feedback")
-    refine: int = Field(2, ge=0, le=20, description="sweeps over scales and codes after feedback")
-    true_sequential: Annotated[bool, Flag(off="--no-true-sequential")] = Field(
-        True, description="statistics of each linear see the quantized ones before it"
-    )
-    target_bpw: float | None = Field(
-        None, gt=0, le=16, description="stored bits a quantized weight, scales and all; a budget"
-    )
-    target_size: Annotated[Size | None, Flag(metavar="SIZE")] = Field(
-        None, description="budget for the weight files as a whole: 5MB, 1.5GiB, or bytes"
     )
     candidates: Annotated[list[str], Flag("--candidate", metavar="SETTING")] = Field(
         default_factory=list,
@@ -115,23 +103,10 @@ class QuantizeSettings(Settings):
     )
     head: bool = Field(False, description="quantize the output head too")
     embeddings: bool = Field(False, description="quantize the input embeddings too")
-    batch_size: int = Field(2, ge=1, description="calibration sequences run at once")
-    gate: Annotated[
-        Gates,
-        Asks(),
-        Flag(help='A quality gate, e.g. "kl.mean < 0.05"; none for no gate. [default: default]'),
-    ] = Field(
-        default_factory=lambda: ["default"],
-        description='quality gates of the result: "default" (against collapse), expressions, or []',
-    )
-    gate_base: Annotated[Literal["parent", "model"], Asks()] = Field(
-        "parent", description="what gates compare with: what the step is made from, or the model"
-    )
 
     @property
-    def has_budget(self) -> bool:
-        """Whether settings are chosen for each linear so that all together meet a target."""
-        return self.target_bpw is not None or self.target_size is not None
+    def solving(self) -> Solving:
+        return Solving(self.format, self.method, self.solver)
 
 
 SETTINGS = QuantizeSettings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from llmopt.artifact import Artifact
@@ -10,16 +9,15 @@ from llmopt.formats.gguf.about import general
 from llmopt.formats.imatrix import Imatrix
 from llmopt.model.contents import Contents
 from llmopt.report.card_metadata import front_matter
+from llmopt.verbs.shared.settings import About
 
 
-def description(
-    settings: Mapping[str, Any], parent: Artifact, contents: Contents
-) -> dict[str, Any]:
+def description(about: About, parent: Artifact, contents: Contents) -> dict[str, Any]:
     """The keys that are not the model's own; a GGUF source's are carried over without them."""
-    found = {} if contents.kind == "gguf" else general(front_matter(parent), settings["model_name"])
-    if settings["name"] is not None:
-        found["general.name"] = settings["name"]
-    return found | dict(sorted(settings["metadata"].items()))
+    found = {} if contents.kind == "gguf" else general(front_matter(parent), about.model_name)
+    if about.name is not None:
+        found["general.name"] = about.name
+    return found | dict(sorted(about.metadata.items()))
 
 
 def of_imatrix(matrix: Imatrix, name: str) -> dict[str, Any]:

@@ -145,8 +145,7 @@ def _pattern(linear: str) -> str:
 
 def _leaving(patterns: Sequence[str], source: Source, place: Key) -> str:
     """How one asks that linears of these names are left as they are."""
-    flag = source.flag((*place, "overrides"))
-    if flag:
-        return " ".join(f'{flag.name} "{pattern}"' for pattern in patterns)
+    if source.flag((*place, "overrides")):
+        return " ".join(f'--skip "{pattern}"' for pattern in patterns)
     skips = ", ".join(f'{{match: "{pattern}", skip: true}}' for pattern in patterns)
     return f"overrides: [{skips}]"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
@@ -12,48 +11,53 @@ from llmopt.grids.base import GridOptions, Quantized
 from llmopt.grids.ggml import BlockTensor
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import blockwise
-from llmopt.methods.quantize.base import Method, SolverSettings, check_weight
+from llmopt.methods.quantize.base import Method, check_weight
+from llmopt.methods.quantize.settings import Feedback, MethodSettings, Searched
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, METHODS, load
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.verbs.shared.settings import Solving
 
 
 class Solver:
-    """`settings` are a quantize step's effective ones, or those of a conversion to GGUF."""
+    """Codes for the linears of a step."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-        self._min_zero = FORMATS[settings["format"]].min_zero
-        self._method: Method = load(METHODS[settings["method"]].module)
-        self._solver = SolverSettings(
-            **{f.name: settings[f.name] for f in fields(SolverSettings) if f.name in settings}
-        )
+    def __init__(self, solving: Solving) -> None:
+        self._solving, self._settings = solving, solving.settings
+        self._min_zero = FORMATS[solving.format].min_zero
 
     def solve(
         self, weight: Tensor, statistics: InputStatistics | None, chosen: Layout
     ) -> Quantized:
         """Codes for weight [rows, cols] float32, whose inputs have these statistics."""
+        settings = self._settings
         if chosen.grid in GGML_TYPES:
-            if self._settings["method"] == "gptq" and statistics is not None:
-                return blockwise.solve(weight, statistics, chosen.grid, self._solver)
+            if isinstance(settings, Feedback) and statistics is not None:
+                return blockwise.solve(weight, statistics, chosen.grid, settings)
             importance = None if statistics is None else statistics.diagonal
             return self.encode(weight, importance, chosen.grid)
-        return self._method.solve(weight, statistics, self.options(chosen), self._solver)
+        assert isinstance(settings, MethodSettings)
+        method = cast("Method[MethodSettings]", load(METHODS[self._solving.method].module))
+        return method.solve(weight, statistics, self.options(chosen), settings)
 
     def encode(self, weight: Tensor, importance: Tensor | None, type_id: str) -> BlockTensor:
         """The nearest blocks of a ggml type; importance [cols] weighs squared errors."""
         check_weight(weight)
-        search = self._settings["search"]
-        return BlockTensor(grid=type_id, data=ggml.encode(type_id, weight, importance, search))
+        data = ggml.encode(type_id, weight, importance, self._solving.search)
+        return BlockTensor(grid=type_id, data=data)
 
     def options(self, chosen: Layout) -> GridOptions:
         """The grid that these settings ask for."""
+        settings = self._settings
+        assert isinstance(settings, MethodSettings)
+        search = settings.scale_search if isinstance(settings, Searched) else "importance"
+        assert search != "auto"  # a plan has decided
         return GridOptions(
             grid=chosen.grid,
             bits=chosen.bits,
             group_size=chosen.group_size,
             symmetric=chosen.symmetric,
-            scale_search=self._settings.get("scale_search", "importance"),
-            signed_scales=self._settings["signed_scales"],
+            scale_search=search,
+            signed_scales=settings.signed_scales,
             min_zero=self._min_zero,
         )

@@ -10,7 +10,7 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import ggml
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import blockwise
-from llmopt.methods.quantize.base import SolverSettings
+from llmopt.methods.quantize.settings import Feedback
 from llmopt.specs.ggml import GGML_TYPES
 from tests.grids.ggml.away import Away
 
@@ -37,8 +37,7 @@ def test_feedback_beats_importance_and_sweeps_beat_feedback(type_id: str) -> Non
     weight, statistics = problem()
     plain = ggml.encode(type_id, weight, statistics.diagonal, "best")
     once, swept = (
-        blockwise.solve(weight, statistics, type_id, SolverSettings(refine=refine))
-        for refine in (0, 2)
+        blockwise.solve(weight, statistics, type_id, Feedback(refine=refine)) for refine in (0, 2)
     )
     spec = GGML_TYPES[type_id]
     assert swept.data.shape == (24, 512 // spec.block * spec.nbytes)
@@ -51,9 +50,9 @@ def test_feedback_beats_importance_and_sweeps_beat_feedback(type_id: str) -> Non
 def test_rows_do_not_depend_on_each_other(type_id: str) -> None:
     """In what they lose, not in their bytes: products of other shapes add in other orders."""
     weight, statistics = problem()
-    whole = blockwise.solve(weight, statistics, type_id, SolverSettings())
+    whole = blockwise.solve(weight, statistics, type_id, Feedback())
     rows = slice(3, 20)
-    some = blockwise.solve(weight[rows], statistics, type_id, SolverSettings())
+    some = blockwise.solve(weight[rows], statistics, type_id, Feedback())
     found, expected = (
         loss(weight[rows], data, type_id, statistics) for data in (some.data, whole.data[rows])
     )
@@ -64,7 +63,7 @@ def test_without_correlation_feedback_is_rounding() -> None:
     """A diagonal Hessian leaves nothing to make up for: only the search for scales remains."""
     weight, _ = problem(256)
     statistics = InputStatistics(hessian=torch.eye(256), mean_abs=torch.ones(256), tokens=10)
-    solved = blockwise.solve(weight, statistics, "Q8_0", SolverSettings(refine=0))
+    solved = blockwise.solve(weight, statistics, "Q8_0", Feedback(refine=0))
     rounded = ggml.encode("Q8_0", weight, torch.ones(256), "best")
     close = loss(weight, solved.data, "Q8_0", statistics)
     assert close == pytest.approx(loss(weight, rounded, "Q8_0", statistics), rel=1e-3)
@@ -73,7 +72,7 @@ def test_without_correlation_feedback_is_rounding() -> None:
 def test_inputs_that_are_always_zero_do_no_harm() -> None:
     weight, statistics = problem(256)
     statistics.hessian[:, 7] = statistics.hessian[7, :] = 0.0
-    solved = blockwise.solve(weight, statistics, "Q4_K", SolverSettings())
+    solved = blockwise.solve(weight, statistics, "Q4_K", Feedback())
     values = ggml.decode("Q4_K", solved.data)
     assert bool(values.isfinite().all())
     assert float((values - weight).abs().max()) < 1.0
@@ -81,7 +80,7 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
 
 def test_without_statistics_there_is_no_feedback() -> None:
     with pytest.raises(LlmoptError, match="calibration"):
-        blockwise.solve(torch.ones(1, 256), InputStatistics.empty(256), "Q4_K", SolverSettings())
+        blockwise.solve(torch.ones(1, 256), InputStatistics.empty(256), "Q4_K", Feedback())
 
 
 @pytest.mark.parametrize("size", [1e6, 1e9])
@@ -89,12 +88,10 @@ def test_without_statistics_there_is_no_feedback() -> None:
 def test_weights_that_are_too_large_are_refused(type_id: str, size: float) -> None:
     weight, statistics = problem(256, 4)
     with pytest.raises(RequestError, match=f"the weights are too large for {type_id}"):
-        blockwise.solve(weight * size, statistics, type_id, SolverSettings(refine=1))
+        blockwise.solve(weight * size, statistics, type_id, Feedback(refine=1))
 
 
 def test_types_that_need_the_cpu_are_solved_there() -> None:
     weight, statistics = problem(256, 4)
-    solved = blockwise.solve(
-        weight.as_subclass(Away), statistics, "IQ4_XS", SolverSettings(refine=0)
-    )
+    solved = blockwise.solve(weight.as_subclass(Away), statistics, "IQ4_XS", Feedback(refine=0))
     assert solved.data.device.type == "meta"

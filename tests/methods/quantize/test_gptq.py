@@ -13,8 +13,8 @@ from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, ScaleSearch
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import gptq, rtn
-from llmopt.methods.quantize.base import ActOrder, SolverSettings
 from llmopt.methods.quantize.gptq import column_order
+from llmopt.methods.quantize.settings import ActOrder, GptqSettings
 from tests.methods.quantize.reference import (
     damped,
     make_problem,
@@ -31,7 +31,7 @@ def options(bits: int = 4, group_size: int = 16, **changes: object) -> GridOptio
     return replace(base, **changes)
 
 
-PLAIN = SolverSettings(refine=0)
+PLAIN = GptqSettings(refine=0)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -40,7 +40,9 @@ PLAIN = SolverSettings(refine=0)
 def test_the_pass_is_gptq(bits: int, symmetric: bool, order: ActOrder) -> None:
     weight, statistics = make_problem(40, 96)
     asked = options(bits, 32, symmetric=symmetric, scale_search="minmax")
-    solved = values_of(gptq.solve(weight, statistics, asked, replace(PLAIN, act_order=order)))
+    solved = values_of(
+        gptq.solve(weight, statistics, asked, PLAIN.model_copy(update={"act_order": order}))
+    )
     columns = column_order(statistics.diagonal, 32, order)
     expected = naive_gptq(weight, statistics.hessian, asked, 0.01, columns)
     same = torch.isclose(solved.double(), expected, rtol=1e-6, atol=1e-9)
@@ -78,7 +80,7 @@ def test_each_sweep_lowers_every_row(
     asked = options(bits, 16, symmetric=symmetric, signed_scales=False)
     losses = []
     for refine in range(4):
-        settings = SolverSettings(refine=refine, static_groups=static, act_order=order)
+        settings = GptqSettings(refine=refine, static_groups=static, act_order=order)
         solved = gptq.solve(weight, statistics, asked, settings)
         assert solved.params.scale.gt(0).all()  # scales were not to change sign
         losses.append(objective(weight, values_of(solved), h))
@@ -91,8 +93,8 @@ def test_each_sweep_lowers_every_row(
 def test_the_whole_gains_a_quarter_over_plain_gptq() -> None:
     weight, statistics = make_problem(48, 128, seed=5)
     plain = options(4, 32, scale_search="minmax", signed_scales=False)
-    before = gptq.solve(weight, statistics, plain, SolverSettings(damping=0.05, refine=0))
-    after = gptq.solve(weight, statistics, options(4, 32), SolverSettings())
+    before = gptq.solve(weight, statistics, plain, GptqSettings(damping=0.05, refine=0))
+    after = gptq.solve(weight, statistics, options(4, 32), GptqSettings())
     ratio = (
         objective(weight, values_of(after), statistics.hessian).sum()
         / objective(weight, values_of(before), statistics.hessian).sum()
@@ -104,7 +106,7 @@ def test_the_whole_gains_a_quarter_over_plain_gptq() -> None:
 @pytest.mark.parametrize("order", ORDERS)
 def test_groups_and_orders_have_their_shapes(order: ActOrder, group_size: int) -> None:
     weight, statistics = make_problem(12, 64)
-    solved = gptq.solve(weight, statistics, options(3, group_size), SolverSettings(act_order=order))
+    solved = gptq.solve(weight, statistics, options(3, group_size), GptqSettings(act_order=order))
     size = 64 if group_size == -1 else group_size
     assert solved.codes.shape == weight.shape
     assert solved.codes.dtype == torch.uint8
@@ -123,7 +125,7 @@ def test_groups_and_orders_have_their_shapes(order: ActOrder, group_size: int) -
 
 def test_static_full_order_keeps_stored_groups_and_their_scales() -> None:
     weight, statistics = make_problem(8, 64)
-    settings = SolverSettings(act_order="full", static_groups=True)
+    settings = GptqSettings(act_order="full", static_groups=True)
     solved = gptq.solve(weight, statistics, options(), settings)
     assert solved.params.group_index is None
     fitted = integer.fit(weight, options(), statistics.diagonal)
@@ -141,7 +143,7 @@ def test_column_orders() -> None:
 def test_minimum_zero_is_respected(search: ScaleSearch) -> None:
     weight, statistics = make_problem(16, 64)
     asked = options(4, symmetric=False, min_zero=1, scale_search=search)
-    assert gptq.solve(weight.abs(), statistics, asked, SolverSettings()).params.zero.min() == 1
+    assert gptq.solve(weight.abs(), statistics, asked, GptqSettings()).params.zero.min() == 1
 
 
 def test_dead_inputs_are_rounded_to_nearest_and_disturb_nothing() -> None:
@@ -166,7 +168,7 @@ def test_outliers_zero_rows_and_zero_groups() -> None:
     weight[1, :16] = 0
     weight[2, 5] = 1e4
     weight[3] *= 1e-9
-    solved = gptq.solve(weight, statistics, options(), SolverSettings())
+    solved = gptq.solve(weight, statistics, options(), GptqSettings())
     values = values_of(solved)
     assert torch.isfinite(values).all()
     assert values[0].count_nonzero() == 0
@@ -180,27 +182,27 @@ def test_weights_that_are_not_numbers(method: object, bad: float) -> None:
     weight, statistics = make_problem(4, 32)
     weight[1, 3] = bad
     with pytest.raises(LlmoptError, match="the weight holds NaN or infinite values"):
-        method.solve(weight, statistics, options(), SolverSettings())  # type: ignore[attr-defined]
+        method.solve(weight, statistics, options(), GptqSettings())  # type: ignore[attr-defined]
 
 
 def test_calibration_is_needed() -> None:
     weight, _ = make_problem(4, 32)
     for statistics in (None, InputStatistics.empty(32)):
         with pytest.raises(LlmoptError, match="gptq needs calibration"):
-            gptq.solve(weight, statistics, options(), SolverSettings())
+            gptq.solve(weight, statistics, options(), GptqSettings())
 
 
 def test_group_size_must_divide() -> None:
     weight, statistics = make_problem(4, 48)
     with pytest.raises(RequestError, match="group size 32 does not divide 48"):
-        gptq.solve(weight, statistics, options(4, 32), SolverSettings())
+        gptq.solve(weight, statistics, options(4, 32), GptqSettings())
 
 
 def test_same_input_same_bytes_and_nothing_is_changed() -> None:
     weight, statistics = make_problem(20, 64)
     kept, hessian = weight.clone(), statistics.hessian.clone()
-    first = gptq.solve(weight, statistics, options(), SolverSettings())
-    again = gptq.solve(weight, statistics, options(), SolverSettings())
+    first = gptq.solve(weight, statistics, options(), GptqSettings())
+    again = gptq.solve(weight, statistics, options(), GptqSettings())
     assert torch.equal(first.codes, again.codes)
     assert torch.equal(first.params.scale, again.params.scale)
     assert torch.equal(weight, kept)
@@ -209,9 +211,9 @@ def test_same_input_same_bytes_and_nothing_is_changed() -> None:
 
 def test_rows_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, statistics = make_problem(50, 64)
-    whole = gptq.solve(weight, statistics, options(), SolverSettings())
+    whole = gptq.solve(weight, statistics, options(), GptqSettings())
     monkeypatch.setattr(gptq, "_CHUNK", 16 * 64)
-    parts = gptq.solve(weight, statistics, options(), SolverSettings())
+    parts = gptq.solve(weight, statistics, options(), GptqSettings())
     assert (whole.codes == parts.codes).float().mean() > 0.995
 
 
@@ -220,7 +222,7 @@ def test_how_columns_are_blocked_does_not_matter(
     span: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, statistics = make_problem(30, 96)
-    expected = gptq.solve(weight, statistics, options(3, 16), SolverSettings())
+    expected = gptq.solve(weight, statistics, options(3, 16), GptqSettings())
     monkeypatch.setattr(gptq, "_SPAN", span)
-    solved = gptq.solve(weight, statistics, options(3, 16), SolverSettings())
+    solved = gptq.solve(weight, statistics, options(3, 16), GptqSettings())
     assert (expected.codes == solved.codes).float().mean() > 0.99

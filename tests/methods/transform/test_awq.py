@@ -9,7 +9,7 @@ from llmopt.grids.base import GridOptions
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize import awq as rounding
 from llmopt.methods.quantize import rtn
-from llmopt.methods.quantize.base import SolverSettings
+from llmopt.methods.quantize.settings import AwqSettings, RtnSettings
 from llmopt.methods.transform.awq import Reader, search_scale
 from tests.methods.quantize.reference import make_problem, objective
 
@@ -73,8 +73,8 @@ def test_clipping_never_costs_more_than_the_searched_range() -> None:
         ours, theirs = (
             integer.decode(solved.codes, solved.params)
             for solved in (
-                rounding.solve(weight, statistics, options, SolverSettings()),
-                rtn.solve(weight, statistics, options, SolverSettings()),
+                rounding.solve(weight, statistics, options, AwqSettings()),
+                rtn.solve(weight, statistics, options, RtnSettings()),
             )
         )
         mine, reference = objective(weight, ours, blocks), objective(weight, theirs, blocks)
