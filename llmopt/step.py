@@ -18,8 +18,9 @@ from llmopt.recipe.source import Key, Source
 from llmopt.specs import VERBS
 from llmopt.specs.formats import PLAIN
 
+#: the settings of a verb
 S = TypeVar("S", bound=Settings)
-
+S_in = TypeVar("S_in", bound=Settings, contravariant=True)
 #: what a recipe calls the model that it begins with
 MODEL = "model"
 
@@ -217,10 +218,10 @@ class PlanContext(Protocol):
         """
 
 
-class Plans(Protocol):
+class Plans(Protocol[S_in]):
     """A verb's module `plan`."""
 
-    def plan(self, settings: Any, context: PlanContext) -> Planned:
+    def plan(self, settings: S_in, context: PlanContext) -> Planned:
         """Turn a written step into planned ones, from headers alone.
 
         Raises RecipeError about the first mistake, with the others that do not follow from it.

@@ -128,7 +128,7 @@ class Context:
 
 def planned(verb: str, context: Context) -> Planned:
     """What the plan of a verb makes of a step."""
-    plans: Plans = load(f"{VERBS[verb].package}.plan")
+    plans: Plans[Settings] = load(f"{VERBS[verb].package}.plan")
     found = plans.plan(context.settings, context)
     steps = (
         replace(
