@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmopt.cli import options as o
+from llmopt.cli.completion import offered
 
 if TYPE_CHECKING:
     from llmopt.cli.output import Output
@@ -47,7 +48,7 @@ _Dtype = Annotated[
     typer.Option(
         metavar="NAME",
         help="float32, bfloat16 or auto. llama.cpp: auto.",
-        autocompletion=o.offered(lambda: _DTYPES),
+        autocompletion=offered(lambda: _DTYPES),
     ),
 ]
 

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
+from llmopt.cli.completion import keys, offered, shipped
 from llmopt.specs import RUNTIMES
-
-
-def offered(values: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Shell completion by values that are looked up when they are asked for."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [value for value in values() if value.startswith(incomplete)]
-
-    return complete
-
-
-def _recipes() -> Iterable[str]:
-    from llmopt.recipe import shipped_recipes
-
-    return shipped_recipes()
-
 
 Model = Annotated[
     str,
@@ -35,7 +19,7 @@ RecipeName = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="A recipe file, or a shipped recipe's name.",
-        autocompletion=offered(_recipes),
+        autocompletion=offered(shipped),
     ),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder to write, or a file.")]
@@ -51,6 +35,7 @@ Sets = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Override a recipe key, e.g. steps.w4.quantize.grid=int3.",
+        autocompletion=keys,
     ),
 ]
 Device = Annotated[

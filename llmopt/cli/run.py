@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmopt.cli import options as o
+
+if TYPE_CHECKING:
+    from llmopt.cli.output import Output
+    from llmopt.pipeline import Ran
 
 
 def run(
@@ -27,8 +32,7 @@ def run(
     folder = out or default_folder(loaded.name)
     output.note(f"{loaded.name}: checking the recipe ...")
     from llmopt import planner  # what takes long to import comes after the first line
-    from llmopt.cli.reporting import show_bench, write_report
-    from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line, written
+    from llmopt.cli.steps import documents, execute, raise_if_failed
     from llmopt.report import page
     from llmopt.specs import VERBS
     from llmopt.specs.base import counted
@@ -38,6 +42,19 @@ def run(
     if any(VERBS[step.verb].yields == "results" and step.judges is None for step in plan.steps):
         page.check(folder / "report.html", hint="move it away, or choose another -o")
     ran = execute(plan, RunOptions(device, threads), output)
+    report = _show(ran, folder, output)
+    done, reused = (sum(r.reused == how for r in ran.results) for how in (False, True))
+    refused = f", {len(ran.refused)} refused" if ran.refused else ""
+    output.note(f"{done} of {counted(len(plan.steps), 'step')} run, {reused} reused{refused}")
+    output.result({"steps": documents(ran), "report": report and str(report)})
+    raise_if_failed(ran)
+
+
+def _show(ran: Ran, folder: Path, output: Output) -> Path | None:
+    """Say what came of the steps that were written; the report page, where any measured."""
+    from llmopt.cli.reporting import show_bench, write_report
+    from llmopt.cli.steps import summary_line, written
+
     made, measured = written(ran, "model"), written(ran, "results")
     for result in ran.results:
         if result in measured:
@@ -46,16 +63,12 @@ def run(
             output.text(summary_line(result))
     for name, why in ran.refused.items():
         output.text(f"{name}: refused: {why}")
-    report = None
-    if measured:
-        folders = [each.artifact.path for each in ran.results if each in made or each in measured]
-        report = write_report(folders, folder / "report.html")
-        output.text(f"report: {report}")
-    done, reused = (sum(r.reused == how for r in ran.results) for how in (False, True))
-    refused = f", {len(ran.refused)} refused" if ran.refused else ""
-    output.note(f"{done} of {counted(len(plan.steps), 'step')} run, {reused} reused{refused}")
-    output.result({"steps": documents(ran), "report": report and str(report)})
-    raise_if_failed(ran)
+    if not measured:
+        return None
+    folders = [each.artifact.path for each in ran.results if each in made or each in measured]
+    report = write_report(folders, folder / "report.html")
+    output.text(f"report: {report}")
+    return report
 
 
 def default_folder(name: str) -> Path:

@@ -13,6 +13,7 @@ import typer
 
 from llmopt.cli import flags as f
 from llmopt.cli import options as o
+from llmopt.cli.completion import offered
 from llmopt.cli.one_step import Typed, named, recipe_of
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.specs import VerbSpec
@@ -109,7 +110,7 @@ def _annotation(flag: f.KeyFlag) -> object:
         f"{flag.name}/{flag.off}" if flag.off else flag.name,
         metavar=None if flag.kind == "switch" else flag.metavar,
         help=flag.help,
-        autocompletion=o.offered(lambda: flag.choices),
+        autocompletion=offered(lambda: flag.choices),
     )
     return Annotated[kinds.get(flag.kind, list[str] | None), option]
 

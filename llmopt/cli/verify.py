@@ -10,13 +10,19 @@ import typer
 from llmopt.cli import options as o
 from llmopt.errors import LlmoptError, RequestError
 
+_Artifact = Annotated[
+    Path,
+    typer.Argument(metavar="ARTIFACT", help="A folder or .gguf file that llmopt wrote."),
+]
+_Digest = Annotated[
+    str | None,
+    typer.Option(metavar="SHA256", help="The manifest's digest as it was noted elsewhere."),
+]
+
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="A folder or .gguf file that llmopt wrote.")],
-    digest: Annotated[
-        str | None,
-        typer.Option(metavar="SHA256", help="The manifest's digest as it was noted elsewhere."),
-    ] = None,
+    artifact: _Artifact,
+    digest: _Digest = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

@@ -214,6 +214,9 @@ def test_two_flags_of_one_name_are_found_when_the_command_is_built(
         ("llmopt run dem", ["demo"]),
         ("llmopt recipes show dem", ["demo"]),
         ("llmopt generate demo --runtime t", ["torch"]),
+        ("llmopt run demo --set data.calibration.so", ["data.calibration.source="]),
+        ("llmopt plan demo --set steps.w4.quantize.group", ["steps.w4.quantize.group_size="]),
+        ("llmopt plan nowhere --set s", []),
     ],
 )
 def test_shells_complete_values(
