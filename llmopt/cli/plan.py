@@ -51,6 +51,7 @@ def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, object]:
         "out": str(made.outputs[step.id]) if step.id in made.outputs else None,
         "parents": list(step.parents),
         "settings": step.document(),
+        "notes": list(step.notes),
         "memory_bytes": step.footprint.memory_bytes,
         "disk_bytes": step.footprint.disk_bytes,
         "tensors": [fate.as_dict() for fate in step.fates],
@@ -84,7 +85,7 @@ def _does(step: PlannedStep) -> str:
     cut = ""
     if text is not None and text.cut_from is not None:
         cut = f" on {text.length} tokens a sequence (the context)"
-    return ", ".join([step.summary + cut, *step.notes])
+    return "\n".join([step.summary + cut, *step.notes])
 
 
 def _fates_table(step: PlannedStep) -> Table:

@@ -65,7 +65,8 @@ def test_speed_is_measured_within_the_context_and_it_is_said(llmopt: Llmopt, tex
     data = {"evaluation": {"source": "held.txt", "windows": 2}}
     recipe = {"version": 1, "name": "r", "model": "model", "data": data, "steps": [step]}
     (text / "r.yaml").write_text(json.dumps(recipe))
-    assert "speed on 32 new ones" in llmopt("plan", "r.yaml").out
+    (note,) = llmopt("plan", "r.yaml", "--json").document[0]["notes"]
+    assert "speed is that of 32 new tokens" in note
     done = llmopt("run", "r.yaml", "-o", "out", *CPU)
     assert done.code == 0, done.err
     assert "speed is that of 32 new tokens" in done.err
