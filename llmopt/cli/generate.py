@@ -23,20 +23,20 @@ _MaxNewTokens = Annotated[
         "-n", "--max-new-tokens", min=1, help="[default: 128, or what the context has room for]"
     ),
 ]
-_Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")]
+_Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the most likely token.")]
 _TopK = Annotated[
-    int | None, typer.Option(min=1, help="Draw from this many of the likeliest tokens.")
+    int | None, typer.Option(min=1, help="Draw from this many of the most likely tokens.")
 ]
 _TopP = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that sum to it.")
+    float | None, typer.Option(min=0.0, max=1.0, help="Draw from the most likely that sum to it.")
 ]
 _MinP = Annotated[
     float | None,
-    typer.Option(min=0.0, max=1.0, help="Leave out what is less likely, next to the likeliest."),
+    typer.Option(min=0.0, max=1.0, help="Leave out what is less likely, next to the most likely."),
 ]
 _Penalty = Annotated[float, typer.Option(min=0.01, help="Above 1: less of what has been.")]
 _Beams = Annotated[
-    int, typer.Option(min=1, help="torch: search this many continuations, keep the likeliest.")
+    int, typer.Option(min=1, help="torch: search this many continuations, keep the most likely.")
 ]
 _Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")

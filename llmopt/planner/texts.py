@@ -27,9 +27,9 @@ class Texts:
     def calibration(self, needed_by: str | None, key: Key, source: Source) -> Text | None:
         """See PlanContext."""
         data = self._recipe.data.calibration
-        origin = data.source or (_DEMO if self._recipe.model == _DEMO and needed_by else "")
-        if origin:
-            return self._text("calibration", data, origin, data.sequences, source)
+        place = data.source or (_DEMO if self._recipe.model == _DEMO and needed_by else "")
+        if place:
+            return self._text("calibration", data, place, data.sequences, source)
         if needed_by:
             raise source.error(
                 f"{needed_by} needs calibration text",
@@ -62,13 +62,13 @@ class Texts:
 
     def _text(
         self, split: Literal["calibration", "evaluation"], data: CalibrationData | EvaluationData,
-        origin: str, count: int, source: Source,
+        place: str, count: int, source: Source,
     ) -> Text:  # fmt: skip
         with source.at(("data", split, "source")):
-            digest = self._digest(origin, data.field, split)
+            digest = self._digest(place, data.field, split)
         length, cut_from = self._length(split, data, source)
         return Text(
-            split=split, name=text_name(origin), source=origin, field=data.field, count=count,
+            split=split, name=text_name(place), source=place, field=data.field, count=count,
             length=length, cut_from=cut_from, digest=digest,
         )  # fmt: skip
 
@@ -90,10 +90,10 @@ class Texts:
             )
         return context, data.length
 
-    def _digest(self, origin: str, field: str, split: corpora.Split) -> str:
-        asked = (origin, field, split)
+    def _digest(self, place: str, field: str, split: corpora.Split) -> str:
+        asked = (place, field, split)
         if asked not in self._digests:  # many steps share their text
-            self._digests[asked] = corpus_digest(origin, field, split)
+            self._digests[asked] = corpus_digest(place, field, split)
         return self._digests[asked]
 
 
