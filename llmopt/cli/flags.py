@@ -197,6 +197,7 @@ def as_path(name: str) -> str:
 
 def _help(said: str, info: FieldInfo, notes: Sequence[str] = ()) -> str:
     """What a field means, what it may be, and what it is where nothing is typed."""
+    said = said.replace("[]", "none")  # an empty list, as it is typed
     word = said.partition(" ")[0].rstrip(",")
     said = said[:1].upper() + said[1:] if word.isalpha() else said
     notes = [*notes]

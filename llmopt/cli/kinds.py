@@ -47,7 +47,7 @@ def keys_of(info: FieldInfo) -> list[str]:
 
 def metavar_of(info: FieldInfo) -> str:
     """What stands for the value in --help."""
-    return "NUMBER" if _is_number(info) else "TEXT"
+    return "NUMBER" if _is_number(info) else "NAME" if choices_of(info, shown=False) else "TEXT"
 
 
 def reader_of(info: FieldInfo) -> Callable[[str], object]:

@@ -133,7 +133,7 @@ def test_a_verb_of_another_package_has_a_command(slim: str, llmopt: Llmopt) -> N
     assert "slim      Drop layers." in llmopt("--help").out
     said = " ".join(llmopt("slim", "--help").out.split())
     for words in (
-        "--how TEXT Which go. [one of: block-influence, last; default: last]",
+        "--how NAME Which go. [one of: block-influence, last; default: last]",
         "--layers NUMBER How many go. [default: 2]",
         "--pairs PAIRS", "--heal / --no-heal", "--soft / --hard", "--cut FIRST-LAST",
         "--seen NUMBER Samples. [default: 3]",

@@ -78,9 +78,9 @@ class CheckpointTarget(PlainTarget):
         Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
     ] = Field(None, description="default: the source's, where the format has it")
     group_size: GroupSize | None = Field(None, description="default: the source's, else 128")
-    symmetric: Annotated[bool | None, Flag(off="--asymmetric", help="A zero point per group.")] = (
-        Field(None, description="default: the source's, else true")
-    )
+    symmetric: Annotated[
+        bool | None, Flag(off="--asymmetric", help="--asymmetric: a zero point per group.")
+    ] = Field(None, description="default: the source's, else true")
 
 
 class GgufTarget(PlainTarget, Rounding):

@@ -77,9 +77,9 @@ class QuantizeSettings(Gated, Rounding):
         Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
     ] = Field("int4", description="which values a weight may take")
     group_size: GroupSize = Field(128, description="input channels that share a scale; -1: a row")
-    symmetric: Annotated[bool, Flag(off="--asymmetric", help="A zero point per group.")] = Field(
-        True, description="fixed zero point; false: a zero point per group"
-    )
+    symmetric: Annotated[
+        bool, Flag(off="--asymmetric", help="--asymmetric: a zero point per group.")
+    ] = Field(True, description="fixed zero point; false: a zero point per group")
     format: FormatId = Field("gptq", description="how the result lies on disk")
     activations: Literal["none", "int8", "fp8"] = Field(
         "none", description="grid that activations are rounded to, per token, when it computes"
