@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -126,6 +126,14 @@ def written_formats() -> list[str]:
     return [id_ for id_, spec in FORMATS.items() if spec.grids and spec.kind == CHECKPOINT]
 
 
+def _transforms() -> list[str]:
+    return list(dict.fromkeys(["none", *(spec.transform for spec in METHODS.values())]))
+
+
+def _activations() -> list[str]:
+    return sorted({grid for spec in FORMATS.values() for grid in spec.activations})
+
+
 _SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,18})?) ?(?P<unit>[kmgt]i?)?b?", re.IGNORECASE)
 _UNITS = {"": 1, **{u: 10 ** (3 * (i + 1)) for i, u in enumerate("kmgt")},
           **{f"{u}i": 1024 ** (i + 1) for i, u in enumerate("kmgt")}}  # fmt: skip
@@ -163,6 +171,10 @@ StepId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_lengt
 GridId = Annotated[str, Choice("grid", lambda: GRIDS)]
 MethodId = Annotated[str, Choice("method", lambda: METHODS)]
 FormatId = Annotated[str, Choice("format", written_formats)]
+#: what is done to weights before a method, as methods ask for it
+TransformId = Annotated[str, Choice("transform", lambda: ["auto", *_transforms()])]
+#: what activations may be rounded to in some format
+ActivationsId = Annotated[str, Choice("grid of activations", lambda: ["none", *_activations()])]
 PresetId = Annotated[str, Choice("preset", lambda: PRESETS)]
 TypeId = Annotated[str, Choice("GGUF type", lambda: GGML_TYPES)]
 RuntimeId = Annotated[str, Choice("runtime", lambda: [AUTO, *RUNTIMES])]
@@ -306,6 +318,14 @@ def settings_in(model: type[BaseModel]) -> dict[str, Setting]:
                     }
                     found[key] = Setting(key, before.info, when)
     return found
+
+
+def models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The classes of mappings in a field's type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
 
 
 def marks(info: FieldInfo, kind: type[M]) -> list[M]:

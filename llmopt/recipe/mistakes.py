@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llmopt.errors import RecipeError, RequestError
-from llmopt.recipe.fields import Flag, Setting, Settings, Short, marks, settings_in
+from llmopt.recipe.fields import Flag, Setting, Settings, Short, marks, models_in, settings_in
 from llmopt.recipe.models import Data, recipe_class, step_class
 from llmopt.recipe.source import Key, Source, dotted
 from llmopt.specs import nearest, suggestion
@@ -168,7 +168,7 @@ def _flat(loc: Key) -> Key:
         found = (*found, part)
         if not isinstance(part, int):
             infos = (_info(model, part) for model in models)
-            models = [m for info in infos if info for m in _models_in(info.annotation)]
+            models = [m for info in infos if info for m in models_in(info.annotation)]
     return found
 
 
@@ -192,16 +192,9 @@ def _model_at(loc: Key) -> type[BaseModel]:
     model: type[BaseModel] = recipe_class()
     for part in loc:
         if not isinstance(part, int) and (setting := settings_in(model).get(part)):
-            model = next(iter(_models_in(setting.info.annotation)), model)
+            model = next(iter(models_in(setting.info.annotation)), model)
     return model
 
 
 def _inside(annotation: object) -> type[BaseModel]:
-    return next(iter(_models_in(annotation)))
-
-
-def _models_in(annotation: object) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
+    return next(iter(models_in(annotation)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from llmopt.errors import RequestError
 from llmopt.methods.quantize.settings import MethodSettings
 from llmopt.recipe.fields import (
+    ActivationsId,
     Flag,
     FormatId,
     GridId,
@@ -18,6 +19,7 @@ from llmopt.recipe.fields import (
     Settings,
     Short,
     Strict,
+    TransformId,
     Variant,
     bits_of_grid,
 )
@@ -69,7 +71,7 @@ class QuantizeSettings(Gated, Rounding):
     solver: Annotated[Settings, Variant("method", _methods, "method {}")] = Field(
         default_factory=MethodSettings, description="what the method reads"
     )
-    transform: Literal["auto", "none", "awq"] = Field(
+    transform: TransformId = Field(
         "auto", description="what is done to weights first; auto: what the method asks for"
     )
     grid: Annotated[
@@ -81,7 +83,7 @@ class QuantizeSettings(Gated, Rounding):
         bool, Flag(off="--asymmetric", help="--asymmetric: a zero point per group.")
     ] = Field(True, description="fixed zero point; false: a zero point per group")
     format: FormatId = Field("gptq", description="how the result lies on disk")
-    activations: Literal["none", "int8", "fp8"] = Field(
+    activations: ActivationsId = Field(
         "none", description="grid that activations are rounded to, per token, when it computes"
     )
     candidates: Annotated[list[str], Flag("--candidate", metavar="SETTING")] = Field(
