@@ -6,7 +6,7 @@ import contextlib
 import errno
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
 from llmopt.planner import MODEL, Plan, PlannedStep, yields_model
 from llmopt.report import card, card_metadata
+from llmopt.report.results import Verdict
 from llmopt.specs import VERBS, load
 from llmopt.specs.formats import PLAIN
 from llmopt.step import Outcome, RunOptions, Runs, StepInput, Work
@@ -58,12 +59,12 @@ class StepResult:
     artifact: Artifact
     reused: bool
     seconds: float
-    verdicts: list[dict[str, Any]]
+    verdicts: Sequence[Verdict]
     notes: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
-        return any(not verdict["passed"] for verdict in self.verdicts)
+        return any(not verdict.passed for verdict in self.verdicts)
 
 
 @dataclass
@@ -200,7 +201,7 @@ def _run_step(
     artifact.expose(destination)
     notes = (*_mended(plan, step, destination), *step.notes)
     done = artifact.open_artifact(step.id, destination)
-    verdicts = [] if yields_model(step) else done.manifest["gates"]
+    verdicts = () if yields_model(step) else _verdicts(done)
     return StepResult(step, done, reused, time.monotonic() - started, verdicts, notes)
 
 
@@ -219,13 +220,26 @@ def _judge(
         with artifact.workspace(target.path, key) as folder:
             work = _work(step, parents, folder / "built", folder / "state", options, reporter)
             outcome = _run_verb(step, work, reporter)
-        verdict = {"key": key, "evidence": outcome.evidence, "corpus": outcome.corpus}
-        manifest = target.manifest | {"gates": outcome.gates, "gate": verdict}
+        said = _said(outcome)
+        verdict = {"key": key, "evidence": said["evidence"], "corpus": said["corpus"]}
+        manifest = target.manifest | {"gates": said["gates"], "gate": verdict}
         artifact.write_records(target.path, *card.finish(manifest))
         target = artifact.open_artifact(target.name, target.path)
     artifact.clean(target.path)
-    verdicts = target.manifest["gates"]
-    return StepResult(step, target, reused, time.monotonic() - started, verdicts)
+    return StepResult(step, target, reused, time.monotonic() - started, _verdicts(target))
+
+
+def _verdicts(judged: Artifact) -> list[Verdict]:
+    return [Verdict.model_validate(verdict) for verdict in judged.manifest["gates"]]
+
+
+def _said(outcome: Outcome) -> dict[str, object]:
+    """What an outcome adds to a manifest."""
+    return {
+        "corpus": outcome.corpus.document() if outcome.corpus else None,
+        "evidence": outcome.evidence,
+        "gates": [verdict.document() for verdict in outcome.gates],
+    }
 
 
 def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
@@ -291,14 +305,12 @@ def _manifest(
         "format": outcome.format,
         "settings": step.document(),
         "parents": [_parent(plan, each, parents[each.name]) for each in step.inputs],
-        "corpus": outcome.corpus,
         "seed": plan.recipe.seed,
         "versions": artifact.versions(),
         "files": files,
         "digest": artifact.digest_of(files),
         "ledger": [entry.document() for entry in outcome.ledger],
-        "evidence": outcome.evidence,
-        "gates": outcome.gates,
+        **_said(outcome),
     }
     return manifest | _card(manifest, parents) if yields_model(step) else manifest
 
@@ -325,4 +337,4 @@ def _parent(plan: Plan, given: StepInput, parent: Artifact) -> dict[str, Any]:
 def _run_record(outcome: Outcome, seconds: float) -> dict[str, Any]:
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"seconds": round(seconds, 3), "finished": finished, "machine": machine.describe()}
-    return about | outcome.run
+    return {**about, **outcome.run}

@@ -15,6 +15,7 @@ from llmopt.model.footprint import NOTHING, Footprint
 from llmopt.model.ledger import LedgerEntry
 from llmopt.recipe.fields import Settings
 from llmopt.recipe.source import Key, Source
+from llmopt.report.results import CorpusName, Verdict
 from llmopt.specs import VERBS
 from llmopt.specs.formats import PLAIN
 
@@ -274,10 +275,10 @@ class Outcome:
 
     format: str
     ledger: list[LedgerEntry] = field(default_factory=list)
-    corpus: dict[str, Any] | None = None
-    evidence: dict[str, Any] = field(default_factory=dict)
-    gates: list[dict[str, Any]] = field(default_factory=list)
-    run: dict[str, Any] = field(default_factory=dict)
+    corpus: CorpusName | None = None
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    gates: Sequence[Verdict] = ()
+    run: Mapping[str, object] = field(default_factory=dict)
 
 
 class Runs(Protocol):

@@ -19,6 +19,7 @@ from llmopt.pipeline import Ran, StepResult
 from llmopt.planner import Plan, PlannedStep
 from llmopt.recipe import from_data
 from llmopt.report import card
+from llmopt.report.results import Verdict
 from llmopt.step import Outcome, RunOptions, Work
 from llmopt.verification import verify
 
@@ -58,9 +59,9 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 raise control["raises"]
             if work.step.judges is None:
                 (work.folder / "result.txt").write_text(repr(sorted(work.settings.items())))
-            verdict = {
-                "gate": "kl.mean < 1", "value": 0.5, "passed": control["passed"], "model": "q",
-            }  # fmt: skip
+            verdict = Verdict(
+                gate="kl.mean < 1", value=0.5, passed=bool(control["passed"]), model="q"
+            )
             return Outcome(
                 format="fake",
                 evidence={"name": "q", "metrics": {}} if work.step.judges else {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from llmopt.artifact import finite
 if TYPE_CHECKING:
     from llmopt.pipeline import StepResult
     from llmopt.planner import PlannedStep
+    from llmopt.report.results import Verdict
 
 
 _WIDTH = 110
@@ -83,9 +84,9 @@ def _console() -> Console:
     return console
 
 
-def found(verdict: Mapping[str, Any]) -> str:
-    """The value that a gate found; what is not finite is null once it was written."""
-    value = verdict["value"]
+def found(verdict: Verdict) -> str:
+    """The value that a gate found; what is not finite is None once it was written."""
+    value = verdict.value
     return "no finite number" if value is None else f"{value:.4g}"
 
 
@@ -124,10 +125,8 @@ class ProgressReporter:
         how = "unchanged, reused" if result.reused else f"done in {result.seconds:.1f} s"
         self.output.note("; ".join([f"{step.id}: {how}", *result.notes]))
         for verdict in result.verdicts:
-            if not verdict["passed"]:
-                self.output.note(
-                    f"{step.id}: GATE FAILED: {verdict['gate']} (found {found(verdict)})"
-                )
+            if not verdict.passed:
+                self.output.note(f"{step.id}: GATE FAILED: {verdict.gate} (found {found(verdict)})")
 
     def refused(self, step: PlannedStep, why: str) -> None:
         self.output.note(f"{step.id}: REFUSED: {why}")

@@ -43,10 +43,10 @@ def written(ran: Ran, yields: str) -> list[StepResult]:
 def raise_if_failed(ran: Ran) -> None:
     """GateFailed, naming each gate that did not pass and each step that was refused for it."""
     failed = [
-        f"{verdict['model']}: {verdict['gate']} (found {found(verdict)}{_amount(result)})"
+        f"{verdict.model}: {verdict.gate} (found {found(verdict)}{_amount(result)})"
         for result in ran.results
         for verdict in result.verdicts
-        if not verdict["passed"]
+        if not verdict.passed
     ]
     reasons = ["quality gate failed: " + "; ".join(failed)] if failed else []
     reasons += [f"{name} was not run: {why}" for name, why in ran.refused.items()]

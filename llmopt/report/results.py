@@ -49,6 +49,10 @@ class CorpusName(Document):
     #: the length by default, where the model's context has no room for it
     cut_from: int | None = None
 
+    def document(self) -> dict[str, object]:
+        """What a manifest holds."""
+        return self.model_dump(exclude_none=True)
+
     @property
     def amount(self) -> str:
         """`16 windows of 512 tokens`; empty where it is not known."""

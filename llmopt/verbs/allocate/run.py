@@ -26,6 +26,7 @@ from llmopt.grids.base import QuantizedTensor
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize.base import check_scales
 from llmopt.model.layout import Layout
+from llmopt.report.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
@@ -72,7 +73,7 @@ def table(work: Work) -> list[dict[str, Any]]:
     return document.table(groups, [None] * len(groups))
 
 
-def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, dict[str, Any] | None]:
+def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, CorpusName]:
     """Walk backward over the parent model, on all calibration windows but those held out."""
     parent = work.input()
     checkpoint = Checkpoint.open(parent.path)

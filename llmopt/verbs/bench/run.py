@@ -13,7 +13,7 @@ from llmopt.evaluate.alone import Job, stopwatch
 from llmopt.evaluate.gates import Gate, Judge
 from llmopt.evaluate.probe import Probe, Subject
 from llmopt.formats.quantization import read_contents
-from llmopt.report.results import Bench, BenchEntry, CorpusName, Parent
+from llmopt.report.results import Bench, BenchEntry, Parent
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.choice import open_engine
 from llmopt.runtimes.device import pick_device
@@ -39,7 +39,7 @@ def run(work: Work) -> Outcome:
     speeds = _speeds(work, [entry.name for entry in entries], windows) if timed else {}
     if work.step.judges is None:
         against = base.name if base else None
-        results = Bench(corpus=CorpusName.model_validate(corpus), base=against, entries=entries)
+        results = Bench(corpus=corpus, base=against, entries=entries)
         write_json(work.folder / "bench.json", results.document())
     judged = (entry for entry in entries if entry.name == work.step.judges)
     return Outcome(
@@ -47,7 +47,7 @@ def run(work: Work) -> Outcome:
         corpus=corpus,
         evidence=next((entry.evidence() for entry in judged), {}),
         gates=[
-            verdict.model_copy(update={"model": entry.name}).document()
+            verdict.model_copy(update={"model": entry.name})
             for entry in entries
             for verdict in entry.gates
         ],

@@ -34,6 +34,7 @@ from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
 from llmopt.model.contents import Contents
 from llmopt.model.ledger import LedgerEntry
+from llmopt.report.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS
 from llmopt.specs.ggml import GGML_TYPES
@@ -126,7 +127,7 @@ class _Conversion:
             return []
         return tokenizer_differences(self._checkpoint.folder, self._checkpoint.config)
 
-    def walk(self) -> dict[str, Any] | None:
+    def walk(self) -> CorpusName | None:
         """Encode what gets blocks, part by part; returns what the text is called."""
         settings, checkpoint = self._settings, self._checkpoint
         naming = checkpoint.naming

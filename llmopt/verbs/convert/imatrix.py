@@ -45,7 +45,7 @@ def run(work: Work) -> Outcome:
     entries = _entries(checkpoint, squares)
     matrix = Imatrix(
         entries=entries, chunks=len(tokens), chunk_size=tokens.shape[1],
-        datasets=(str(corpus["name"]),),
+        datasets=(corpus.name,),
     )  # fmt: skip
     for name in KINDS["imatrix"].files.values():
         write_imatrix(work.folder / name, matrix)

@@ -21,6 +21,7 @@ from llmopt.methods.quantize.settings import Feedback, Sequential
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
+from llmopt.report.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
@@ -104,7 +105,7 @@ def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec[Quanti
             )
 
 
-def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, dict[str, Any] | None]:
+def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, CorpusName | None]:
     """The calibration windows int64 [sequences, length], and what the manifest says of them."""
     if work.step.calibration is None:
         return None, None

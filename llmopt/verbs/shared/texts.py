@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from llmopt.corpora.tokenize import Tokens, tokenize
 from llmopt.corpora.windows import calibration_windows, evaluation_windows, overlap
 from llmopt.errors import RequestError, about
 from llmopt.formats.quantization import read_contents
+from llmopt.report.results import CorpusName
 from llmopt.runtimes.tokens import check_tokens
 from llmopt.step import Text, Work
 
@@ -19,15 +19,15 @@ from llmopt.step import Text, Work
 _LARGEST_OVERLAP = 0.02
 
 
-def calibration(text: Text, folder: Path, seed: int) -> tuple[Tensor, dict[str, Any]]:
+def calibration(text: Text, folder: Path, seed: int) -> tuple[Tensor, CorpusName]:
     """Windows int64 [sequences, length] in the tokens of the model in `folder`, and their name."""
-    tokens, described = _read(text, "calibration", folder)
+    tokens, corpus = _read(text, "calibration", folder)
     windows = calibration_windows(tokens, text.count, text.length, seed)
     _check_ids(windows, "calibration", folder)
-    return windows, described | _shape(text)
+    return windows, corpus
 
 
-def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, dict[str, Any]]:
+def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, CorpusName]:
     """A step's calibration windows, and their name; RequestError if the evaluation has them too.
 
     `folder` is the model that they are tokenized for.
@@ -40,12 +40,12 @@ def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, dict[str, Any
     return windows, corpus
 
 
-def evaluation(text: Text, folder: Path) -> tuple[Tensor, dict[str, Any]]:
+def evaluation(text: Text, folder: Path) -> tuple[Tensor, CorpusName]:
     """Windows int64 [windows, length], and their name; see `calibration`."""
-    tokens, described = _read(text, "evaluation", folder)
+    tokens, corpus = _read(text, "evaluation", folder)
     windows = evaluation_windows(tokens, text.count, text.length)
     _check_ids(windows, "evaluation", folder)
-    return windows, described | _shape(text)
+    return windows, corpus
 
 
 def refuse_overlap(seen: Tensor, held_out: Tensor) -> None:
@@ -66,12 +66,12 @@ def _check_ids(windows: Tensor, split: Split, folder: Path) -> None:
         check_tokens(windows, None, rows)
 
 
-def _read(text: Text, split: Split, folder: Path) -> tuple[Tokens, dict[str, Any]]:
+def _read(text: Text, split: Split, folder: Path) -> tuple[Tokens, CorpusName]:
     corpus = load(text.source, split=split, field=text.field, tokenizer_folder=folder)
-    return tokenize(corpus, folder), {"name": corpus.name, "sha256": corpus.sha256}
-
-
-def _shape(text: Text) -> dict[str, int]:
-    """How much text is used; `cut_from` is the length that the model's context had no room for."""
-    cut = {} if text.cut_from is None else {"cut_from": text.cut_from}
-    return {"windows": text.count, "length": text.length, **cut}
+    return tokenize(corpus, folder), CorpusName(
+        name=corpus.name,
+        sha256=corpus.sha256,
+        windows=text.count,
+        length=text.length,
+        cut_from=text.cut_from,
+    )
