@@ -12,8 +12,8 @@ from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
 from llmopt.formats.tensor_header import Headers
 from llmopt.model import ledger
+from llmopt.model.results import CorpusName
 from llmopt.report import numbers
-from llmopt.report.results import CorpusName
 from llmopt.sources import ModelSource
 from llmopt.specs.families import family_of
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from llmopt import artifact, machine, preflight, soundness
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError
+from llmopt.model.results import Verdict
 from llmopt.planner import MODEL, Plan, PlannedStep, yields_model
 from llmopt.report import card, card_metadata
-from llmopt.report.results import Verdict
 from llmopt.specs import VERBS, load
 from llmopt.specs.formats import PLAIN
 from llmopt.step import Outcome, RunOptions, Runs, StepInput, Work

@@ -13,9 +13,9 @@ from llmopt.model.change import TensorFate
 from llmopt.model.contents import Contents
 from llmopt.model.footprint import NOTHING, Footprint
 from llmopt.model.ledger import LedgerEntry
+from llmopt.model.results import CorpusName, Verdict
 from llmopt.recipe.fields import Settings
 from llmopt.recipe.source import Key, Source
-from llmopt.report.results import CorpusName, Verdict
 from llmopt.specs import VERBS
 from llmopt.specs.formats import PLAIN
 

@@ -31,7 +31,7 @@ from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq_config import SUFFIXES
 from llmopt.grids.base import AffineParams, QuantizedTensor
-from llmopt.report.results import Verdict
+from llmopt.model.results import Verdict
 from llmopt.runtimes.torch import load
 from llmopt.sources import resolve
 from llmopt.specs.metrics import Measurement, Metrics, value_of

@@ -15,11 +15,11 @@ from llmopt import pipeline, planner
 from llmopt.artifact import manifest as records
 from llmopt.artifact import read_manifest, sealed
 from llmopt.errors import LlmoptError, RequestError
+from llmopt.model.results import Verdict
 from llmopt.pipeline import Ran, StepResult
 from llmopt.planner import Plan, PlannedStep
 from llmopt.recipe import from_data
 from llmopt.report import card
-from llmopt.report.results import Verdict
 from llmopt.step import Outcome, RunOptions, Work
 from llmopt.verification import verify
 

@@ -24,9 +24,9 @@ from rich.text import Text
 from llmopt.artifact import finite
 
 if TYPE_CHECKING:
+    from llmopt.model.results import Verdict
     from llmopt.pipeline import StepResult
     from llmopt.planner import PlannedStep
-    from llmopt.report.results import Verdict
 
 
 _WIDTH = 110

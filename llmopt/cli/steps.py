@@ -9,11 +9,11 @@ from llmopt.artifact import file_of
 from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed
 from llmopt.model import ledger as ledgers
+from llmopt.model.results import CorpusName
 from llmopt.report import card, numbers
 from llmopt.report.collect import run_record
 from llmopt.report.manifest import Manifest
 from llmopt.report.quality import class_of
-from llmopt.report.results import CorpusName
 from llmopt.specs import VERBS
 from llmopt.specs.base import counted
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llmopt.errors import RequestError
 from llmopt.evaluate.probe import Reading
-from llmopt.report.results import Verdict
+from llmopt.model.results import Verdict
 from llmopt.specs.metrics import Interval, Metrics, value_of
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {

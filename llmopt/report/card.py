@@ -13,13 +13,13 @@ import yaml
 from llmopt import __version__
 from llmopt.artifact import finite
 from llmopt.model import ledger as ledgers
+from llmopt.model.results import BenchEntry, CorpusName, Parent
 from llmopt.report import numbers
 from llmopt.report.card_metadata import CARRIED, FrontMatter, licence_files
 from llmopt.report.manifest import CardFacts, Certificate, Manifest, Origin
 from llmopt.report.manifest_tables import flatten
 from llmopt.report.markdown import escape
 from llmopt.report.quality import class_of
-from llmopt.report.results import BenchEntry, CorpusName, Parent
 from llmopt.specs.base import counted
 from llmopt.specs.loaders import loaders
 from llmopt.specs.metrics import METRICS

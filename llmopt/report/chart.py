@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from llmopt.model.results import BenchEntry
 from llmopt.report import numbers
 from llmopt.report.comparison import Comparison
 from llmopt.report.metric_tables import mark_of
 from llmopt.report.recommendation import Recommendation, front, has_kl
-from llmopt.report.results import BenchEntry
 from llmopt.report.sheet import Mark
 from llmopt.specs.metrics import Interval
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from llmopt.artifact import RUN_RECORD, canonical, file_digest, file_of, read_manifest, read_object
 from llmopt.errors import RequestError
+from llmopt.model.results import BENCH_SCHEMA, Bench, BenchEntry, Timings, parse
 from llmopt.report.comparison import Comparison, Machine
 from llmopt.report.manifest import Manifest
-from llmopt.report.results import BENCH_SCHEMA, Bench, BenchEntry, Timings, parse
 from llmopt.specs.metrics import Metrics
 
 BENCH = "bench.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from llmopt.model.results import BenchEntry, CorpusName, Document
 from llmopt.report.manifest import Manifest
-from llmopt.report.results import BenchEntry, CorpusName, Document
 from llmopt.specs.metrics import Metrics
 
 

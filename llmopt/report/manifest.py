@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pydantic import ConfigDict, Field, JsonValue
 
 from llmopt.model.ledger import LedgerEntry
+from llmopt.model.results import BenchEntry, CorpusName, Document, Parent, Verdict, parse
 from llmopt.report.card_metadata import FrontMatter
-from llmopt.report.results import BenchEntry, CorpusName, Document, Parent, Verdict, parse
 
 
 class KnownEntry(LedgerEntry):

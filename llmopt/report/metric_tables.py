@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from llmopt.model.results import BenchEntry
 from llmopt.report import numbers
 from llmopt.report.comparison import Comparison
 from llmopt.report.quality import class_of
 from llmopt.report.recommendation import Recommendation
-from llmopt.report.results import BenchEntry
 from llmopt.report.sheet import Column, Mark, Row, Sheet
 from llmopt.specs.metrics import METRICS, PROBES, Metrics, MetricSpec, value_of
 

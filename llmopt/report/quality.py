@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmopt.report.results import BenchEntry
+from llmopt.model.results import BenchEntry
 from llmopt.specs.metrics import ends_of
 
 

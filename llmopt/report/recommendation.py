@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from llmopt.model.results import BenchEntry
 from llmopt.report import numbers
 from llmopt.report.comparison import Comparison
 from llmopt.report.quality import DAMAGED, NEAR_LOSSLESS, STATED, class_of
-from llmopt.report.results import BenchEntry
 from llmopt.specs.metrics import Interval, ends_of
 
 SAME_SIZE = 1.01

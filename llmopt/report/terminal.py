@@ -6,12 +6,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from llmopt.model.results import BenchEntry
 from llmopt.report import numbers
 from llmopt.report.comparison import Comparison
 from llmopt.report.metric_tables import gates_passed, mark_of
 from llmopt.report.quality import class_of
 from llmopt.report.recommendation import Recommendation, choose
-from llmopt.report.results import BenchEntry
 from llmopt.report.sheet import Mark
 from llmopt.specs.metrics import value_of
 

@@ -11,7 +11,7 @@ import pytest
 from llmopt.errors import RequestError
 from llmopt.evaluate.gates import Gate, Judge, default_gates, parse
 from llmopt.evaluate.probe import Reading
-from llmopt.report.results import Verdict
+from llmopt.model.results import Verdict
 from llmopt.specs.metrics import Interval, Metrics
 
 METRICS: Metrics = {

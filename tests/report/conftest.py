@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from llmopt.model.results import Bench, parse
 from llmopt.report.comparison import Comparison
 from llmopt.report.manifest import Manifest
-from llmopt.report.results import Bench, parse
 
 Entry = dict[str, Any]
 

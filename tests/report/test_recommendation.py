@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from llmopt.model.results import BenchEntry
 from llmopt.report.comparison import Comparison
 from llmopt.report.quality import CLASSES, DAMAGED, class_of
 from llmopt.report.recommendation import Recommendation, choose, front
-from llmopt.report.results import BenchEntry
 
 Make = Callable[..., Any]
 COLLAPSE = [{"gate": "kl.mean < 0.3", "value": 0.01, "passed": True, "default": True}]

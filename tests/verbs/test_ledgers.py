@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from llmopt import pipeline, planner
 from llmopt.model import ledger
+from llmopt.model.results import BenchEntry, parse
 from llmopt.recipe import from_data
 from llmopt.report import html, markdown
 from llmopt.report.comparison import Comparison
 from llmopt.report.manifest import Manifest
-from llmopt.report.results import BenchEntry, parse
 from llmopt.step import RunOptions
 from tests import models
 from tests.test_pipeline import Log

@@ -26,7 +26,7 @@ from llmopt.grids.base import QuantizedTensor
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize.base import check_scales
 from llmopt.model.layout import Layout
-from llmopt.report.results import CorpusName
+from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work

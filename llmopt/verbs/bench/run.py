@@ -13,7 +13,7 @@ from llmopt.evaluate.alone import Job, stopwatch
 from llmopt.evaluate.gates import Gate, Judge
 from llmopt.evaluate.probe import Probe, Subject
 from llmopt.formats.quantization import read_contents
-from llmopt.report.results import Bench, BenchEntry, Parent
+from llmopt.model.results import Bench, BenchEntry, Parent
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.choice import open_engine
 from llmopt.runtimes.device import pick_device

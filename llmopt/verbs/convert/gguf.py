@@ -34,7 +34,7 @@ from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
 from llmopt.model.contents import Contents
 from llmopt.model.ledger import LedgerEntry
-from llmopt.report.results import CorpusName
+from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS
 from llmopt.specs.ggml import GGML_TYPES

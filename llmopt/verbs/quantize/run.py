@@ -21,7 +21,7 @@ from llmopt.methods.quantize.settings import Feedback, Sequential
 from llmopt.model.change import TensorFate
 from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
-from llmopt.report.results import CorpusName
+from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work

@@ -11,7 +11,7 @@ from llmopt.corpora.tokenize import Tokens, tokenize
 from llmopt.corpora.windows import calibration_windows, evaluation_windows, overlap
 from llmopt.errors import RequestError, about
 from llmopt.formats.quantization import read_contents
-from llmopt.report.results import CorpusName
+from llmopt.model.results import CorpusName
 from llmopt.runtimes.tokens import check_tokens
 from llmopt.step import Text, Work
 

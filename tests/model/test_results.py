@@ -1,18 +1,16 @@
-"""Documents that a report is made of, and those it refuses."""
+"""What a bench step writes is read as it was, and nothing else is."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from llmopt.artifact import finite
 from llmopt.errors import RequestError
-from llmopt.report.manifest import Manifest
-from llmopt.report.results import Bench, BenchEntry, Verdict, parse
+from llmopt.model.results import Bench, BenchEntry, Verdict, parse
 from llmopt.specs.metrics import Interval
 
 
@@ -47,10 +45,6 @@ def test_what_is_written_is_read_again_and_what_is_not_finite_is_no_number() -> 
     assert math.isnan(read.value("perplexity") or 0)
 
 
-def test_an_original_without_a_manifest_of_ours() -> None:
-    assert parse(Manifest, {}, "it").ledger == []
-
-
 @pytest.mark.parametrize(
     ("bench", "message"),
     [
@@ -63,8 +57,3 @@ def test_an_original_without_a_manifest_of_ours() -> None:
 def test_malformed_results_name_the_place(bench: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse(Bench, bench, "the bench results")
-
-
-def test_malformed_manifest_names_the_place(entry: Callable[..., Any]) -> None:
-    with pytest.raises(RequestError, match=r"the manifest cannot be read: ledger\.0\.action"):
-        parse(Manifest, {"ledger": [{"name": "w", "action": "lost"}]}, "the manifest")
