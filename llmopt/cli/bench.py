@@ -29,7 +29,10 @@ _Html = Annotated[Path | None, typer.Option(help="Write the report page to this 
 
 
 def command(verb: VerbSpec) -> Callable[..., None]:
-    """`llmopt VERB ARTIFACTS... [flags]`; the input `base` is the artifacts' own source, if any."""
+    """`llmopt VERB ARTIFACTS... [flags]` for a verb that reads many as `model`, and one as `base`.
+
+    The base is the artifacts' own source, unless a flag names another.
+    """
     flags = [*f.verb_flags(verb.id), *f.recipe_flags(f.EVALUATION | f.SEED)]
     own = {"artifacts": (_Artifacts, REQUIRED), "out": (_Out, None), "html": (_Html, None)}
     return function(verb, flags, own, _run)
@@ -59,17 +62,18 @@ def _recipe(
     base_flag = next(flag for flag in call.flags if flag.role == "base")
     base = call.typed.get(base_flag) or _source_of(artifacts[0])
     if base is None:
-        output.note("no --against: only perplexity, size and speed are measured")
+        output.note(f"no {base_flag.name}: only perplexity, size and speed are measured")
     root = str(base or artifacts[0])
     typed = {flag: text for flag, text in call.typed.items() if flag != base_flag}
+    key = f.input_key(verb, "model") or "from"
     inputs = {
-        "from": ["model" if name == root else f.as_path(name) for name in artifacts],
-        "against": "model" if base else None,
+        key: ["model" if name == root else f.as_path(name) for name in artifacts],
+        base_flag.key.rpartition(".")[2]: "model" if base else None,
     }
     data = recipe_of(verb, root, typed, folder, mistakes, inputs)
     which = Option("ARTIFACTS")
     model = Option(base_flag.name) if base_flag in call.typed else which
-    return data, named(call.flags, call.typed) | {"model": model, f"{verb}.from": which}
+    return data, named(call.flags, call.typed) | {"model": model, f"{verb}.{key}": which}
 
 
 def _measure(recipe: Recipe, source: Source, folder: Path, call: Call, output: Output) -> None:

@@ -120,6 +120,14 @@ def verb_flags(verb: str) -> list[KeyFlag]:
     return sorted(flags, key=lambda flag: not flag.required)
 
 
+def input_key(verb: str, role: str) -> str | None:
+    """The setting that names the input of a role, unless it names the recipe's model by default."""
+    for key, each in settings_in(settings_of(verb)).items():
+        if any(mark.role == role for mark in marks(each.info, Input)):
+            return None if each.info.default == "model" else key
+    return None
+
+
 def _with(each: Setting, settings: Mapping[str, Setting]) -> Iterator[str]:
     """`only with --method gptq`, where a setting does not go with all values of another one."""
     for chooser, values in each.when.items():

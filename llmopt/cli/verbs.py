@@ -120,7 +120,9 @@ def _run(call: Call) -> None:
     from llmopt.cli.steps import documents, execute, raise_if_failed, summary_line, written
 
     mistakes, out = Mistakes(), Path(call.given["out"])
-    data = recipe_of(call.verb.id, call.given["model"], call.typed, out, mistakes)
+    key = f.input_key(call.verb.id, "model")
+    inputs = {key: "model"} if key else {}
+    data = recipe_of(call.verb.id, call.given["model"], call.typed, out, mistakes, inputs)
     _check(call.typed, mistakes)
     recipe, source = checked(data, named(call.flags, call.typed), mistakes)
     output = call.output()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,6 +188,44 @@ def test_mistakes_name_the_flag(slim: str, llmopt: Llmopt) -> None:
     assert told["--how"]["hint"] == "did you mean 'last'?"
     twice = llmopt("slim", "demo", "-o", "x", "--layers", 4, "--pairs", 8, "--print-recipe")
     assert "--pairs: says the same thing as --layers" in twice.err
+
+
+class StudentSettings(Settings):
+    """An input that no default names."""
+
+    student: Annotated[str, Input("model")] = Field(description="what learns")
+
+
+def test_the_model_is_what_the_input_of_that_role_names(
+    slim: str, llmopt: Llmopt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["elsewhere.slim.settings"], "SETTINGS", StudentSettings)
+    monkeypatch.setitem(VERBS, slim, replace(VERBS[slim], version=2))  # classes go by the table
+    recipe = printed(llmopt)
+    assert (recipe["model"], recipe["steps"][0][slim]) == ("demo", {"student": "model"})
+
+
+@pytest.mark.parametrize(
+    ("line", "start", "hint"),
+    [
+        ("generate demo -p x -n abc", "--max-new-tokens: input should", "llmopt generate --help"),
+        ("generate demo -p x --top-p 3", "--top-p: input should be", "llmopt generate --help"),
+        ("quantize demo -o x --threads 0", "--threads: input should be", "llmopt quantize --help"),
+        ("generate demo", "missing option '-p' / '--prompt'", "llmopt generate --help"),
+        ("convert demo -o x", "missing option '--to'", "llmopt convert --help"),
+        ("quantize demo -o x --bit-width 4", "no such option: --bit", "llmopt quantize --help"),
+        ("quantise", "no such command 'quantise'", "llmopt --help"),
+        ("recipes shwo", "no such command 'shwo'", "llmopt recipes --help"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_usage_are_told_as_others_are(
+    llmopt: Llmopt, line: str, start: str, hint: str
+) -> None:
+    done = llmopt(*line.split(), "--json")
+    assert (done.code, done.err.count("error: ")) == (2, 1)
+    (told,) = done.document["errors"]
+    assert told["message"].startswith(start), told
+    assert told["hint"] == hint
 
 
 def test_two_flags_of_one_name_are_found_when_the_command_is_built(
