@@ -73,8 +73,11 @@ class Grid(Protocol):
     stands for c - zero. scale_dtype: that of stored scales.
     """
 
-    levels: Tensor | None
-    scale_dtype: str
+    @property
+    def levels(self) -> Tensor | None: ...
+
+    @property
+    def scale_dtype(self) -> str: ...
 
     def fit(
         self, w: Tensor, options: GridOptions, importance: Tensor | None = None
