@@ -72,7 +72,7 @@ def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
     parents = ", ".join(str(p.get("source") or p["name"]) for p in manifest["parents"])
     found = {"made by": f"llmopt {manifest['versions'].get('llmopt')}, {manifest['verb']}"}
     found |= {"from": parents, "digest": manifest["digest"]}
-    if counts := ledger.count(entry["action"] for entry in manifest["ledger"]):
+    if counts := ledger.count(entry["actions"] for entry in manifest["ledger"]):
         found["tensors"] = ledger.in_words(counts)
     if manifest["verb"] == "quantize":
         s = manifest["settings"]

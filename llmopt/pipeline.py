@@ -193,7 +193,7 @@ def _run_step(
             outcome = _run_verb(step, work, reporter)
             reporter.phase(f"{step.id}: publishing")
             if yields_model(step):
-                outcome.ledger = written.checked(built, outcome.ledger, step.fates, outcome.format)
+                written.check(step, outcome, parents[step.inputs[0].name].path, built)
             manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
             artifact.publish(built, destination, manifest, record, text)
@@ -310,6 +310,7 @@ def _manifest(
         "files": files,
         "digest": artifact.digest_of(files),
         "ledger": [entry.document() for entry in outcome.ledger],
+        "config_changes": [change.document() for change in outcome.config_changes],
         **_said(outcome),
     }
     return manifest | _card(manifest, parents) if yields_model(step) else manifest

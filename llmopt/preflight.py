@@ -100,7 +100,7 @@ def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]
         needed = max(step.footprint.disk_bytes - begun, 0)
         peak[device] = max(peak[device], kept[device] + needed)
         if step.judges is None:
-            kept[device] += sum(fate.bytes for fate in step.fates) - _size(output)
+            kept[device] += sum(change.bytes for change in step.changes) - _size(output)
     for device, place in places.items():
         free = shutil.disk_usage(place).free
         if peak[device] > free:

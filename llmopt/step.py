@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from llmopt import artifact
 from llmopt.artifact import Artifact
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change, ConfigChange
 from llmopt.model.contents import Contents
 from llmopt.model.footprint import NOTHING, Footprint
 from llmopt.model.ledger import LedgerEntry
@@ -101,7 +101,8 @@ class PlannedStep:
     evaluation: Text | None = None
     held_out: Text | None = None
     files: Mapping[str, NamedFile] = field(default_factory=dict)
-    fates: tuple[TensorFate, ...] = ()
+    changes: tuple[Change, ...] = ()
+    config_changes: tuple[ConfigChange, ...] = ()
     footprint: Footprint = NOTHING
     summary: str = ""
     notes: tuple[str, ...] = ()
@@ -167,7 +168,7 @@ class PlanContext(Protocol):
         """The step that this one is to judge, where another plan asked for that."""
 
     @property
-    def fates(self) -> tuple[TensorFate, ...]:
+    def changes(self) -> tuple[Change, ...]:
         """What the plan that asked for this step knows of each tensor."""
 
     def inputs(self, role: str) -> tuple[StepInput, ...]:
@@ -208,13 +209,13 @@ class PlanContext(Protocol):
     def step(
         self, verb: str, settings: Mapping[str, object], name: str, *,
         key: Key = (), contents: Contents | None = None, judges: bool = False,
-        fates: Sequence[TensorFate] = (),
+        changes: Sequence[Change] = (),
     ) -> tuple[PlannedStep, ...]:  # fmt: skip
         """Steps of another verb that this step asks for, called `<id>.<name>`.
 
         `settings` are validated by that verb's class, inputs by the names of steps. `key` is the
         setting that asks for it. `contents`: what this step will have written, for a step that
-        reads that; with `judges` it writes its verdict into that one's manifest. `fates`: what is
+        reads that; with `judges` it writes its verdict into that one's manifest. `changes`: what is
         known of each tensor.
         """
 
@@ -275,6 +276,7 @@ class Outcome:
 
     format: str
     ledger: list[LedgerEntry] = field(default_factory=list)
+    config_changes: tuple[ConfigChange, ...] = ()
     corpus: CorpusName | None = None
     evidence: Mapping[str, object] = field(default_factory=dict)
     gates: Sequence[Verdict] = ()

@@ -18,15 +18,11 @@ def manifest_of(files: list[dict[str, Any]], **members: Any) -> dict[str, Any]:
         "schema": artifact.SCHEMA, "name": "w4", "verb": "quantize", "format": "gptq", "key": "k",
         "files": files, "digest": artifact.digest_of(files),
         "settings": {"method": "rtn", "grid": "int4", "group_size": 128}, "corpus": None,
-        "ledger": [], "gates": [], "evidence": {}, "versions": {"llmopt": "0"}, "seed": 0,
+        "ledger": [], "config_changes": [], "gates": [], "evidence": {}, "seed": 0,
+        "versions": {"llmopt": "0"},
         "parents": [
-            {
-                "role": "model",
-                "name": "model",
-                "source": "demo",
-                "revision": None,
-                "digest": DIGEST,
-            }
+            {"role": "model", "name": "model", "source": "demo", "revision": None,
+             "digest": DIGEST},
         ],
     } | members  # fmt: skip
 

@@ -47,7 +47,7 @@ def planned(folder: Path, *steps: dict[str, Any], **data: Any) -> Plan:
 def needed(plan: Plan) -> int:
     """What the plan's two steps take at most: the first one's result, the second one's work."""
     first, second = plan.steps
-    kept = sum(fate.bytes for fate in first.fates)
+    kept = sum(change.bytes for change in first.changes)
     return max(first.footprint.disk_bytes, kept + second.footprint.disk_bytes)
 
 

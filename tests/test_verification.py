@@ -83,7 +83,7 @@ def rewrite(out: Path, change: Callable[[dict[str, Any]], object], *, seal: bool
         lambda m: m["gates"][0].update(passed=True),
         lambda m: m["gates"].clear(),
         lambda m: m["settings"].update(method="gptq"),
-        lambda m: m["ledger"].append({"name": "w", "action": "kept"}),
+        lambda m: m["ledger"].append({"name": "w", "actions": ["kept"], "shape": [1], "bytes": 4}),
         lambda m: m["versions"].update(llmopt="9"),
         lambda m: m["parents"][0].update(source="another"),
         lambda m: m.update(seed=1),

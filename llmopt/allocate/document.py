@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
 from llmopt.specs.base import FormatSpec
 
@@ -68,17 +68,17 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def settled(
-    fates: Sequence[TensorFate], chosen: dict[str, dict[str, Any]], spec: FormatSpec
-) -> Iterator[TensorFate]:
-    """The fates with what an allocation's `linears` say in the place of options."""
-    for fate in fates:
-        if not fate.options:
-            yield fate
+    changes: Sequence[Change], chosen: dict[str, dict[str, Any]], spec: FormatSpec
+) -> Iterator[Change]:
+    """The changes with what an allocation's `linears` say in the place of options."""
+    for change in changes:
+        if not change.options:
+            yield change
             continue
-        rows, cols = fate.shape
-        setting = Layout(**chosen[fate.name.removesuffix(".weight")])
+        rows, cols = change.shape
+        setting = Layout(**chosen[change.module])
         size = setting.bytes((rows, cols), spec)
-        yield replace(fate, quantize=setting, bytes=size, options=())
+        yield replace(change, layout=setting, bytes=size, options=())
 
 
 def _rounded(value: float) -> float:

@@ -30,7 +30,7 @@ from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.linalg import InputStatistics
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.families import Naming
@@ -64,13 +64,13 @@ class Sensitivity:
     def __init__(
         self,
         naming: Naming,
-        fates: Sequence[TensorFate],
+        changes: Sequence[Change],
         spec: FormatSpec,
         solve: Solve,
         folder: Path,
     ) -> None:
         self._naming, self._spec, self._solve, self._folder = naming, spec, solve, folder
-        self._fates = {fate.name.removesuffix(".weight"): fate for fate in fates if fate.options}
+        self._changes = {change.module: change for change in changes if change.options}
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, block: int, seen: list[InletSensitivity], weights: LiveWeights) -> None:
@@ -114,8 +114,8 @@ class Sensitivity:
         """Names that share their options, and so can be solved at once."""
         found: dict[tuple[Layout, ...], list[str]] = defaultdict(list)
         for name in names:
-            if name in self._fates:
-                found[self._fates[name].options].append(name)
+            if name in self._changes:
+                found[self._changes[name].options].append(name)
         return found
 
     def _try(
@@ -135,7 +135,7 @@ class Sensitivity:
                     together[self._naming.pool_of(shared) or shared, options].append(name)
         found = []
         for (role, options), names in together.items():
-            shapes = [self._fates[name].shape for name in names]
+            shapes = [self._changes[name].shape for name in names]
             tried = tuple(
                 Option(
                     option,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeInt,
     StringConstraints,
     ValidationError,
@@ -68,8 +71,18 @@ class _Corpus(_Part):
     length: int
 
 
+@dataclass(frozen=True, kw_only=True)
 class _LedgerEntry(LedgerEntry):
-    model_config = ConfigDict(strict=True)
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
+
+class _ConfigChange(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    key: Annotated[list[str], Field(min_length=1)]
+    value: JsonValue = None
+    removed: bool = False
+    why: str
 
 
 class _Verdict(_Part):
@@ -157,6 +170,7 @@ class _Manifest(_Part):
     digest: _Digest
     manifest_digest: _Digest
     ledger: list[_LedgerEntry]
+    config_changes: list[_ConfigChange]
     evidence: _Evidence
     gates: list[_Verdict]
     gate: _Gate | None = None
@@ -166,7 +180,7 @@ class _Manifest(_Part):
 def fault(manifest: dict[str, Any]) -> str | None:
     """What is wrong with the members of a manifest, in a few words; None if nothing is."""
     try:
-        _Manifest.model_validate(manifest)
+        _Manifest.model_validate_json(json.dumps(manifest))  # a list is a tuple in JSON
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

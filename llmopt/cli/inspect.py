@@ -125,12 +125,12 @@ def _summary(found: dict[str, Any]) -> Table:
 def _tensors(tensors: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    table = Table("tensor", "dtype", "shape", "bytes", "action", "to", "error")
+    table = Table("tensor", "dtype", "shape", "bytes", "actions", "to", "error")
     for row in tensors:
         shape = "×".join(map(str, row["shape"])) if row["shape"] else ""
         error = "" if row.get("error") is None else f"{row['error']:.4g}"
         table.add_row(
             row["name"], row.get("dtype") or "", shape, str(row.get("bytes") or ""),
-            row.get("action") or "", row.get("to") or "", error,
+            ", ".join(row.get("actions", ())), row.get("to") or "", error,
         )  # fmt: skip
     return table

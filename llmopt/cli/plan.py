@@ -38,12 +38,14 @@ def plan(
     output.show(_steps_table(made, states))
     if tensors:
         for step in made.steps:
-            if step.fates:
-                output.show(_fates_table(step))
+            if step.changes:
+                output.show(_changes_table(step))
     output.result([_document(step, states[step.id], made) for step in made.steps])
 
 
 def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, object]:
+    from llmopt.model.ledger import document
+
     return {
         "step": step.id,
         "verb": step.verb,
@@ -54,7 +56,7 @@ def _document(step: PlannedStep, state: str, made: Plan) -> dict[str, object]:
         "notes": list(step.notes),
         "memory_bytes": step.footprint.memory_bytes,
         "disk_bytes": step.footprint.disk_bytes,
-        "tensors": [fate.as_dict() for fate in step.fates],
+        "tensors": [document(change) for change in step.changes],
     }
 
 
@@ -70,7 +72,7 @@ def _steps_table(made: Plan, states: dict[str, str]) -> Table:
     table.add_column("peak memory", justify="right")
     table.add_column("peak disk", justify="right")
     for step in made.steps:
-        counts = ledger.in_words(ledger.count(fate.action for fate in step.fates))
+        counts = ledger.in_words(ledger.count(change.actions for change in step.changes))
         if step.document().get("transform", "none") != "none":
             counts += " or folded"
         footprint = step.footprint
@@ -88,13 +90,14 @@ def _does(step: PlannedStep) -> str:
     return "\n".join([step.summary + cut, *step.notes])
 
 
-def _fates_table(step: PlannedStep) -> Table:
+def _changes_table(step: PlannedStep) -> Table:
     from rich.table import Table
 
     table = Table("tensor", "shape", "becomes", "why", title=step.id)
-    for fate in step.fates:
-        label = fate.quantize.label if fate.quantize else fate.action
-        label = f"{label}: {fate.held.label}" if fate.held else label
-        label = f"one of {len(fate.options)} settings" if len(fate.options) > 1 else label
-        table.add_row(fate.name, "×".join(map(str, fate.shape)), label, fate.why)
+    for change in step.changes:
+        label = change.words if change.layout is None else f"{change.words}: {change.layout.label}"
+        labels = sorted({option.label for option in change.options})
+        if labels:
+            label = " or ".join(labels) if len(labels) < 3 else f"one of {len(labels)} settings"
+        table.add_row(change.name, "×".join(map(str, change.shape)), label, change.why)
     return table

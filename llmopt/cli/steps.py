@@ -90,7 +90,7 @@ def summary_line(result: StepResult) -> str:
     path = file_of(result.artifact.path) or result.artifact.path
     parts = [f"{path}: {manifest['format']}, {size} MB of weights"]
     if ledger:
-        counts = ledgers.in_words(ledgers.count(entry["action"] for entry in ledger))
+        counts = ledgers.in_words(ledgers.count(entry["actions"] for entry in ledger))
         parts[0] += f"; tensors: {counts}"
     if moved := evidence.get("certificate"):
         parts.append(f"{moved['exact']} exact")

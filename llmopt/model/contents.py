@@ -18,7 +18,8 @@ class LogicalTensor:
     """A tensor of the model: a quantized linear counts as one `<module>.weight`, [out, in].
 
     nbytes: what it takes on disk, all its parts together. layout: None where it is not quantized;
-    dtype then says how it is stored, as headers do, and is empty for what a step is going to write.
+    dtype then says how it is stored, as headers do. settled: whether layout and nbytes are no
+    stand-in for what a step has yet to choose.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LogicalTensor:
     nbytes: int
     layout: Layout | None = None
     dtype: str = ""
+    settled: bool = True
 
 
 @dataclass(frozen=True)

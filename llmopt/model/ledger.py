@@ -1,69 +1,115 @@
-"""The ledger: what became of each tensor of a step's input.
-
-Stages write these entries, manifests hold them, reports and cards read them: there is no other
-definition, so that nothing can be written that cannot be read.
-"""
+"""The ledger: what became of each tensor of a step's input, and what that did to its values."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, JsonValue
 
-#: what may become of a tensor, in the order of tables
-Action = Literal["quantized", "decoded", "folded", "kept", "left out", "tied"]
-ACTIONS: tuple[Action, ...] = get_args(Action)
+from llmopt.model.change import ACTIONS, Action, Change, words_of
+from llmopt.model.layout import Layout
 
 
-class LedgerEntry(BaseModel):
-    """One tensor. Members that a step has nothing to say about stay unset, and are not written.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was found of a tensor while its change was carried out; None: nothing was.
 
-    action: "quantized" to the layout `to`; "decoded" from codes to plain numbers; "folded": a
-    transform moved scales into or out of it; "kept": written as plain numbers, or as it was;
-    "left out": the target has no place for it; "tied": the model's name for a tensor that the
-    checkpoint has under another.
     error: sqrt(sum of squared changes / sum of squares) of its values; output_error: the same of
-    the linear's outputs on the calibration text. exact: whether all values are what they were.
-    how: what a conversion did. why: the reason where it is not what the step does by default.
-    cold: an expert that few tokens reached. into, scale: what a transform was folded into, and
-    the range of its scales.
+    the linear's outputs on the calibration text, of so many tokens. exact: whether all values are
+    what they were. how: what a conversion did. cold: an expert that few tokens reached. transform,
+    into, scale: what moved scales, where to, and the range of them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    action: Action
-    shape: list[int] | None = None
-    to: str | None = None
-    why: str | None = None
-    bits_per_weight: float | None = None
     error: float | None = None
     output_error: float | None = None
-    exact: bool = True
+    exact: bool | None = None
     how: str | None = None
     tokens: int | None = None
-    cold: bool = False
-    desc_act: bool = False
+    cold: bool | None = None
     transform: str | None = None
-    into: list[str] | None = None
-    scale: list[float] | None = None
+    into: tuple[str, ...] | None = None
+    scale: tuple[float, ...] | None = None
 
-    def document(self) -> dict[str, Any]:
-        """What manifests hold."""
-        return self.model_dump(exclude_unset=True)
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Measured:
+        """What a pass noted of a linear or tensor, as far as it was measured."""
+        known = {each.name: record[each.name] for each in fields(cls) if each.name in record}
+        for name in known.keys() & {"into", "scale"}:
+            known[name] = tuple(known[name])
+        return cls(**known)
 
 
-def count(actions: Iterable[str]) -> dict[str, int]:
-    """How many tensors there are of each action, in the order of tables.
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry(Measured, Change):
+    """A change that was carried out. `to` is the label of its layout."""
 
-    A tied tensor is not counted: the checkpoint has it under another name.
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    to: str | None = None
+
+    @classmethod
+    def of_change(cls, change: Change, measured: Measured = Measured()) -> LedgerEntry:
+        """What is said of a change that was carried out."""
+        to = change.layout.label if change.layout else None
+        return cls(**{**_members(change), **_members(measured)}, to=to)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all values are what they were, where nothing else is said."""
+        return self.exact is not False
+
+    def document(self) -> dict[str, JsonValue]:
+        """What manifests hold: what there is to say."""
+        return document(self)
+
+
+def document(change: Change) -> dict[str, JsonValue]:
+    """The members of a change or an entry, without those that say nothing."""
+    usual: dict[str, object] = {
+        "sources": (change.name,), "layout": None, "dtype": "", "why": "", "options": (),
+        "settled": True,
+    }  # fmt: skip
+    members = {"name": change.name, "sources": change.sources, "actions": change.actions}
+    members |= _members(change)
+    return {
+        name: _plain(value)
+        for name, value in members.items()
+        if value is not None and not (name in usual and value == usual[name])
+    }
+
+
+def _members(value: Change | Measured) -> dict[str, Any]:
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
+def _plain(value: object) -> JsonValue:
+    """A member as JSON has it; a layout without what it usually lacks."""
+    if isinstance(value, Layout):
+        members = {each.name: getattr(value, each.name) for each in fields(value)}
+        return {
+            name: each
+            for name, each in members.items()
+            if each not in (False, None) or name == "symmetric"
+        }
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    assert isinstance(value, str | int | float)
+    return value
+
+
+def count(actions: Iterable[Iterable[Action]], *, tied: bool = False) -> dict[str, int]:
+    """How many tensors the same is done to, by the words for it, in the order of tables.
+
+    A tied tensor counts only if asked: the checkpoint has it under another name.
     """
-    found = Counter(actions)
-    return {action: found[action] for action in ACTIONS if found[action] and action != "tied"}
+    found = Counter(tuple(each) for each in actions)
+    ordered = sorted(found, key=lambda each: (ACTIONS.index(each[-1]), each))
+    return {words_of(each): found[each] for each in ordered if tied or "tied" not in each}
 
 
 def in_words(counts: Mapping[str, int]) -> str:
     """`35 quantized, 18 kept`."""
-    return ", ".join(f"{number} {action}" for action, number in counts.items())
+    return ", ".join(f"{number} {words}" for words, number in counts.items())

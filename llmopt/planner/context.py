@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from llmopt.errors import LlmoptError
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.planner.graph import Names
 from llmopt.planner.texts import Texts
@@ -43,7 +43,7 @@ class Context:
     shared: Shared
     asked_by: str | None = None
     judges: str | None = None
-    fates: tuple[TensorFate, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -109,7 +109,7 @@ class Context:
     def step(
         self, verb: str, settings: Mapping[str, object], name: str, *,
         key: Key = (), contents: Contents | None = None, judges: bool = False,
-        fates: Sequence[TensorFate] = (),
+        changes: Sequence[Change] = (),
     ) -> tuple[PlannedStep, ...]:  # fmt: skip
         known = self.shared.contents | ({self.id: contents} if contents else {})
         names = replace(self.shared.names, ids={**self.shared.names.ids, self.id: [self.id]})
@@ -121,7 +121,7 @@ class Context:
             shared=replace(self.shared, contents=known, names=names),
             asked_by=self.id,
             judges=self.id if judges else None,
-            fates=tuple(fates),
+            changes=tuple(changes),
         )
         return planned(verb, asked).steps
 

@@ -158,8 +158,8 @@ def _size(made: Manifest, entry: BenchEntry | None) -> Iterable[tuple[str, str]]
     ratio = entry.value("size.ratio") if entry else None
     share = f" ({numbers.percent(ratio)} of {escape(made.compared_with)})" if ratio else ""
     yield "Size of the weights", f"{numbers.megabytes(size)} MB{share}"
-    there = [item.shape for item in made.ledger if item.action != "left out" and item.shape]
-    if count := sum(math.prod(shape) for shape in there):
+    shapes = [entry.shape for entry in made.ledger if entry.written]
+    if count := sum(math.prod(shape) for shape in shapes):
         yield "Bits per weight, all tensors", numbers.short(size * 8 / count)
 
 
@@ -174,9 +174,9 @@ def _settings(made: Manifest) -> str:
     rows = [(f"`{key}`", escape(value)) for key, value in sorted(flatten(settings).items())]
     calibration = _corpus("Calibrated on", made.corpus) or "No calibration text was used."
     grids = Counter(entry.to for entry in made.ledger if entry.to)
-    fates = ledgers.in_words(ledgers.count(entry.action for entry in made.ledger))
+    counts = ledgers.in_words(ledgers.count(entry.actions for entry in made.ledger))
     kinds = ", ".join(f"{count} to {to}" for to, count in sorted(grids.items()))
-    what = f"Tensors: {escape(fates)}" + (f"; {escape(kinds)}" if kinds else "") + "."
+    what = f"Tensors: {escape(counts)}" + (f"; {escape(kinds)}" if kinds else "") + "."
     note = f"{calibration.strip()} {what if made.ledger else ''}".strip()
     return "\n".join(["## Settings", "", note, "", *_table(("key", "value"), rows)])
 

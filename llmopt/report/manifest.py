@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pydantic import ConfigDict, Field, JsonValue
 
@@ -12,10 +13,11 @@ from llmopt.model.results import BenchEntry, CorpusName, Document, Parent, Verdi
 from llmopt.report.card_metadata import FrontMatter
 
 
+@dataclass(frozen=True, kw_only=True)
 class KnownEntry(LedgerEntry):
     """What became of one tensor, as far as this version knows its members."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    __pydantic_config__ = ConfigDict(extra="ignore")
 
 
 class ListedFile(Document):

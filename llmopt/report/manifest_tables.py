@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from llmopt.model.ledger import ACTIONS, LedgerEntry
+from llmopt.model.ledger import LedgerEntry, count
 from llmopt.report import numbers
 from llmopt.report.comparison import Comparison, Machine
 from llmopt.report.sheet import Column, Row, Sheet
@@ -18,17 +18,16 @@ WORST_TENSORS = 10
 
 def ledger(comparison: Comparison) -> Sheet:
     ledgers = {name: m.ledger for name, m in comparison.manifests.items() if m.ledger}
-    there = {entry.action for found in ledgers.values() for entry in found}
-    actions = [action for action in ACTIONS if action in there]
+    kinds = count((each.actions for found in ledgers.values() for each in found), tied=True)
     rows = []
     for name, entries in ledgers.items():
-        counts = Counter(entry.action for entry in entries)
-        formats = Counter(e.to for e in entries if e.action == "quantized" and e.to)
-        spread = ", ".join(f"{count} to {to}" for to, count in sorted(formats.items()))
-        rows.append(Row((name, *(str(counts[a]) for a in actions), spread or numbers.MISSING)))
+        counts = Counter(entry.words for entry in entries)
+        formats = Counter(each.to for each in entries if each.quantized)
+        spread = ", ".join(f"{number} to {to}" for to, number in sorted(formats.items()))
+        rows.append(Row((name, *(str(counts[kind]) for kind in kinds), spread or numbers.MISSING)))
     columns = (
         Column("Model"),
-        *(Column(action.capitalize(), "number") for action in actions),
+        *(Column(kind.capitalize(), "number") for kind in kinds),
         Column("Formats"),
     )
     note = "Kept: as plain numbers. Tied: under another tensor's name." if rows else ""

@@ -15,7 +15,7 @@ from llmopt.blockwalk.weights import LiveWeights
 from llmopt.evaluate.divergence import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.linalg import InputStatistics
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS
 from tests import models
@@ -63,16 +63,16 @@ def test_random_errors_cost_what_is_predicted(tmp_path: Path) -> None:
 def test_groups_hold_every_linear_once(tmp_path: Path, family: str) -> None:
     models.save(tmp_path / "model", family)
     checkpoint = Checkpoint.open(tmp_path / "model")
-    fates = [
-        fate(checkpoint, name) for b in (0, 1) for n in checkpoint.naming.linears(b) for name in n
+    changes = [
+        change(checkpoint, name) for b in (0, 1) for n in checkpoint.naming.linears(b) for name in n
     ]
     sensitivity = Sensitivity(
-        checkpoint.naming, fates, FORMATS["gptq"], rounded, tmp_path / "parts"
+        checkpoint.naming, changes, FORMATS["gptq"], rounded, tmp_path / "parts"
     )  # fmt: skip
     walk_backward(checkpoint, models.tokens(4, 16), sensitivity, tmp_path / "state")
     groups = sensitivity.groups()
     names = [name for group in groups for name in group.names]
-    assert sorted(names) == sorted(fate.name.removesuffix(".weight") for fate in fates)
+    assert sorted(names) == sorted(change.name.removesuffix(".weight") for change in changes)
     inlets = [set(inlet) for block in (0, 1) for inlet in checkpoint.naming.linears(block)]
     assert all(any(inlet <= set(g.names) for g in groups) for inlet in inlets)
     if family == "mixtral":  # one kernel computes all experts of a block
@@ -85,9 +85,12 @@ def test_groups_hold_every_linear_once(tmp_path: Path, family: str) -> None:
         torch.testing.assert_close(value.float(), rounded(weight, None, FINE), rtol=1e-3, atol=1e-4)
 
 
-def fate(checkpoint: Checkpoint, name: str) -> TensorFate:
+def change(checkpoint: Checkpoint, name: str) -> Change:
     shape = tuple(_weight(checkpoint, name).shape)
-    return TensorFate(f"{name}.weight", shape, 0, 0, FINE, "by budget", (COARSE, FINE))
+    return Change(
+        name=f"{name}.weight", actions=("quantized",), shape=shape, bytes=0, layout=FINE,
+        options=(COARSE, FINE),
+    )  # fmt: skip
 
 
 def _weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:

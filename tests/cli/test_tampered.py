@@ -298,6 +298,6 @@ def test_carried_over(
     assert carried
     for name in carried:
         assert torch.equal(written[name], tensors[name])
-        assert ledger[name]["action"] == "kept"
+        assert ledger[name]["actions"] == ["kept"]
         assert why in ledger[name]["why"]
     assert "model.layers.1.mlp.up_proj.qweight" in written

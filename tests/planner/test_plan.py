@@ -42,14 +42,14 @@ def test_a_matrix_is_all_its_combinations(tmp_path: Path) -> None:
 
 def test_every_tensor_has_one_fate(tmp_path: Path) -> None:
     step = planned(tmp_path, STEP).by_id("q")
-    names = [fate.name for fate in step.fates]
+    names = [change.name for change in step.changes]
     assert len(names) == len(set(names))
-    quantized = {fate.name for fate in step.fates if fate.quantize}
+    quantized = {change.name for change in step.changes if change.quantized}
     assert "model.layers.4.mlp.down_proj.weight" in quantized
     assert len(quantized) == 35
     assert "model.embed_tokens.weight" not in quantized
     # 4-bit codes, a float16 scale and a 4-bit zero per 128 inputs, and the index
-    found = [fate for fate in step.fates if fate.quantize]
+    found = [change for change in step.changes if change.quantized]
     size, weights = sum(f.bytes for f in found), sum(math.prod(f.shape) for f in found)
     assert 4.15 < size * 8 / weights < 4.35
 
@@ -63,17 +63,17 @@ def test_the_last_matching_override_wins(tmp_path: Path) -> None:
     step = planned(
         tmp_path, {"id": "q", "quantize": {"method": "rtn", "overrides": overrides}}
     ).by_id("q")
-    fates = {fate.name: fate for fate in step.fates}
-    assert fates["model.layers.0.mlp.down_proj.weight"].quantize is None
-    changed = fates["model.layers.1.mlp.down_proj.weight"].quantize
+    changes = {change.name: change for change in step.changes}
+    assert changes["model.layers.0.mlp.down_proj.weight"].quantized is None
+    changed = changes["model.layers.1.mlp.down_proj.weight"].quantized
     assert changed is not None
     assert (changed.grid, changed.group_size) == ("int8", 64)
 
 
 def test_a_tied_head_that_is_quantized_becomes_a_tensor(tmp_path: Path) -> None:
     step = planned(tmp_path, {"id": "q", "quantize": {"method": "rtn", "head": True}}).by_id("q")
-    assert step.fates[-1].name == "lm_head.weight"
-    assert step.fates[-1].quantize is not None
+    assert step.changes[-1].name == "lm_head.weight"
+    assert step.changes[-1].quantized is not None
 
 
 def test_calibration_text_decides_the_scale_search(tmp_path: Path) -> None:

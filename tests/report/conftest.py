@@ -69,6 +69,12 @@ def comparison() -> Callable[..., Comparison]:
     return make
 
 
+def linear(name: str, grid: str, **members: Any) -> dict[str, Any]:
+    layout = {"grid": grid, "group_size": 128, "symmetric": True}
+    entry = {"name": name, "actions": ["quantized"], "shape": [8, 128], "bytes": 528}
+    return entry | {"layout": layout, "to": f"{grid} g128"} | members
+
+
 @pytest.fixture
 def manifest() -> dict[str, Any]:
     return {
@@ -81,9 +87,9 @@ def manifest() -> dict[str, Any]:
         "versions": {"llmopt": "0.1.0", "torch": "2.13.0"},
         "digest": "sha256:" + "d" * 64,
         "ledger": [
-            {"name": "w1", "action": "quantized", "to": "int4 g128", "error": 0.05, "why": ""},
-            {"name": "w2", "action": "quantized", "to": "int8 g128", "error": 0.2, "why": "asked"},
-            {"name": "norm", "action": "kept", "to": None, "error": None, "why": "not linear"},
-            {"name": "head", "action": "tied", "to": None, "error": None, "why": "shares embed"},
+            linear("w1", "int4", error=0.05),
+            linear("w2", "int8", error=0.2, why="asked"),
+            {"name": "norm", "actions": ["kept"], "why": "not linear", "shape": [8], "bytes": 16},
+            {"name": "head", "actions": ["tied"], "why": "shares embed", "shape": [8], "bytes": 0},
         ],
     }

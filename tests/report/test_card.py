@@ -57,7 +57,10 @@ def quantized(manifest: dict[str, Any]) -> dict[str, Any]:
         {"path": "LICENSE", "bytes": 10, "sha256": "0"},
         {"path": "model.safetensors", "bytes": 2_000_000, "sha256": "1"},
     ]
-    ledger = [{"name": "w", "shape": [1000, 1000], "action": "quantized", "to": "int4 g128"}]
+    ledger = [
+        {"name": "w", "shape": [1000, 1000], "actions": ["quantized"], "to": "int4 g128",
+         "layout": {"grid": "int4", "group_size": 128, "symmetric": True}, "bytes": 531250},
+    ]  # fmt: skip
     settings = {
         "method": "gptq", "grid": "int4", "group_size": 128, "damping": 0.01,
         "overrides": [{"match": "*.down_proj", "skip": True}], "calibration": {"source": "demo"},

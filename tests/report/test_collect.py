@@ -148,7 +148,7 @@ def test_the_machines_are_named(bench: Make, model: Make) -> None:
 
 def test_an_unreadable_manifest_is_named_before_any_work(tmp_path: Path) -> None:
     folder = write(
-        tmp_path / "w4", {"verb": "quantize", "ledger": [{"name": "w", "action": "lost"}]}
+        tmp_path / "w4", {"verb": "quantize", "ledger": [{"name": "w", "actions": ["lost"]}]}
     )
     with pytest.raises(RequestError, match=r"w4/llmopt.json is not a manifest .*: ledger\.0\.act"):
         manifests_of([folder])

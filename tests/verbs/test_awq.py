@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,15 @@ def test_what_is_skipped_takes_no_scales_where_it_came_quantized(make: Any, tmp_
     )  # fmt: skip
     before, stored = Checkpoint.open(source), Checkpoint.open(done.path)
     ledger = {entry["name"]: entry for entry in done.manifest["ledger"]}
-    folded = {name for name, entry in ledger.items() if entry["action"] == "folded"}
+    folded = {name for name, entry in ledger.items() if entry["actions"] == ["folded"]}
     assert "model.layers.0.post_attention_layernorm.weight" in folded
     name = "model.layers.0.self_attn.v_proj"
     assert stored.layers[name] == before.layers[name]
     assert torch.equal(stored.read_layer(name).codes, before.read_layer(name).codes)
     assert torch.equal(stored.weight(name), before.weight(name))
     entry = ledger[f"{name}.weight"]
-    assert (entry["action"], entry["to"]) == ("kept", "int8 g32 sym")
-    assert entry["bits_per_weight"] > 8
+    assert (entry["actions"], entry["to"]) == (["kept"], "int8 g32 sym")
+    assert entry["bytes"] > math.prod(entry["shape"])
     assert difference(model, done.path) < 1.5
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmopt.errors import RequestError
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
 from llmopt.verbs.quantize.candidates import candidates, with_options
 from llmopt.verbs.quantize.settings import QuantizeSettings
@@ -18,8 +18,11 @@ def labels(**settings: object) -> list[str]:
     return [each.label for each in candidates(QuantizeSettings(target_bpw=4.0, **settings))]
 
 
-def linear(name: str, rows: int, cols: int, why: str = "") -> TensorFate:
-    return TensorFate(f"{name}.weight", (rows, cols), rows * cols * 2, 0, INT4, why)
+def linear(name: str, rows: int, cols: int, why: str = "") -> Change:
+    return Change(
+        name=f"{name}.weight", actions=("quantized",), shape=(rows, cols), bytes=0, layout=INT4,
+        why=why,
+    )  # fmt: skip
 
 
 def test_the_usual_candidates_are_those_of_the_format() -> None:
@@ -42,20 +45,20 @@ def test_candidates_are_read_as_their_labels() -> None:
 
 def test_groups_that_do_not_fill_a_row_are_left_out() -> None:
     settings = QuantizeSettings(target_bpw=4.0, candidates=["int4 g64", "int4 g128", "int4 row"])
-    fates = [linear("a", 32, 128), linear("b", 32, 192)]
-    found = [[o.label for o in f.options] for f in with_options(fates, settings)]
+    changes = [linear("a", 32, 128), linear("b", 32, 192)]
+    found = [[o.label for o in f.options] for f in with_options(changes, settings)]
     # g128 of 128 inputs is a row; 128 does not divide 192
     assert found == [["int4 g64 sym", "int4 row sym"], ["int4 g64 sym", "int4 row sym"]]
     alone = QuantizeSettings(target_bpw=4.0, candidates=["int4 g128"])
-    assert [len(f.options) for f in with_options(fates[:1], alone)] == [1]
+    assert [len(f.options) for f in with_options(changes[:1], alone)] == [1]
     with pytest.raises(RequestError, match="divides the 192 inputs of b"):
-        list(with_options(fates, alone))
+        list(with_options(changes, alone))
 
 
 def test_a_budget_counts_bits_of_quantized_weights_or_all_bytes() -> None:
-    kept = TensorFate("norm.weight", (64,), 128, 128, None, "not a linear")
+    kept = Change(name="norm.weight", actions=("kept",), shape=(64,), bytes=128)
     settings = QuantizeSettings(target_bpw=4.0)
-    fates = [*with_options([linear("a", 32, 128), linear("b", 64, 64)], settings), kept]
-    assert byte_budget(fates, 4.5, None) == int(2 * 4096 * 4.5 / 8)
-    whole = byte_budget(fates, None, 100_000)
+    changes = [*with_options([linear("a", 32, 128), linear("b", 64, 64)], settings), kept]
+    assert byte_budget(changes, 4.5, None) == int(2 * 4096 * 4.5 / 8)
+    whole = byte_budget(changes, None, 100_000)
     assert 90_000 < whole < 100_000 - 128

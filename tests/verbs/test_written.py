@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from llmopt import pipeline, planner
 from llmopt.artifact import Artifact
 from llmopt.errors import LlmoptError, RecipeError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
+from llmopt.model.change import ConfigChange
+from llmopt.model.layout import Layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
-from llmopt.step import RunOptions
+from llmopt.specs import load
+from llmopt.step import Outcome, RunOptions, Work
 from llmopt.verbs.shared import written
 from tests import models
 from tests.test_pipeline import Log
@@ -97,19 +102,20 @@ def run(plan: Plan) -> Artifact:
 def agrees(plan: Plan, done: Artifact) -> None:
     """Plan, headers with config, and ledger say the same of every tensor."""
     found = read_contents(done.path).tensors
-    fates = {fate.name: fate for fate in plan.steps[-1].fates if fate.bytes}
+    changes = {each.name: each for each in plan.steps[-1].changes}
     ledger = {entry["name"]: entry for entry in done.manifest["ledger"]}
-    assert found.keys() == fates.keys()
-    assert found.keys() == {n for n, e in ledger.items() if e["action"] not in ("tied", "left out")}
+    assert changes.keys() == ledger.keys()
+    assert found.keys() == {name for name, each in changes.items() if each.written}
     for name, tensor in found.items():
-        fate, entry = fates[name], ledger[name]
-        assert (tensor.nbytes, tensor.shape) == (fate.bytes, fate.shape), name
-        assert (entry["to"], entry["action"]) == (fate.to, fate.action)
-        assert (tensor.layout is None) == (fate.to is None) or done.manifest["format"] == "gguf"
-        if tensor.layout is not None:
-            assert entry["bits_per_weight"] == pytest.approx(
-                tensor.nbytes * 8 / (tensor.shape[0] * tensor.shape[1]), abs=1e-4
-            )
+        change, entry = changes[name], ledger[name]
+        assert (tensor.nbytes, tensor.shape) == (entry["bytes"], tuple(entry["shape"])), name
+        assert entry["actions"] == list(change.actions)
+        assert entry.get("to") in [
+            each.label if each else None for each in (change.layout, *change.options)
+        ]
+        assert (tensor.layout is None) == ("layout" not in entry) or done.manifest[
+            "format"
+        ] == "gguf"
     stored = Checkpoint.open(done.path)
     for module in stored.layers:  # as readers of such files take them
         assert stored.read_layer(module) is not None
@@ -169,42 +175,130 @@ def test_the_hint_of_a_refusal_works(make: Make, scratch: Path, tmp_path: Path) 
     run(planned(scratch, model, tmp_path, "quantize", format=chosen, overrides=SKIPS))
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("self_attn.v_proj", {"to": "int8 g32 sym"}, "is int4 g32 sym, not int8 g32 sym"),
-        ("self_attn.v_proj", {"to": None}, "is int4 g32 sym, not plain"),
-        ("self_attn.v_proj", {"shape": [32, 65]}, "has the shape"),
-        ("self_attn.v_proj", {"action": "left out"}, "nothing is said of it"),
-        ("input_layernorm", {"name": "model.more.weight"}, "nothing is said of it"),
-    ],
-)
-def test_what_is_written_otherwise_than_said_is_not_published(
-    name: str, change: dict[str, Any], message: str, scratch: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    stage = importlib.import_module("llmopt.verbs.quantize.run")
-    honest = stage._ledger
+Lie = Callable[[Outcome], None]
 
-    def lying(*arguments: Any) -> list[LedgerEntry]:
-        ledger = honest(*arguments)
-        wanted = f"{name}.weight"
-        return [e.model_copy(update=change if wanted in e.name else {}) for e in ledger]
 
-    monkeypatch.setattr(stage, "_ledger", lying)
+def of_tensor(name: str, /, **members: Any) -> Lie:
+    """The ledger says something else of a tensor."""
+
+    def lie(outcome: Outcome) -> None:
+        outcome.ledger = [
+            replace(each, **members) if name in each.name else each for each in outcome.ledger
+        ]
+
+    return lie
+
+
+def of_config(*members: ConfigChange) -> Lie:
+    """The record of the config says something else."""
+
+    def lie(outcome: Outcome) -> None:
+        outcome.config_changes = (*outcome.config_changes[:-1], *members)
+
+    return lie
+
+
+V_PROJ, NORM = "self_attn.v_proj.weight", "input_layernorm"
+INT8 = Layout(grid="int8", group_size=32, symmetric=True)
+LIES: dict[str, tuple[Lie, str]] = {
+    "name": (of_tensor(NORM, name="model.more.weight"), "was planned, and nothing became of it"),
+    "source": (of_tensor(NORM, sources=("model.norm.weight",)), "is made from model.norm.weight"),
+    "action": (of_tensor(V_PROJ, actions=("kept",)), "was kept, not quantized"),
+    "dropped": (of_tensor(NORM, actions=("dropped",)), "was planned, and nothing became of it"),
+    "folded": (of_tensor(V_PROJ, actions=("folded",)), "was folded, not quantized"),
+    "shape": (of_tensor(V_PROJ, shape=(32, 65)), r"has the shape \[32, 65\], not"),
+    "layout": (of_tensor(V_PROJ, layout=INT8), "is int8 g32 sym, not int4 g32 sym"),
+    "plain": (of_tensor(V_PROJ, layout=None), "is plain, not int4 g32 sym"),
+    "bytes": (of_tensor(V_PROJ, bytes=1), r"takes 1 bytes, not [\d,]+"),
+    "dtype": (of_tensor(NORM, dtype="F16"), "is F16, not F32"),
+    "no config": (of_config(), "quantization_config in config.json was to be written otherwise"),
+    "config": (
+        of_config(ConfigChange(key=("quantization_config",), value={})),
+        "quantization_config in config.json is not what was planned",
+    ),
+    "more config": (
+        of_config(ConfigChange(key=("quantization_config",), removed=True)),
+        "quantization_config in config.json was to be written otherwise",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_what_is_carried_out_otherwise_than_planned_is_not_published(
+    kind: str, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie, message = LIES[kind]
+    verb = load("llmopt.verbs.quantize.run")
+    honest = verb.run
+
+    def run(work: Work) -> Outcome:
+        outcome: Outcome = honest(work)
+        lie(outcome)
+        return outcome
+
+    monkeypatch.setattr(verb, "run", run)
     plan = planned(scratch, scratch / "model", tmp_path / "out", "quantize", format="gptq")
-    with pytest.raises(LlmoptError, match=message):
+    with pytest.raises(LlmoptError, match=message) as caught:
         pipeline.run(plan, RunOptions("cpu"), Log())
+    assert "publishes nothing" in caught.value.message
     assert not (tmp_path / "out" / "step").exists()
 
 
-def test_a_plain_tensor_of_another_size_is_found(scratch: Path, tmp_path: Path) -> None:
+def cast(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: tensor.bfloat16()}
+
+
+#: what is done to a file behind the writer's back -> what is said of it
+DAMAGE: dict[str, tuple[Callable[[str, torch.Tensor], dict[str, torch.Tensor]], str]] = {
+    "dtype": (cast, "is BF16, not F32"),
+    "shape": (lambda name, tensor: {name: tensor[1:].clone()}, r"has the shape \[63\], not"),
+    "missing": (lambda name, tensor: {}, "is missing"),
+    "more": (lambda name, tensor: {name: tensor, "more": tensor.clone()}, "nothing is said of it"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_is_written_otherwise_than_said_is_found(
+    kind: str, scratch: Path, tmp_path: Path
+) -> None:
+    damage, message = DAMAGE[kind]
     plan = planned(scratch, scratch / "model", tmp_path / "out", "quantize", format="gptq")
     done = run(plan)
-    ledger = [LedgerEntry(**entry) for entry in done.manifest["ledger"]]
-    fates = [
-        pipeline.replace(fate, bytes=fate.bytes + 2 * (fate.to is None))
-        for fate in plan.steps[-1].fates
+    path = done.path / "model.safetensors"
+    name, tensors = "model.norm.weight", load_file(path)
+    save_file(tensors | damage(name, tensors.pop(name)), path)
+    outcome = Outcome(
+        format="gptq",
+        ledger=[LedgerEntry.of_change(each) for each in plan.steps[-1].changes],
+        config_changes=plan.steps[-1].config_changes,
+    )
+    with pytest.raises(LlmoptError, match=message):
+        written.check(plan.steps[-1], outcome, scratch / "model", done.path)
+
+
+def test_a_config_that_says_more_than_was_planned_is_found(scratch: Path, tmp_path: Path) -> None:
+    plan = planned(scratch, scratch / "model", tmp_path / "out", "convert", to="gguf")
+    done = run(plan)
+    config = done.path / "config.json"
+    config.write_text(config.read_text().replace("{", '{"more": 1,', 1))
+    step = plan.steps[-1]
+    outcome = Outcome(
+        format="gguf",
+        ledger=[LedgerEntry.of_change(each) for each in step.changes],
+        config_changes=step.config_changes,
+    )
+    with pytest.raises(LlmoptError, match=r"config\.json has members"):
+        written.check(step, outcome, scratch / "model", done.path)
+
+
+def test_a_tensor_that_a_plan_forgot_is_found(scratch: Path) -> None:
+    before = read_contents(scratch / "model")
+    entries = [
+        LedgerEntry(name=name, actions=("kept",), shape=tensor.shape, bytes=tensor.nbytes)
+        for name, tensor in before.tensors.items()
     ]
-    with pytest.raises(LlmoptError, match=r"embed_tokens.weight takes [\d,]+ bytes, not"):
-        written.checked(done.path, ledger, fates, "gptq")
+    written.check_sources(before, entries)
+    with pytest.raises(LlmoptError, match=f"{entries[3].name} is lost"):
+        written.check_sources(before, entries[:3] + entries[4:])
+    with pytest.raises(LlmoptError, match="more is no tensor that anything is made from"):
+        written.check_sources(before, [*entries, replace(entries[0], sources=("more",))])

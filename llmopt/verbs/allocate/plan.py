@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.specs import FORMATS
 from llmopt.specs.base import FormatSpec
 from llmopt.step import PlanContext, Planned, PlannedStep
@@ -15,8 +15,8 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
     """The step that chooses among the options that the asking step gives each linear."""
     model, asking = context.model(), settings.asking
     spec = FORMATS[asking.solving.format]
-    least = sum(_smallest(fate, spec) for fate in context.fates)
-    budget = byte_budget(context.fates, asking.target_bpw, asking.target_size)
+    least = sum(_smallest(change, spec) for change in context.changes)
+    budget = byte_budget(context.changes, asking.target_bpw, asking.target_size)
     key = (*context.key, "target_bpw" if asking.target_bpw else "target_size")
     if budget < least:
         raise context.source.error(
@@ -39,16 +39,16 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
             seed=context.seed,
             calibration=calibration,
             held_out=context.held_out(),
-            fates=context.fates,
+            changes=context.changes,
             footprint=allocate_footprint(
-                contents, context.fates, calibration, asking.batch_size
+                contents, context.changes, calibration, asking.batch_size
             ),
             summary=f"choose settings for {goal(asking.target_bpw, asking.target_size)}",
         ),
     ))  # fmt: skip
 
 
-def _smallest(fate: TensorFate, spec: FormatSpec) -> int:
+def _smallest(change: Change, spec: FormatSpec) -> int:
     """The fewest bytes that a linear's options take; 0 for other tensors."""
-    rows, cols = (*fate.shape, 0, 0)[:2]
-    return min((option.bytes((rows, cols), spec) for option in fate.options), default=0)
+    rows, cols = (*change.shape, 0, 0)[:2]
+    return min((option.bytes((rows, cols), spec) for option in change.options), default=0)

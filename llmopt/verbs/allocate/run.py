@@ -89,7 +89,7 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, CorpusNam
 
     spec = FORMATS[_asking(work).solving.format]
     folder = work.state / "sensitivity"
-    sensitivity = Sensitivity(checkpoint.naming, work.step.fates, spec, solve, folder)
+    sensitivity = Sensitivity(checkpoint.naming, work.step.changes, spec, solve, folder)
     walk_backward(
         checkpoint, seen, sensitivity, work.state / "walk",
         seed=work.step.seed,
@@ -102,7 +102,7 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, CorpusNam
 
 def _budget(work: Work) -> int:
     asking = _asking(work)
-    return byte_budget(work.step.fates, asking.target_bpw, asking.target_size)
+    return byte_budget(work.step.changes, asking.target_bpw, asking.target_size)
 
 
 def _asking(work: Work) -> Rounding:

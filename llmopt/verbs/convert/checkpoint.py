@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,18 +23,19 @@ from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
 from llmopt.methods.quantize.base import check_scales
 from llmopt.methods.quantize.settings import RtnSettings
-from llmopt.model.change import TensorFate
+from llmopt.model.apply import own_config
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
-from llmopt.model.ledger import LedgerEntry
+from llmopt.model.ledger import LedgerEntry, Measured
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
 from llmopt.step import Outcome, Work
 from llmopt.verbs.convert.layouts import conversions
 from llmopt.verbs.convert.settings import CheckpointTarget, ConvertSettings, PlainTarget
-from llmopt.verbs.shared.changes import unquantized
+from llmopt.verbs.shared.config import config_changes
 from llmopt.verbs.shared.records import certificate, ratio
 from llmopt.verbs.shared.settings import Solving
-from llmopt.verbs.shared.side_files import copy_side_files, write_config
+from llmopt.verbs.shared.side_files import copy_side_files, loading, write_config
 from llmopt.verbs.shared.solving import Solver
 
 #: what is rounded anew goes to the nearest values, at the scales with the least squared error
@@ -45,27 +45,31 @@ _NEAREST = RtnSettings(scale_search="mse")
 def run(work: Work) -> Outcome:
     """Convert the parent model into `work.folder`."""
     parent = work.input()
-    checkpoint = Checkpoint.open(parent.path)
+    checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
     # no plan knows what a budget chose: what counts is what the parent holds now
-    found = conversions(read_contents(parent.path), work.asked(ConvertSettings))
-    work = replace(work, step=replace(work.step, fates=tuple(each.fate for each in found)))
+    found = conversions(contents, work.asked(ConvertSettings))
+    work = replace(work, step=replace(work.step, changes=tuple(each.change for each in found)))
     conversion = _Conversion(checkpoint, work)
     conversion.survey()
     records = conversion.write()
     others = copy_side_files(checkpoint, work.folder)
-    others |= conversion.write_config(records)
-    ledger = [_entry(fate, records.get(_module(fate))) for fate in conversion.fates()]
-    evidence = others | {"certificate": certificate(ledger)}
-    return Outcome(format=work.step.writes, ledger=ledger, evidence=evidence)
+    target, ledger = work.step.writes, list(conversion.carried_out(records))
+    config = config_changes(contents, ledger, target)
+    write_config(own_config(contents), work.folder, config, format_id=target)
+    facts = loading(checkpoint.naming, ledger)
+    if any(map(_is_ragged, ledger)):
+        facts["ragged"] = True
+    evidence = others | {"loading": facts, "certificate": certificate(ledger)}
+    return Outcome(format=target, ledger=ledger, config_changes=config, evidence=evidence)
 
 
 class _Conversion:
     def __init__(self, checkpoint: Checkpoint, work: Work) -> None:
         self._checkpoint, self._work, self._target = checkpoint, work, work.step.writes
-        self._fates = {
-            _module(fate): fate
-            for fate in work.step.fates
-            if fate.quantize is not None or _module(fate) in checkpoint.layers
+        self._changes = {
+            change.module: change
+            for change in work.step.changes
+            if change.quantized is not None or change.module in checkpoint.layers
         }
         self._codec = None if self._target == PLAIN else codec_of(self._target)
         nearest = Solving(self._target, "rtn", _NEAREST)
@@ -84,15 +88,17 @@ class _Conversion:
         """
         settings = self._settings
         undecided = isinstance(settings, CheckpointTarget) and settings.symmetric is None
-        asymmetric = [f for f in self._fates.values() if f.quantize and not f.quantize.symmetric]
+        asymmetric = [
+            f for f in self._changes.values() if f.quantized and not f.quantized.symmetric
+        ]
         undecided &= bool(asymmetric) and len(asymmetric) == sum(
-            fate.quantize is not None for fate in self._fates.values()
+            change.quantized is not None for change in self._changes.values()
         )
         if not undecided and not settings.exact:
             return
         refused: list[str] = []
         centred = undecided
-        for done, module in enumerate(self._fates):
+        for done, module in enumerate(self._changes):
             if module in self._checkpoint.layers:
                 source = self._source(module)
                 centred &= isinstance(source, QuantizedTensor) and bool(
@@ -100,7 +106,7 @@ class _Conversion:
                 )
                 if settings.exact and (reason := self._obstacle(module, source)):
                     refused.append(f"{module}: {reason}")
-            self._work.progress("looked at", done + 1, len(self._fates))
+            self._work.progress("looked at", done + 1, len(self._changes))
         self._symmetric = centred
         if refused:
             more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
@@ -109,21 +115,22 @@ class _Conversion:
                 hint="without --exact they are rounded, and the error is reported",
             )
 
-    def fates(self) -> Iterator[TensorFate]:
-        """What was planned, as the survey left it."""
-        for fate in self._work.step.fates:
-            chosen = self._wanted(fate)
-            if chosen == fate.quantize or chosen is None:
-                yield fate
-                continue
-            rows, cols = fate.shape
-            size = chosen.bytes((rows, cols), FORMATS[self._target])
-            yield replace(fate, quantize=chosen, bytes=size)
+    def carried_out(self, records: Mapping[str, Mapping[str, object]]) -> Iterator[LedgerEntry]:
+        """Every tensor of the input, and what became of it."""
+        for change in self._work.step.changes:
+            record = records.get(change.module, {})
+            if (chosen := self._wanted(change)) is not None:
+                rows, cols = change.shape
+                layout = replace(chosen, desc_act=bool(record["desc_act"]))
+                size = layout.bytes((rows, cols), FORMATS[self._target])
+                why = str(record.get("why", change.why))  # the values may say more
+                change = replace(change, layout=layout, bytes=size, why=why, options=())
+            yield LedgerEntry.of_change(change, Measured.of(record))
 
     def write(self) -> dict[str, dict[str, Any]]:
         """Convert what a killed run has not; returns what the ledger keeps, by module."""
         parts: dict[str, list[str]] = defaultdict(list)
-        for module in self._fates:
+        for module in self._changes:
             block = self._checkpoint.naming.block_of(module)
             parts["outside" if block is None else f"block-{block:05d}"].append(module)
         writer = ShardWriter(self._work.state / "parts")
@@ -138,40 +145,18 @@ class _Conversion:
             records |= sink.summary(part)[1]
             self._work.progress("parts", count + 1, len(parts))
         for name, tensor in self._checkpoint.stored.items():
-            replaced = name.removesuffix(".weight") in self._fates and name.endswith(".weight")
+            replaced = name.removesuffix(".weight") in self._changes and name.endswith(".weight")
             if name not in self._checkpoint.parts and not replaced:
                 sink.keep(name, tensor)
         writer.finalize(self._work.folder)
         return records
 
-    def write_config(self, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """config.json of the result; gives what the manifest says of it."""
-        layers, ragged = {}, False
-        for fate in self._work.step.fates:
-            module, chosen = _module(fate), self._wanted(fate)
-            if chosen is not None:
-                layers[module] = replace(chosen, desc_act=records[module]["desc_act"])
-                if chosen.blocks and fate.shape[1] % chosen.group_size == 0:
-                    layers[module] = replace(layers[module], activations=chosen.grid)
-                ragged |= chosen.blocks and any(w % chosen.group_size for w in fate.shape)
-        decoded = any(self._wanted(fate) is None for fate in self._fates.values())
-        found = write_config(
-            self._checkpoint,
-            self._work.folder,
-            format_id=None if self._codec is None else self._target,
-            layers=layers,
-            unquantized=unquantized(self._work.step.fates, self._checkpoint.naming),
-            dtype=self._dtype if decoded else None,
-        )
-        found["loading"] |= {"ragged": ragged} if ragged else {}
-        return found
-
-    def _wanted(self, fate: TensorFate) -> Layout | None:
-        chosen = fate.quantize
+    def _wanted(self, change: Change) -> Layout | None:
+        chosen = change.quantized
         return replace(chosen, symmetric=True) if chosen and self._symmetric else chosen
 
     def _convert(self, module: str, results: PartResults) -> None:
-        chosen = self._wanted(self._fates[module])
+        chosen = self._wanted(self._changes[module])
         if module not in self._checkpoint.layers:
             assert chosen is not None
             weight = self._checkpoint.weight(module)
@@ -213,7 +198,7 @@ class _Conversion:
 
     def _obstacle(self, module: str, source: QuantizedTensor | str) -> str | None:
         """What stands in the way of an exact copy of a quantized linear."""
-        chosen = self._wanted(self._fates[module])
+        chosen = self._wanted(self._changes[module])
         if chosen is None:
             values = _finite(module, self._checkpoint.weight(module))
             lost = not torch.equal(values.to(self._dtype).float(), values)
@@ -244,10 +229,6 @@ class _Conversion:
         return replace(solved, activations=chosen.activations)
 
 
-def _module(fate: TensorFate) -> str:
-    return fate.name.removesuffix(".weight")
-
-
 def _same_codes(moved: QuantizedTensor, source: QuantizedTensor) -> bool:
     return moved.grid == source.grid and torch.equal(moved.codes, source.codes)
 
@@ -270,13 +251,7 @@ def _record(
     return {"exact": exact, "error": error, "how": how, "desc_act": desc_act}
 
 
-def _entry(fate: TensorFate, record: dict[str, Any] | None) -> LedgerEntry:
-    """What the ledger says of a tensor."""
-    entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
-    if record is None:
-        return LedgerEntry(**entry, action=fate.action, to=None)
-    if fate.quantize is None:
-        return LedgerEntry(**(entry | {"action": fate.action, "to": None} | record))
-    bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
-    to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
-    return LedgerEntry(**(entry | to | record))  # a record may know more of why
+def _is_ragged(change: Change) -> bool:
+    """Whether blocks of a linear do not fill it."""
+    layout = change.quantized
+    return bool(layout and layout.blocks and any(w % layout.group_size for w in change.shape))

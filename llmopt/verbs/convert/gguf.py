@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,9 @@ from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
+from llmopt.model.apply import own_config
 from llmopt.model.contents import Contents
-from llmopt.model.ledger import LedgerEntry
+from llmopt.model.ledger import LedgerEntry, Measured
 from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS
@@ -43,9 +43,10 @@ from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.encoding import Encode
 from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget
 from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.config import bare_config
 from llmopt.verbs.shared.gguf_about import description, of_imatrix
 from llmopt.verbs.shared.records import certificate, energy, ratio, too_small
-from llmopt.verbs.shared.side_files import copy_side_files, write_config
+from llmopt.verbs.shared.side_files import copy_side_files, loading, write_config
 from llmopt.verbs.shared.solving import Solver
 
 
@@ -58,9 +59,10 @@ def run(work: Work) -> Outcome:
     corpus = conversion.walk()
     conversion.write()
     others = copy_side_files(checkpoint, work.folder)
-    others |= write_config(checkpoint, work.folder, format_id=None, layers={})
-    ledger = list(conversion.ledger())
-    evidence: dict[str, Any] = others | {"certificate": certificate(ledger)}
+    config, ledger = bare_config(contents), list(conversion.ledger())
+    write_config(own_config(contents), work.folder, config)
+    facts = loading(checkpoint.naming, ())
+    evidence: dict[str, Any] = others | {"loading": facts, "certificate": certificate(ledger)}
     if conversion.allocation:
         evidence["allocation"] = conversion.allocation
     if differences := conversion.tokenizer_differences():
@@ -68,6 +70,7 @@ def run(work: Work) -> Outcome:
     return Outcome(
         format="gguf",
         ledger=ledger,
+        config_changes=config,
         corpus=corpus,
         evidence=evidence,
         run={"device": str(conversion.device)},
@@ -98,11 +101,13 @@ class _Conversion:
     def check_values(self) -> None:
         """RequestError for values that would be lost unseen, before any work is done."""
         for each in gguf.conversions(self._contents, self._wanted):
-            module, _, kind = each.fate.name.rpartition(".")
-            filler = not each.fate.bytes and kind == "bias" and module in self._checkpoint.layers
-            if filler and bool(self._checkpoint.read(each.fate.name).any()):
+            module, _, kind = each.change.name.rpartition(".")
+            filler = (
+                not each.change.written and kind == "bias" and module in self._checkpoint.layers
+            )
+            if filler and bool(self._checkpoint.read(each.change.name).any()):
                 raise RequestError(
-                    f"llama.cpp has no place for {each.fate.name}, which is not zero"
+                    f"llama.cpp has no place for {each.change.name}, which is not zero"
                 )
         for wanted in self._wanted if self._settings.exact else ():
             place = wanted.placement
@@ -282,19 +287,11 @@ class _Conversion:
     def ledger(self) -> Iterator[LedgerEntry]:
         """Every tensor of the input, and what became of it."""
         naming = self._checkpoint.naming
-        for each in gguf.conversions(self._contents, self._wanted):
-            fate = each.fate
-            entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
-            module = fate.name.removesuffix(".weight")
-            if self._shared and module == naming.embedding:
-                module = naming.head
-            if fate.action == "left out":
-                yield LedgerEntry(**entry, action=fate.action, to=None)
+        for change in (each.change for each in gguf.conversions(self._contents, self._wanted)):
+            if not change.written:
+                yield LedgerEntry.of_change(change)
                 continue
-            record = self._records.get(module) or self._streamed(fate.name)
-            if fate.quantize is None:
-                yield LedgerEntry(**entry, action=fate.action, to=None, **record)
-                continue
-            bits = round(fate.bytes * 8 / math.prod(fate.shape), 4)
-            to = {"action": fate.action, "to": fate.quantize.label, "bits_per_weight": bits}
-            yield LedgerEntry(**entry, **to, **record)
+            shared = self._shared and change.module == naming.embedding
+            record = self._records.get(naming.head if shared else change.module)
+            measured = Measured.of(record or self._streamed(change.name))
+            yield LedgerEntry.of_change(change, measured)

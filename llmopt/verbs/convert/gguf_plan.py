@@ -10,7 +10,8 @@ from pathlib import Path
 from llmopt import artifact
 from llmopt.errors import Mistakes, RequestError
 from llmopt.formats.gguf.families import gguf_family
-from llmopt.model.change import TensorFate
+from llmopt.model.apply import apply
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout, ggml_layout
 from llmopt.recipe.source import Key
@@ -23,6 +24,7 @@ from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.layouts import refuse_loss
 from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget, ImatrixTarget, PlannedGguf
 from llmopt.verbs.shared.budget import CANDIDATES_ALONE
+from llmopt.verbs.shared.config import bare_config
 from llmopt.verbs.shared.footprints import quantize_footprint
 
 
@@ -40,7 +42,7 @@ def plan(
     found = request.wanted(contents, guided=bool(calibration or target.imatrix))
     lost = list(gguf.conversions(contents, found))
     refuse_loss(lost, context, exact=target.exact)
-    fates = tuple(each.fate for each in lost)
+    changes = tuple(each.change for each in lost)
     step = PlannedStep(
         id=context.id,
         verb="convert",
@@ -52,14 +54,16 @@ def plan(
         calibration=calibration,
         held_out=context.held_out() if calibration else None,
         files=request.files(),
-        fates=fates,
-        footprint=quantize_footprint(contents, fates, calibration, target.batch_size),
+        changes=changes,
+        config_changes=bare_config(contents),
+        footprint=quantize_footprint(contents, changes, calibration, target.batch_size),
         summary="convert to gguf",
     )
     request.check_parts(step)
-    after = gguf.contents_after(contents, found)
     steps = _with_budget(step, found, target, context) if target.has_budget else (step,)
-    return Planned(steps, after), any(each.loss and each.fate.quantize for each in lost)
+    last = steps[-1]
+    after = apply(contents, last.changes, last.config_changes, format_id="gguf", kind="gguf")
+    return Planned(steps, after), any(each.loss and each.change.quantized for each in lost)
 
 
 def _effective(target: GgufTarget, context: PlanContext) -> PlannedGguf:
@@ -73,12 +77,12 @@ def _with_budget(
 ) -> tuple[PlannedStep, ...]:  # fmt: skip
     """The step with options for each linear, after the allocation that chooses among them."""
     with context.source.at((*context.key, "candidates")):
-        fates = tuple(with_types(step.fates, found, settings))
+        changes = tuple(with_types(step.changes, found, settings))
     assert isinstance(step.settings, ConvertSettings)
     asked = {"from": step.inputs[0].name, "asking": step.settings.target}
-    before = context.step("allocate", asked, "allocation", fates=fates)
+    before = context.step("allocate", asked, "allocation", changes=changes)
     inputs = (*step.inputs, StepInput("allocation", before[-1].id))
-    return (*before, replace(step, fates=fates, inputs=inputs))
+    return (*before, replace(step, changes=changes, inputs=inputs))
 
 
 def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
@@ -88,8 +92,8 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
     assert isinstance(settings.target, ImatrixTarget)
     found = GgufRequest(GgufTarget(), context).wanted(contents, guided=True)
     calibration = context.calibration("an importance matrix", (*context.key, "to"))
-    fates = tuple(each.fate for each in gguf.conversions(contents, found))
-    footprint = quantize_footprint(contents, fates, calibration, settings.target.batch_size)
+    changes = tuple(each.change for each in gguf.conversions(contents, found))
+    footprint = quantize_footprint(contents, changes, calibration, settings.target.batch_size)
     step = PlannedStep(
         id=context.id,
         verb="convert",
@@ -190,7 +194,7 @@ class GgufRequest:
     def check_parts(self, step: PlannedStep) -> None:
         """RecipeError where what -o names as one file would be several."""
         size, file = self._settings.split_size, self._context.file_name
-        most = self._settings.target_size or sum(fate.bytes for fate in step.fates)
+        most = self._settings.target_size or sum(change.bytes for change in step.changes)
         if size and file and most > size:
             message = f"several files of {size:,} bytes cannot be {file}"
             raise self._error(message, "split_size", "-o FOLDER, or a larger split size")
@@ -205,9 +209,9 @@ _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 
 
 def with_types(
-    fates: Sequence[TensorFate], found: Sequence[gguf.Wanted], settings: GgufTarget
-) -> Iterator[TensorFate]:
-    """The fates with the types that a budget may give each linear in a block.
+    changes: Sequence[Change], found: Sequence[gguf.Wanted], settings: GgufTarget
+) -> Iterator[Change]:
+    """The changes with the types that a budget may give each linear in a block.
 
     `bytes` of those is their share of the target, until the allocation is known.
     """
@@ -217,25 +221,26 @@ def with_types(
         if each.has_blocks and each.placement.name.startswith("blk.")
         for source in each.placement.sources
     }
-    for fate in fates:
-        if fate.quantize is None or fate.name not in inside:
-            yield fate
-        elif inside[fate.name]:
-            yield replace(fate, options=(fate.quantize,))
+    for change in changes:
+        if change.quantized is None or change.name not in inside:
+            yield change
+        elif inside[change.name]:
+            yield replace(change, options=(change.quantized,))
         else:
-            options = _options(fate, settings)
+            options = _options(change, settings)
             sizes = [
-                option.bytes((fate.shape[0], fate.shape[1]), FORMATS["gguf"]) for option in options
+                option.bytes((change.shape[0], change.shape[1]), FORMATS["gguf"])
+                for option in options
             ]
-            wanted = math.prod(fate.shape) * (settings.target_bpw or 4.5) / 8
+            wanted = math.prod(change.shape) * (settings.target_bpw or 4.5) / 8
             size = round(min(max(wanted, min(sizes)), max(sizes)))
-            yield replace(fate, options=options, bytes=size, why=f"{fate.why}, by budget")
+            yield replace(change, options=options, bytes=size, why=f"{change.why}, by budget")
 
 
-def _options(fate: TensorFate, settings: GgufTarget) -> tuple[Layout, ...]:
-    cols = fate.shape[1]
+def _options(change: Change, settings: GgufTarget) -> tuple[Layout, ...]:
+    cols = change.shape[1]
     usual = _K_QUANTS if cols % 256 == 0 else _LEGACY
     types = [t for t in settings.candidates or usual if cols % GGML_TYPES[t].block == 0]
     if not types:
-        raise RequestError(f"no candidate's blocks fill the {cols} inputs of {fate.name}")
+        raise RequestError(f"no candidate's blocks fill the {cols} inputs of {change.name}")
     return tuple(ggml_layout(type_id) for type_id in types)

@@ -12,7 +12,7 @@ from llmopt.errors import RequestError
 from llmopt.formats.gguf.export import placements
 from llmopt.formats.gguf.families import gguf_family
 from llmopt.formats.gguf.names import Placement
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout, ggml_layout
 from llmopt.specs import nearest
@@ -29,7 +29,7 @@ from llmopt.specs.presets import (
 )
 from llmopt.verbs.convert.layouts import Conversion
 from llmopt.verbs.convert.settings import GgufTarget
-from llmopt.verbs.shared.changes import kept_because
+from llmopt.verbs.shared.changes import kept_because, tied_head
 
 #: what files call a head of its own
 HEAD = "output.weight"
@@ -89,39 +89,33 @@ def conversions(contents: Contents, found: Sequence[Wanted]) -> Iterator[Convers
     """What becomes of every tensor of the checkpoint, in the order of the file."""
     placed = set()
     for each in found:
-        for name, tensor in held(contents, each.placement):
+        names = names_of(contents.naming, each.placement)
+        for name, source in zip(names, each.placement.sources, strict=True):
             placed.add(name)
-            yield _conversion(tensor, each)
+            yield _conversion(contents, name, source, each)
+    head = f"{contents.naming.head}.weight"
+    if head not in placed:
+        placed.add(head)
+        yield Conversion(tied_head(contents), None)
     for name, tensor in contents.tensors.items():
         if name not in placed:
             why = kept_because(contents.naming, name)
             why = "llama.cpp has no place for it" if why == "not a linear" else why
-            yield Conversion(TensorFate(name, tensor.shape, tensor.nbytes, 0, None, why), None)
+            change = Change(name=name, actions=("dropped",), shape=tensor.shape, bytes=0, why=why)
+            yield Conversion(change, None)
 
 
-def contents_after(contents: Contents, found: Sequence[Wanted]) -> Contents:
-    """What a model will hold once it is converted."""
-    tensors: dict[str, LogicalTensor] = {}
-    for each in found:
-        for name, tensor in held(contents, each.placement):
-            shape = tensor.shape
-            spec = GGML_TYPES[each.type_id]
-            layout = None
-            if each.has_blocks and contents.naming.block_of(name) is not None:
-                layout = ggml_layout(each.type_id)
-            size = math.prod(shape) // spec.block * spec.nbytes
-            tensors[name] = LogicalTensor(name, shape, size, layout, each.type_id)
-    return replace(contents, tensors=tensors, format="gguf", kind="gguf")
-
-
-def held(contents: Contents, place: Placement) -> Iterator[tuple[str, LogicalTensor]]:
-    """What a tensor of the file holds, by the checkpoint's names; of a tied head, the head's."""
-    for source, name in zip(place.sources, names_of(contents.naming, place), strict=True):
-        yield name, replace(contents.tensors[source], name=name)
+def _may_be_tied(contents: Contents, name: str) -> bool:
+    """Whether values decide if a head of its own is the embedding, which then stands for both."""
+    naming = contents.naming
+    head = contents.tensors.get(f"{naming.head}.weight")
+    if head is None or head.layout or not contents.config.get("tie_word_embeddings", True):
+        return False
+    return name in (head.name, f"{naming.embedding}.weight")
 
 
 def names_of(naming: Naming, place: Placement) -> tuple[str, ...]:
-    """The names of `held`: a head of its own may be made of the embedding."""
+    """What a tensor of the file holds, by the checkpoint's names; of a tied head, the head's."""
     return (f"{naming.head}.weight",) if place.name == HEAD else place.sources
 
 
@@ -267,15 +261,27 @@ def _checked(type_id: str, place: Placement, *, known: bool) -> str:
     return type_id
 
 
-def _conversion(tensor: LogicalTensor, each: Wanted) -> Conversion:
-    spec, rows_first = GGML_TYPES[each.type_id], each.placement
-    shape = tensor.shape[::-1] if rows_first.transposed else tensor.shape
-    size = math.prod(shape) // spec.block * spec.nbytes
-    chosen = ggml_layout(each.type_id) if each.has_blocks else None
-    why = rows_first.name if chosen else f"{rows_first.name}, {each.type_id}"
-    decoded = chosen is None and tensor.layout is not None
-    fate = TensorFate(tensor.name, shape, tensor.nbytes, size, chosen, why, decoded=decoded)
-    return Conversion(fate, _loss(tensor, each))
+def _conversion(contents: Contents, name: str, source: str, each: Wanted) -> Conversion:
+    """What becomes of a tensor of the checkpoint under a name that it has in the file."""
+    tensor, place, spec = contents.tensors[source], each.placement, GGML_TYPES[each.type_id]
+    shape = tensor.shape[::-1] if place.transposed else tensor.shape  # [outputs, inputs]
+    decoded = not each.has_blocks and tensor.layout is not None
+    if decoded and contents.family.conv1d and name != f"{contents.naming.head}.weight":
+        stored = shape[::-1]
+    else:
+        stored = shape if each.has_blocks else tensor.shape
+    change = Change(
+        name=name,
+        sources=(source,),
+        actions=("quantized",) if each.has_blocks else ("decoded",) if decoded else ("kept",),
+        shape=stored,
+        bytes=math.prod(shape) // spec.block * spec.nbytes,
+        layout=ggml_layout(each.type_id) if each.has_blocks else None,
+        dtype="" if each.has_blocks else each.type_id,
+        why=place.name if each.has_blocks else f"{place.name}, {each.type_id}",
+        settled=(tensor.settled or each.settled) and not _may_be_tied(contents, name),
+    )
+    return Conversion(change, _loss(tensor, each))
 
 
 def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
-from llmopt.specs import CHECKPOINT, FORMATS, GRIDS
+from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
 from llmopt.specs.formats import PLAIN
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import PlanContext
 from llmopt.verbs.convert.settings import CheckpointTarget, ConvertSettings, PlainTarget
-from llmopt.verbs.shared.changes import kept, kept_because, linear_names, linear_shape
+from llmopt.verbs.shared.changes import (
+    has_head,
+    kept,
+    kept_because,
+    linear_names,
+    linear_shape,
+    tied_head,
+)
 from llmopt.verbs.shared.shapes import packing_fault
 
 _USUAL_GROUP = 128
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A tensor's fate, and what is known to be lost on the way; None where nothing need be.
+    """A tensor's change, and what is known to be lost on the way; None where nothing need be.
 
     Whether the values allow what the layouts allow is seen when they are read. `doubtful`: they
     are likely not to, because inputs are out of order.
     """
 
-    fate: TensorFate
+    change: Change
     loss: str | None
     doubtful: bool = False
 
@@ -63,11 +71,17 @@ def conversions(contents: Contents, settings: ConvertSettings) -> Iterator[Conve
         keeps = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
         chosen = replace(chosen, desc_act=keeps)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
-        fate = TensorFate(name, shape, tensor.nbytes, chosen.bytes(shape, spec), chosen, came)
+        change = Change(
+            name=name, actions=("quantized",), shape=shape, bytes=chosen.bytes(shape, spec),
+            layout=chosen, why=came, settled=tensor.settled,
+            options=_open(chosen, target) if tensor.layout else (),
+        )  # fmt: skip
         # a minimum need not be a multiple of its scale
         doubtful = tensor.layout is not None and tensor.layout.grid in ("Q4_1", "Q5_1")
         doubtful |= indexed and not keeps
-        yield Conversion(fate, _loss(tensor.layout, chosen, spec), doubtful)
+        yield Conversion(change, _loss(tensor.layout, chosen, spec), doubtful)
+    if not has_head(contents):
+        yield Conversion(tied_head(contents), None)
 
 
 def refuse_loss(found: Sequence[Conversion], context: PlanContext, *, exact: bool) -> None:
@@ -76,36 +90,25 @@ def refuse_loss(found: Sequence[Conversion], context: PlanContext, *, exact: boo
     if lost and exact:
         key = (*context.key, "exact")
         raise context.source.error(
-            f"{lost.fate.name} cannot be converted exactly: {lost.loss}",
+            f"{lost.change.name} cannot be converted exactly: {lost.loss}",
             key,
             f"{context.source.says(key, value=False)} it is rounded, and reported",
         )
+
+
+def _open(chosen: Layout, target: CheckpointTarget) -> tuple[Layout, ...]:
+    """What the values may yet make of a layout: zero points that they do not need, no index."""
+    signs = {chosen.symmetric, chosen.symmetric or target.symmetric is None}
+    indices = {chosen.desc_act, False}
+    found = {replace(chosen, symmetric=s, desc_act=i) for s in signs for i in indices}
+    return tuple(sorted(found, key=lambda each: each != chosen)) if len(found) > 1 else ()
 
 
 def _same_groups(layout: Layout | None, chosen: Layout) -> bool:
     return layout is not None and layout.group_size == chosen.group_size
 
 
-def contents_after(
-    contents: Contents, fates: Iterable[TensorFate], settings: ConvertSettings
-) -> Contents:
-    """What a model will hold once it is converted."""
-    tensors, head = {}, f"{contents.naming.head}.weight"
-    for fate in fates:
-        layout = fate.quantize
-        present, shape = contents.tensors[fate.name], fate.shape
-        if layout is None and present.layout is None:
-            dtype = "F32" if fate.decoded else present.dtype
-            tensors[fate.name] = replace(present, nbytes=fate.bytes, dtype=dtype)
-            continue
-        if layout is None and contents.family.conv1d and fate.name != head:
-            shape = shape[::-1]
-        tensors[fate.name] = LogicalTensor(fate.name, shape, fate.bytes, layout)
-    format_id = None if settings.to == PLAIN else settings.to
-    return replace(contents, tensors=tensors, format=format_id, kind=CHECKPOINT)
-
-
-def _kept(contents: Contents, tensor: LogicalTensor) -> TensorFate:
+def _kept(contents: Contents, tensor: LogicalTensor) -> Change:
     why = kept_because(contents.naming, tensor.name)
     if tensor.name.removesuffix(".weight") in linear_names(contents.naming, head=True):
         why = "plain in the source"
@@ -118,20 +121,23 @@ def _plain(
 ) -> Conversion:  # fmt: skip
     """A linear that is plain afterwards."""
     if tensor.layout is None:
-        fate = TensorFate(tensor.name, shape, tensor.nbytes, tensor.nbytes, None, why)
-        return Conversion(fate, None)
+        return Conversion(kept(tensor, why, None, None), None)
     if settings.dtype != "auto":
-        width, dtype = _DTYPE_BYTES[settings.dtype], str(settings.dtype)
-    else:  # the embedding's, whatever the config says
-        embedding = contents.tensors[f"{contents.naming.embedding}.weight"]
-        width, rest = divmod(embedding.nbytes, math.prod(embedding.shape))
-        # one in blocks of a GGUF type is read as float32
-        width, dtype = 4 if rest else width, "the model's own dtype"
-    size = shape[0] * shape[1] * width
-    fate = TensorFate(
-        tensor.name, shape, tensor.nbytes, size, None, f"decoded: {why}", decoded=True
+        dtype, called = _DTYPES[settings.dtype], str(settings.dtype)
+    else:  # the embedding's, whatever the config says; blocks of a GGUF type are read as float32
+        stored = contents.tensors[f"{contents.naming.embedding}.weight"].dtype
+        dtype, called = stored if stored in _WIDTHS else "F32", "the model's own dtype"
+    transposed = contents.family.conv1d and tensor.name != f"{contents.naming.head}.weight"
+    change = Change(
+        name=tensor.name,
+        actions=("decoded",),
+        shape=shape[::-1] if transposed else shape,
+        bytes=shape[0] * shape[1] * _WIDTHS[dtype],
+        dtype=dtype,
+        why=f"decoded: {why}",
     )
-    return Conversion(fate, None if width >= 4 else f"decoded values are rounded to {dtype}")
+    lost = f"decoded values are rounded to {called}"
+    return Conversion(change, None if _WIDTHS[dtype] >= 4 else lost)
 
 
 def _common_group_size(contents: Contents, spec: FormatSpec | None) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmopt.errors import Mistakes, RecipeError
-from llmopt.model.change import TensorFate
+from llmopt.model.apply import apply
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.specs import CHECKPOINT, FORMATS, GRIDS
 from llmopt.specs.base import FormatSpec
@@ -20,7 +21,8 @@ from llmopt.verbs.convert.settings import (
     PlainTarget,
 )
 from llmopt.verbs.shared import gates
-from llmopt.verbs.shared.changes import check_config, linear_names
+from llmopt.verbs.shared.changes import linear_names
+from llmopt.verbs.shared.config import check_config, config_changes
 from llmopt.verbs.shared.footprints import convert_footprint
 
 
@@ -52,11 +54,13 @@ def _checkpoint(
     (mistakes := Mistakes()).add(_of_target(settings, contents, context))
     mistakes.raise_any()
     found = list(layouts.conversions(contents, settings))
-    fates = tuple(each.fate for each in found)
+    changes = tuple(each.change for each in found)
     layouts.refuse_loss(found, context, exact=target.exact)
-    _check_held(fates, contents, settings, context)
+    _check_held(changes, contents, settings, context)
     key = (*context.key, "to")
-    check_config(fates, contents.naming, settings.to, context.source, key)
+    if settings.to != PLAIN:
+        check_config(changes, contents.naming, settings.to, context.source, key)
+    config = config_changes(contents, changes, settings.to)
     step = PlannedStep(
         id=context.id,
         verb="convert",
@@ -65,12 +69,14 @@ def _checkpoint(
         key=context.key,
         writes=settings.to,
         seed=context.seed,
-        fates=fates,
-        footprint=convert_footprint(contents, fates),
+        changes=changes,
+        config_changes=config,
+        footprint=convert_footprint(contents, changes),
         summary=f"convert to {settings.to}",
     )
     rounds = settings.to != PLAIN and any(each.loss or each.doubtful for each in found)
-    return Planned((step,), layouts.contents_after(contents, fates, settings)), rounds
+    format_id = None if settings.to == PLAIN else settings.to
+    return Planned((step,), apply(contents, changes, config, format_id=format_id)), rounds
 
 
 def _of_target(
@@ -110,14 +116,14 @@ def _of_format(
 
 
 def _check_held(
-    fates: Sequence[TensorFate], contents: Contents, settings: ConvertSettings,
+    changes: Sequence[Change], contents: Contents, settings: ConvertSettings,
     context: PlanContext,
 ) -> None:  # fmt: skip
     """RecipeError where a format would hold not one of the linears."""
-    if settings.to == PLAIN or any(fate.quantize for fate in fates):
+    if settings.to == PLAIN or any(change.quantized for change in changes):
         return
     linears = linear_names(contents.naming, head=False)
-    first = next(f for f in fates if f.name.removesuffix(".weight") in linears)
+    first = next(f for f in changes if f.name.removesuffix(".weight") in linears)
     raise context.source.error(
         f"no linear can be in format {settings.to}: {first.name}: {first.why}",
         (*context.key, "group_size" if "groups of" in first.why else "to"),

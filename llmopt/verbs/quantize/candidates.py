@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from llmopt.errors import RequestError
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, GRIDS, lookup
+from llmopt.verbs.quantize.changes import regroups
 from llmopt.verbs.quantize.settings import QuantizeSettings
 
 #: group sizes that kernels know, the row among them
@@ -44,30 +45,30 @@ def candidates(settings: QuantizeSettings) -> list[Layout]:
     ]
 
 
-def with_options(fates: Iterable[TensorFate], settings: QuantizeSettings) -> Iterator[TensorFate]:
-    """The fates with those settings that each linear may get.
+def with_options(changes: Iterable[Change], settings: QuantizeSettings) -> Iterator[Change]:
+    """The changes with those settings that each linear may get.
 
     A linear that an override settles has that one option. `bytes` of the others is their share of
     the target, until the allocation is known.
     """
     choices, spec = candidates(settings), FORMATS[settings.format]
-    for fate in fates:
-        if fate.quantize is None:
-            yield fate
+    for change in changes:
+        if change.quantized is None:
+            yield change
             continue
-        if fate.why:  # an override settled it
-            yield replace(fate, options=(fate.quantize,))
+        if change.why:  # an override settled it
+            yield replace(change, options=(change.quantized,))
             continue
-        rows, cols = fate.shape
+        rows, cols = change.shape
         options = tuple(choice for choice in choices if _fits(choice, cols, choices))
         if not options:
             raise RequestError(
-                f"no candidate's group size divides the {cols} inputs of {fate.name}"
+                f"no candidate's group size divides the {cols} inputs of {change.name}"
             )
         sizes = [option.bytes((rows, cols), spec) for option in options]
         wanted = rows * cols * settings.target_bpw / 8 if settings.target_bpw else sizes[-1]
         size = round(min(max(wanted, min(sizes)), max(sizes)))
-        yield replace(fate, options=options, bytes=size, why="by budget")
+        yield replace(change, options=options, bytes=size, why="by budget")
 
 
 def _fits(choice: Layout, cols: int, choices: Sequence[Layout]) -> bool:
@@ -94,4 +95,7 @@ def _parse(text: str, settings: QuantizeSettings) -> Layout:
 
 def _settings(settings: QuantizeSettings, grid: str, group_size: int, symmetric: bool) -> Layout:
     activations = None if settings.activations == "none" else settings.activations
-    return Layout(grid=grid, group_size=group_size, symmetric=symmetric, activations=activations)
+    return Layout(
+        grid=grid, group_size=group_size, symmetric=symmetric, activations=activations,
+        desc_act=regroups(settings),
+    )  # fmt: skip

@@ -3,42 +3,67 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from llmopt.errors import Mistakes, RecipeError
-from llmopt.methods.quantize.settings import GptqSettings
-from llmopt.model.change import TensorFate
+from llmopt.methods.quantize.settings import Feedback, GptqSettings, Sequential
+from llmopt.model.change import Change, ConfigChange
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout
 from llmopt.recipe import Source
 from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS, GRIDS, nearest
 from llmopt.verbs.quantize.settings import QuantizeSettings
-from llmopt.verbs.shared.changes import check_config, kept, kept_because, linear_names, linear_shape
+from llmopt.verbs.shared.changes import (
+    has_head,
+    kept,
+    kept_because,
+    linear_names,
+    linear_shape,
+    tied_head,
+)
+from llmopt.verbs.shared.config import check_config, config_changes
 from llmopt.verbs.shared.shapes import Shaped, misfit, mistakes_of
 
 
-def quantize_fates(
+def quantize_changes(
     contents: Contents, settings: QuantizeSettings, source: Source, place: Key
-) -> Iterator[TensorFate]:
-    """The fate of every tensor, in the checkpoint's order.
+) -> Iterator[Change]:
+    """The change of every tensor, in the checkpoint's order.
 
     Raises RecipeError naming the layer for a group size that does not divide it, a shape that
     the format cannot pack, settings that its config cannot express, or a pattern that matches
     nothing; the first of these, with the others.
     """
     mistakes = Mistakes()
-    fates = list(_fates(contents, settings, source, place, mistakes))
-    mistakes.add(_of_held(fates, contents, settings, source, place))
+    changes = list(_changes(contents, settings, source, place, mistakes))
+    mistakes.add(_of_held(changes, contents, settings, source, place))
     mistakes.raise_any()
-    check_config(fates, contents.naming, settings.format, source, (*place, "format"))
-    yield from fates
+    check_config(changes, contents.naming, settings.format, source, (*place, "format"))
+    yield from changes
 
 
-def _fates(
+def quantize_config(
+    contents: Contents, changes: Sequence[Change], settings: QuantizeSettings
+) -> tuple[ConfigChange, ...]:
+    """What a quantize step that does this to the tensors rewrites in the config."""
+    solver = settings.solver
+    return config_changes(
+        contents, changes, settings.format,
+        damping=solver.damping if isinstance(solver, Feedback) else None,
+        true_sequential=in_order(settings),
+    )  # fmt: skip
+
+
+def in_order(settings: QuantizeSettings) -> bool:
+    """Whether statistics of each linear see the quantized ones before it."""
+    return isinstance(settings.solver, Sequential) and settings.solver.true_sequential
+
+
+def _changes(
     contents: Contents, settings: QuantizeSettings, source: Source, place: Key, mistakes: Mistakes
-) -> Iterator[TensorFate]:
+) -> Iterator[Change]:
     naming = contents.naming
     linears = linear_names(naming, head=settings.head)
     shaped: list[Shaped] = []
@@ -52,35 +77,42 @@ def _fates(
         shape = linear_shape(contents, tensor)
         chosen, why, keys = _chosen(settings, linear)
         if chosen is None:
-            fate = kept(tensor, why, settings.format, contents.format)
-            yield replace(fate, shape=shape)
+            yield kept(tensor, why, settings.format, contents.format)
             continue
         mistakes.add(_of_zeros(chosen, source, place, keys))
         # without a reason it is a budget's candidate whose group has to fit
         grouped, key = bool(why) or not settings.has_budget, (*place, *keys["group_size"])
         shaped.append(Shaped(linear, *shape, chosen.group_size, chosen.packs, key, grouped))
-        after = chosen.bytes(shape, FORMATS[settings.format])
-        yield TensorFate(name, shape, tensor.nbytes, after, chosen, why)
-    if settings.head and f"{naming.head}.weight" not in contents.tensors:
-        yield _untied_head(contents, settings, source, place, mistakes, shaped)
+        yield _quantized(name, shape, chosen, why, settings)
+    if not has_head(contents):
+        yield _shared_head(contents, settings, source, place, mistakes, shaped)
     mistakes.add(mistakes_of(shaped, FORMATS[settings.format], source, place))
 
 
-def _untied_head(
+def _shared_head(
     contents: Contents, settings: QuantizeSettings, source: Source, place: Key, mistakes: Mistakes,
     shaped: list[Shaped],
-) -> TensorFate:  # fmt: skip
-    """A head that shares the embedding's weights gets quantized ones of its own."""
+) -> Change:  # fmt: skip
+    """A head that shares the embedding's weights gets quantized ones of its own, if asked."""
     naming = contents.naming
     rows, cols = contents.tensors[f"{naming.embedding}.weight"].shape
     chosen, why, keys = _chosen(settings, naming.head)
-    size = 0
-    if chosen:
-        mistakes.add(_of_zeros(chosen, source, place, keys))
-        key = (*place, *keys["group_size"])
-        shaped.append(Shaped(naming.head, rows, cols, chosen.group_size, chosen.packs, key))
-        size = chosen.bytes((rows, cols), FORMATS[settings.format])
-    return TensorFate(f"{naming.head}.weight", (rows, cols), 0, size, chosen, why or "untied")
+    if chosen is None or not settings.head:
+        return tied_head(contents)
+    mistakes.add(_of_zeros(chosen, source, place, keys))
+    key = (*place, *keys["group_size"])
+    shaped.append(Shaped(naming.head, rows, cols, chosen.group_size, chosen.packs, key))
+    change = _quantized(f"{naming.head}.weight", (rows, cols), chosen, why or "untied", settings)
+    return replace(change, sources=(f"{naming.embedding}.weight",))
+
+
+def _quantized(
+    name: str, shape: tuple[int, int], chosen: Layout, why: str, settings: QuantizeSettings
+) -> Change:
+    size = chosen.bytes(shape, FORMATS[settings.format])
+    return Change(
+        name=name, actions=("quantized",), shape=shape, bytes=size, layout=chosen, why=why
+    )
 
 
 def _chosen(settings: QuantizeSettings, linear: str) -> tuple[Layout | None, str, dict[str, Key]]:
@@ -101,8 +133,16 @@ def _chosen(settings: QuantizeSettings, linear: str) -> tuple[Layout | None, str
         return None, why, keys
     # another grid by an override is for the weights alone
     activations = settings.activations if settings.activations == grid else None
-    chosen = Layout(grid=grid, group_size=group_size, symmetric=symmetric, activations=activations)
+    chosen = Layout(
+        grid=grid, group_size=group_size, symmetric=symmetric, activations=activations,
+        desc_act=regroups(settings),
+    )  # fmt: skip
     return chosen, why, keys
+
+
+def regroups(settings: QuantizeSettings) -> bool:
+    """Whether inputs are put into other groups than they are stored in."""
+    return isinstance(settings.solver, GptqSettings) and settings.solver.regroups
 
 
 def _of_patterns(
@@ -141,8 +181,7 @@ def _of_format(settings: QuantizeSettings, source: Source, place: Key) -> Iterat
             (*place, "activations"),
             source.says((*place, "grid"), settings.activations),
         )
-    regroups = isinstance(settings.solver, GptqSettings) and settings.solver.regroups
-    if regroups and not spec.group_index:
+    if regroups(settings) and not spec.group_index:
         yield source.error(
             f"format {spec.id} cannot say which group an input is in",
             (*place, "act_order"),
@@ -157,20 +196,20 @@ def _of_format(settings: QuantizeSettings, source: Source, place: Key) -> Iterat
 
 
 def _of_held(
-    fates: Iterable[TensorFate], contents: Contents, settings: QuantizeSettings, source: Source,
+    changes: Iterable[Change], contents: Contents, settings: QuantizeSettings, source: Source,
     place: Key,
 ) -> Iterator[RecipeError]:  # fmt: skip
     """What came quantized and is left alone has to fit into the format as it is."""
-    held = [fate for fate in fates if fate.held]
+    held = [change for change in changes if change.held]
     head = f"{contents.naming.head}.weight"
 
     def refused(format_id: str) -> Iterator[str]:
         spec = FORMATS[format_id]
-        for fate in held if contents.format != format_id else ():
-            assert fate.held is not None
-            rows, cols = fate.shape
-            if why := misfit(fate.held, (rows, cols), spec, head=fate.name == head):
-                yield f"{fate.name} is left as it came, {fate.to}, and {why}"
+        for change in held if contents.format != format_id else ():
+            assert change.held is not None
+            rows, cols = change.shape
+            if why := misfit(change.held, (rows, cols), spec, head=change.name == head):
+                yield f"{change.name} is left as it came, {change.held.label}, and {why}"
 
     first = next(refused(settings.format), None)
     if first is None:

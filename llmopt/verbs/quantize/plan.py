@@ -8,17 +8,18 @@ from dataclasses import replace
 
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.methods.quantize.settings import Searched
-from llmopt.model.change import TensorFate
+from llmopt.model.apply import apply
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.recipe.source import Key
 from llmopt.specs import METHODS
 from llmopt.step import PlanContext, Planned, PlannedStep, StepInput, Text
 from llmopt.verbs.quantize.candidates import with_options
-from llmopt.verbs.quantize.changes import quantize_fates
+from llmopt.verbs.quantize.changes import quantize_changes, quantize_config
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.budget import CANDIDATES_ALONE, goal
-from llmopt.verbs.shared.changes import check_config, contents_after
+from llmopt.verbs.shared.config import check_config
 from llmopt.verbs.shared.footprints import quantize_footprint
 
 
@@ -38,12 +39,12 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
     method = METHODS[settings.method]
     transform = method.transform if settings.transform == "auto" else settings.transform
     calibration: Text | None = None
-    fates: tuple[TensorFate, ...] = ()
+    changes: tuple[Change, ...] = ()
     (mistakes := Mistakes()).add(_of_budget(settings, context))
     with mistakes.gathered():
         calibration = _calibration(settings, transform, context)
     with mistakes.gathered():
-        fates = tuple(quantize_fates(contents, settings, context.source, context.key))
+        changes = tuple(quantize_changes(contents, settings, context.source, context.key))
     mistakes.raise_any()
     wanted = goal(settings.target_bpw, settings.target_size)
     step = PlannedStep(
@@ -56,13 +57,13 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
         seed=context.seed,
         calibration=calibration,
         held_out=context.held_out() if calibration else None,
-        fates=fates,
-        footprint=quantize_footprint(contents, fates, calibration, settings.batch_size),
+        changes=changes,
+        footprint=quantize_footprint(contents, changes, calibration, settings.batch_size),
         summary=f"{settings.method} {wanted or _grid(settings)} -> {settings.format}",
     )
     if settings.has_budget:
         return _with_budget(step, settings, context)
-    return Planned((step,), contents_after(contents, fates, settings.format))
+    return _written(step, contents, settings)
 
 
 def _grid(settings: QuantizeSettings) -> str:
@@ -83,13 +84,23 @@ def _with_budget(step: PlannedStep, settings: QuantizeSettings, context: PlanCon
     """The step with options for each linear, after the allocation that chooses among them."""
     contents = context.contents(step.inputs[0].name)
     with context.source.at((*context.key, "candidates")):
-        fates = tuple(with_options(step.fates, settings))
-    _check_mix(fates, contents, settings, context)
+        changes = tuple(with_options(step.changes, settings))
+    _check_mix(changes, contents, settings, context)
     asked = {"from": step.inputs[0].name, "asking": step.settings}
-    before = context.step("allocate", asked, "allocation", fates=fates)
+    before = context.step("allocate", asked, "allocation", changes=changes)
     inputs = (*step.inputs, StepInput("allocation", before[-1].id))
-    planned = replace(step, fates=fates, inputs=inputs)
-    return Planned((*before, planned), contents_after(contents, fates, settings.format))
+    planned = replace(step, changes=changes, inputs=inputs)
+    return _written(planned, contents, settings, before)
+
+
+def _written(
+    step: PlannedStep, contents: Contents, settings: QuantizeSettings,
+    before: Sequence[PlannedStep] = (),
+) -> Planned:  # fmt: skip
+    """The step with what it rewrites in the config, and what it will have written."""
+    config = quantize_config(contents, step.changes, settings)
+    after = apply(contents, step.changes, config, format_id=step.writes)
+    return Planned((*before, replace(step, config_changes=config)), after)
 
 
 def _calibration(settings: QuantizeSettings, transform: str, context: PlanContext) -> Text | None:
@@ -126,14 +137,14 @@ def _of_budget(settings: QuantizeSettings, context: PlanContext) -> Iterator[Rec
 
 
 def _check_mix(
-    fates: Sequence[TensorFate], contents: Contents, settings: QuantizeSettings,
+    changes: Sequence[Change], contents: Contents, settings: QuantizeSettings,
     context: PlanContext,
 ) -> None:  # fmt: skip
     """Give neighbours different options: a config that cannot say that is found out now."""
     count, mixed = itertools.count(), []
-    for fate in fates:
-        if fate.options:
-            fate = replace(fate, quantize=fate.options[next(count) % len(fate.options)])
-        mixed.append(fate)
+    for change in changes:
+        if change.options:
+            change = replace(change, layout=change.options[next(count) % len(change.options)])
+        mixed.append(change)
     key: Key = (*context.key, "format")
     check_config(mixed, contents.naming, settings.format, context.source, key)

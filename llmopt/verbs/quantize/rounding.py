@@ -12,7 +12,7 @@ from llmopt.errors import about
 from llmopt.formats.codec import decode
 from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
 from llmopt.methods.quantize.base import check_scales
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.layout import Layout
 from llmopt.verbs.shared.records import compared
 from llmopt.verbs.shared.solving import Solver
@@ -21,16 +21,14 @@ from llmopt.verbs.shared.solving import Solver
 class Quantize:
     """One solve for all linears that share their input and their settings.
 
-    `fates` are those of tensors by module name. `sequential`: each input's statistics see what was
-    quantized before it in the same block.
+    `changes` are those of tensors by module name. `sequential`: each input's statistics see what
+    was quantized before it in the same block.
     """
 
     changes = True
 
-    def __init__(
-        self, solver: Solver, fates: Mapping[str, TensorFate], *, sequential: bool
-    ) -> None:
-        self._solver, self._fates, self._sequential = solver, fates, sequential
+    def __init__(self, solver: Solver, changes: Mapping[str, Change], *, sequential: bool) -> None:
+        self._solver, self._changes, self._sequential = solver, changes, sequential
 
     def apply(self, block: LiveBlock) -> None:
         """Quantize what the plan says of the block's linears."""
@@ -39,13 +37,13 @@ class Quantize:
 
     def options_of(self, name: str) -> GridOptions | None:
         """The grid that a linear gets, None where it is kept."""
-        chosen = self._fates[name].quantize if name in self._fates else None
+        chosen = self._changes[name].quantized if name in self._changes else None
         return None if chosen is None else self._solver.options(chosen)
 
     def _quantize(self, inlet: Inlet) -> None:
         together: dict[Layout, list[str]] = defaultdict(list)
         for name in inlet.names:
-            chosen = self._fates[name].quantize if name in self._fates else None
+            chosen = self._changes[name].quantized if name in self._changes else None
             if chosen is not None:
                 together[chosen].append(name)
         for chosen, names in together.items():

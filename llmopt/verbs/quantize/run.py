@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,22 +13,22 @@ from llmopt.blockwalk import Pass, Sink, walk
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of
+from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import Quantized
-from llmopt.methods.quantize.settings import Feedback, Sequential
-from llmopt.model.change import TensorFate
-from llmopt.model.layout import Layout
-from llmopt.model.ledger import LedgerEntry
+from llmopt.model.apply import own_config
+from llmopt.model.change import Action, Change
+from llmopt.model.ledger import LedgerEntry, Measured
 from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
+from llmopt.verbs.quantize.changes import in_order, quantize_config
 from llmopt.verbs.quantize.rounding import Quantize
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.quantize.transform import Awq
 from llmopt.verbs.shared import texts as text
-from llmopt.verbs.shared.changes import unquantized
-from llmopt.verbs.shared.side_files import copy_side_files, write_config
+from llmopt.verbs.shared.side_files import copy_side_files, loading, write_config
 from llmopt.verbs.shared.solving import Solver
 
 
@@ -38,16 +36,19 @@ def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
     settings = work.asked(QuantizeSettings)
     parent = work.input()
-    checkpoint = Checkpoint.open(parent.path)
+    checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
     others = copy_side_files(checkpoint, work.folder)
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings.format]
     work, allocation = _settled(work)
-    codec, held = codec_of(spec.id), _held(work.step.fates)
+    if not any(change.quantized for change in work.step.changes):
+        raise RequestError("nothing was quantized: every linear is skipped by an override")
+    codec = codec_of(spec.id)
+    held = [change.module for change in work.step.changes if change.held]
     _check_held(checkpoint, held, codec)
-    fates = {fate.name.removesuffix(".weight"): fate for fate in work.step.fates}
-    quantize = Quantize(Solver(settings.solving), fates, sequential=_in_order(settings))
+    changes = {change.module: change for change in work.step.changes}
+    quantize = Quantize(Solver(settings.solving), changes, sequential=in_order(settings))
     passes: list[Pass] = [quantize]
     if settings.transform == "awq":
         passes.insert(0, Awq(quantize.options_of, frozenset(held)))
@@ -62,19 +63,18 @@ def run(work: Work) -> Outcome:
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
-    others |= _write_config(checkpoint, settings, work.step.fates, records, work.folder)
+    ledger = list(_carried_out(work.step.changes, records))
+    config = quantize_config(contents, ledger, settings)
+    write_config(own_config(contents), work.folder, config, format_id=spec.id)
+    others |= {"loading": loading(checkpoint.naming, ledger)}
     return Outcome(
-        format=settings.format,
-        ledger=_ledger(work.step.fates, records, checkpoint),
+        format=spec.id,
+        ledger=ledger,
+        config_changes=config,
         corpus=corpus,
         evidence=others | ({"allocation": allocation} if allocation else {}),
         run={"device": str(device)},
     )
-
-
-def _in_order(settings: QuantizeSettings) -> bool:
-    """Whether statistics of each linear see the quantized ones before it."""
-    return isinstance(settings.solver, Sequential) and settings.solver.true_sequential
 
 
 def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
@@ -82,17 +82,12 @@ def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
 
     All of it goes into the manifest, so that the allocation's own folder is not needed any more.
     """
-    if not any(fate.options for fate in work.step.fates):
+    if not any(change.options for change in work.step.changes):
         return work, None
     found = document.read(work.input("allocation").path)
     spec = FORMATS[work.step.writes]
-    fates = document.settled(work.step.fates, found.pop("linears"), spec)
-    return replace(work, step=replace(work.step, fates=tuple(fates))), found
-
-
-def _held(fates: tuple[TensorFate, ...]) -> dict[str, Layout]:
-    """The linears that came quantized and stay so, by module name."""
-    return {f.name.removesuffix(".weight"): f.held for f in fates if f.held is not None}
+    changes = document.settled(work.step.changes, found.pop("linears"), spec)
+    return replace(work, step=replace(work.step, changes=tuple(changes))), found
 
 
 def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec[Quantized]) -> None:
@@ -112,52 +107,19 @@ def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, Cor
     return text.checked_calibration(work, checkpoint.folder)
 
 
-def _write_config(
-    checkpoint: Checkpoint, settings: QuantizeSettings, fates: tuple[TensorFate, ...],
-    records: dict[str, Any], folder: Path,
-) -> dict[str, Any]:  # fmt: skip
-    layers = _held(fates)
-    for fate in fates:
-        module = fate.name.removesuffix(".weight")
-        if fate.quantize is not None:
-            layers[module] = replace(fate.quantize, desc_act=records[module]["desc_act"])
-    if not any(fate.quantize for fate in fates):
-        raise RequestError("nothing was quantized: every linear is skipped by an override")
-    return write_config(
-        checkpoint,
-        folder,
-        format_id=settings.format,
-        layers=layers,
-        unquantized=unquantized(fates, checkpoint.naming),
-        damping=settings.solver.damping if isinstance(settings.solver, Feedback) else None,
-        true_sequential=_in_order(settings),
-    )
-
-
-def _ledger(
-    fates: tuple[TensorFate, ...], records: dict[str, Any], checkpoint: Checkpoint
-) -> list[LedgerEntry]:
-    """Every tensor of the input and what became of it."""
-    ledger = []
-    for fate in fates:
-        entry: dict[str, Any] = {"name": fate.name, "shape": list(fate.shape), "why": fate.why}
-        if fate.quantize is None:
-            change = records.get(fate.name, {})
-            entry |= {"action": "folded" if change else fate.action, "to": fate.to} | change
-            entry |= _bits(fate) if fate.held else {}
-            ledger.append(LedgerEntry(**entry))
-            continue
-        record = records.get(fate.name.removesuffix(".weight"))
-        if record is None:
-            raise LlmoptError(f"{fate.name} was to be quantized and was not reached")
-        to = {"action": fate.action, "to": fate.to}
-        ledger.append(LedgerEntry(**entry | record | to | _bits(fate)))
-    head = f"{checkpoint.naming.head}.weight"
-    if all(entry.name != head for entry in ledger):
-        shares = f"shares {checkpoint.naming.embedding}.weight"
-        ledger.append(LedgerEntry(name=head, shape=None, action="tied", to=None, why=shares))
-    return ledger
-
-
-def _bits(fate: TensorFate) -> dict[str, float]:
-    return {"bits_per_weight": round(fate.bytes * 8 / math.prod(fate.shape), 4)}
+def _carried_out(
+    changes: Iterable[Change], records: Mapping[str, Mapping[str, object]]
+) -> Iterator[LedgerEntry]:
+    """Every tensor of the input and what became of it; LlmoptError for one that nothing became."""
+    for change in changes:
+        record = dict(records.get(change.name, {}))
+        if "transform" in record:
+            done: tuple[Action, ...] = () if change.actions == ("kept",) else change.actions
+            change = replace(change, actions=("folded", *done))
+        if change.quantized is not None:
+            if change.module not in records:
+                raise LlmoptError(f"{change.name} was to be quantized and was not reached")
+            record |= records[change.module]
+            layout = replace(change.quantized, desc_act=bool(record["desc_act"]))
+            change = replace(change, layout=layout)
+        yield LedgerEntry.of_change(change, Measured.of(record))

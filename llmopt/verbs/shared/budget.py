@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.report.numbers import megabytes
 
 #: what is wrong with candidates where there is no budget
@@ -15,18 +15,18 @@ _ENTRY, _PARTS, _FILE = 110, 5, 4096
 
 
 def byte_budget(
-    fates: Sequence[TensorFate], target_bpw: float | None, target_size: int | None
+    changes: Sequence[Change], target_bpw: float | None, target_size: int | None
 ) -> int:
     """Bytes for all linears that have options, together.
 
     target_bpw counts their weights; target_size the weight files as a whole, what is kept and the
     files' headers included.
     """
-    quantized = [fate for fate in fates if fate.options]
+    quantized = [change for change in changes if change.options]
     if target_bpw is not None:
-        return int(sum(math.prod(fate.shape) for fate in quantized) * target_bpw / 8)
-    kept = sum(fate.bytes + len(fate.name) + _ENTRY for fate in fates if not fate.options)
-    headers = sum(_PARTS * (len(fate.name) + _ENTRY) for fate in quantized) + _FILE
+        return int(sum(math.prod(change.shape) for change in quantized) * target_bpw / 8)
+    kept = sum(change.bytes + len(change.name) + _ENTRY for change in changes if not change.options)
+    headers = sum(_PARTS * (len(change.name) + _ENTRY) for change in quantized) + _FILE
     return (target_size or 0) - kept - headers
 
 

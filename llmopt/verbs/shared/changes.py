@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
 from llmopt.errors import RequestError
-from llmopt.formats.config import config_of
-from llmopt.formats.engine_names import EngineNames
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
-from llmopt.recipe import Source
-from llmopt.recipe.source import Key
-from llmopt.specs import CHECKPOINT, FORMATS
+from llmopt.specs import FORMATS
 from llmopt.specs.families import Naming
 from llmopt.specs.ggml import GGML_TYPES
 
 
-def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | None) -> TensorFate:
-    """The fate of a tensor that a step to a format leaves alone; `source` is the model's own.
+def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | None) -> Change:
+    """A tensor that a step to a format leaves alone; `source` is the model's own.
 
     What is quantized stays so. Blocks of a GGUF type outside linears become plain numbers.
     """
@@ -29,25 +24,36 @@ def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | N
         scale = FORMATS[source].scale_bytes if source and spec.any_scale else None
         size = layout.bytes((rows, cols), spec, scale)
     ggml = GGML_TYPES.get(tensor.dtype)
-    blocks = layout is None and ggml is not None and ggml.block > 1
-    size = 4 * math.prod(tensor.shape) if blocks else size
-    return TensorFate(
-        tensor.name, tensor.shape, tensor.nbytes, size, None, why, decoded=blocks, held=layout
+    blocks = ggml is not None and ggml.block > 1
+    return Change(
+        name=tensor.name,
+        actions=("decoded",) if blocks else ("kept",),
+        shape=tensor.shape,
+        bytes=4 * math.prod(tensor.shape) if blocks else size,
+        layout=layout,
+        dtype="F32" if blocks else tensor.dtype,
+        why=why,
+        settled=tensor.settled,
     )
 
 
-def contents_after(contents: Contents, fates: Iterable[TensorFate], format_id: str) -> Contents:
-    """What a model will hold once these are the fates of its tensors."""
-    tensors = {}
-    for fate in fates:
-        present = contents.tensors.get(fate.name)
-        if fate.quantize is None and present is not None:
-            dtype = "F32" if fate.decoded else present.dtype
-            tensors[fate.name] = replace(present, nbytes=fate.bytes, dtype=dtype)
-        elif fate.quantize is not None:
-            layout = fate.quantize
-            tensors[fate.name] = LogicalTensor(fate.name, fate.shape, fate.bytes, layout)
-    return replace(contents, tensors=tensors, format=format_id, kind=CHECKPOINT)
+def has_head(contents: Contents) -> bool:
+    """Whether the head has a tensor of its own."""
+    return f"{contents.naming.head}.weight" in contents.tensors
+
+
+def tied_head(contents: Contents) -> Change:
+    """The head of a model that shares the embedding's weights, whether or not it has a copy."""
+    naming = contents.naming
+    head, embedding = f"{naming.head}.weight", f"{naming.embedding}.weight"
+    return Change(
+        name=head,
+        sources=(head if has_head(contents) else embedding,),
+        actions=("tied",),
+        shape=contents.tensors[embedding].shape,
+        bytes=0,
+        why=f"shares {embedding}",
+    )
 
 
 def linear_names(naming: Naming, *, head: bool) -> set[str]:
@@ -61,7 +67,7 @@ def linear_names(naming: Naming, *, head: bool) -> set[str]:
     return names | {naming.head} if head else names
 
 
-def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
+def unquantized(changes: Iterable[Change], naming: Naming) -> list[str]:
     """The linears that stay as they are, as configs have to name them; the head is apart.
 
     Outside the text model, and in layers that look ahead, every matrix counts as one.
@@ -69,12 +75,12 @@ def unquantized(fates: Iterable[TensorFate], naming: Naming) -> list[str]:
     inside = linear_names(naming, head=False)
     inside |= {name for block in range(naming.block_count) for name in naming.routers(block)}
     found = []
-    for fate in fates:
-        module = fate.name.removesuffix(".weight")
-        if fate.to is not None or module == fate.name or module == naming.head:
+    for change in changes:
+        module = change.module
+        if change.layout or not change.written or module in (change.name, naming.head):
             continue
-        own = module.startswith(f"{naming.base}.") and not naming.is_mtp(fate.name)
-        if module in inside if own else len(fate.shape) == 2:
+        own = module.startswith(f"{naming.base}.") and not naming.is_mtp(change.name)
+        if module in inside if own else len(change.shape) == 2:
             found.append(module)
     return found
 
@@ -98,30 +104,3 @@ def kept_because(naming: Naming, name: str) -> str:
         return "routes tokens to experts"
     inside = name.startswith((f"{naming.base}.", f"{naming.head}."))
     return "not a linear" if inside else "not part of the text model"
-
-
-def check_config(
-    fates: Iterable[TensorFate], naming: Naming, format_id: str, source: Source, key: Key
-) -> None:
-    """RecipeError at `key` where a format's config cannot express these settings together."""
-    fates = list(fates)
-    layers = {
-        fate.name.removesuffix(".weight"): layout
-        for fate in fates
-        if (layout := fate.quantize or fate.held)
-    }
-    if not layers:
-        return
-    spec = FORMATS[format_id]
-    try:
-        config_of(format_id).quantization_config(
-            layers,
-            version=spec.version,
-            unquantized=unquantized(fates, naming),
-            head=naming.head,
-            names=EngineNames(naming),
-        )
-    except RequestError as error:
-        name, is_setting, value = (error.hint or "").partition(": ")
-        hint = source.says((*key[:-1], name), value) if is_setting else error.hint
-        raise source.error(error.message, key, hint) from None

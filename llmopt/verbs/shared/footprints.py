@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from llmopt.model.change import TensorFate
+from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.model.footprint import Footprint
 from llmopt.step import Text
@@ -19,7 +19,7 @@ _HESSIAN_COPIES = 4
 
 def quantize_footprint(
     contents: Contents,
-    fates: Sequence[TensorFate],
+    changes: Sequence[Change],
     calibration: Text | None,
     batch_size: int,
 ) -> Footprint:
@@ -35,45 +35,45 @@ def quantize_footprint(
         blocks[index] += size
         outside = max(outside, size if index is None else 0)
     block = max((size for index, size in blocks.items() if index is not None), default=0)
-    written = sum(f.bytes for f in fates)
+    written = sum(f.bytes for f in changes)
     if calibration is None:
         return Footprint(_LIBRARIES + 2 * max(block, outside), written * 2)
     hidden = _hidden_size(contents.config)
     activations = calibration.count * calibration.length * hidden * 4
     known = 2 * activations  # at most: inputs that blockwalk.shortcuts keeps
-    widest = max((f.shape[1] for f in fates if f.quantize), default=0)
+    widest = max((f.shape[1] for f in changes if f.quantized), default=0)
     batch = batch_size * calibration.length * max(widest, hidden) * 4 * 6
     hessian = widest * widest * 4 * _HESSIAN_COPIES + (block if any(naming.experts) else 0)
     memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + known + batch
     return Footprint(memory, written * 2 + activations)
 
 
-def convert_footprint(contents: Contents, fates: Sequence[TensorFate]) -> Footprint:
+def convert_footprint(contents: Contents, changes: Sequence[Change]) -> Footprint:
     """The largest linear in float32 with copies, or a block's results, whichever is more."""
     blocks: dict[int | None, int] = defaultdict(int)
-    for fate in fates:
-        blocks[contents.naming.block_of(fate.name)] += fate.bytes
-    largest = max((math.prod(fate.shape) for fate in fates if fate.why), default=0)
+    for change in changes:
+        blocks[contents.naming.block_of(change.name)] += change.bytes
+    largest = max((math.prod(change.shape) for change in changes if change.why), default=0)
     memory = _LIBRARIES + 5 * 4 * largest + 2 * max(blocks.values(), default=0)
-    return Footprint(memory, 2 * sum(fate.bytes for fate in fates))
+    return Footprint(memory, 2 * sum(change.bytes for change in changes))
 
 
 def allocate_footprint(
-    contents: Contents, fates: Sequence[TensorFate], calibration: Text, batch_size: int
+    contents: Contents, changes: Sequence[Change], calibration: Text, batch_size: int
 ) -> Footprint:
     """A quantize step's, a graph of one block for autograd, logits; every option's weights on disk.
 
     On disk are the inputs of all blocks, and float16 weights of the options: about half of them,
     those on their hulls.
     """
-    quantize = quantize_footprint(contents, fates, calibration, batch_size)
+    quantize = quantize_footprint(contents, changes, calibration, batch_size)
     hidden = _hidden_size(contents.config)
-    widest = max((max(f.shape) for f in fates if f.quantize), default=0)
+    widest = max((max(f.shape) for f in changes if f.quantized), default=0)
     graph = batch_size * calibration.length * max(widest, hidden) * 4 * 24
     logits = calibration.length * int(contents.config.get("vocab_size", 0)) * 4 * 6
     head = hidden * int(contents.config.get("vocab_size", 0)) * 4
     activations = calibration.count * calibration.length * hidden * 4
-    kept = sum(math.prod(f.shape) * len(f.options) for f in fates)
+    kept = sum(math.prod(f.shape) * len(f.options) for f in changes)
     disk = activations * contents.naming.block_count + kept
     return Footprint(quantize.memory_bytes + graph + logits + head, disk)
 

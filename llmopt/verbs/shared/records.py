@@ -68,9 +68,9 @@ def ratio(part: Tensor | float, whole: Tensor | float) -> float:
 
 def certificate(ledger: Sequence[LedgerEntry]) -> dict[str, Any]:
     """How many tensors hold the very values that the source decodes to, and how far others are."""
-    errors = [entry.error or 0.0 for entry in ledger if not entry.exact]
+    errors = [entry.error or 0.0 for entry in ledger if not entry.is_exact]
     return {
-        "exact": len(ledger) - len(errors),
+        "exact": sum(entry.written for entry in ledger) - len(errors),
         "rounded": len(errors),
         "largest_error": max(errors, default=0.0),
     }
