@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import numpy as np
@@ -79,21 +79,7 @@ def compare(
     LlmoptError, for nothing can be compared with it.
     """
     _check_windows(windows)
-    sums: list[list[float]] = []
-    divergences: list[NDArray[np.float32]] = []
-
-    @lru_cache(maxsize=1)
-    def summary(done: int) -> _Summary:
-        seen = np.asarray(sums[:done])
-        draws = bootstrap_sums(seen, resamples=resamples, seed=seed)
-        return _Summary(seen, np.concatenate(divergences[:done]), draws, windows.shape[1] - 1)
-
-    def metrics(done: int) -> Metrics:
-        return summary(done).metrics()
-
-    def of_base(done: int) -> Metrics:
-        return summary(done).of_base()
-
+    seen = _Seen(windows.shape[1] - 1, resamples, seed)
     yield Reading(0, len(windows))
     for batch in _batches(windows, batch_size):
         ours = _predictions(base(batch), batch)
@@ -101,15 +87,39 @@ def compare(
         ours, theirs = _same_vocabulary(ours, theirs, cut=common_vocabulary)
         theirs, targets = theirs.to(ours.device), batch[:, 1:].to(ours.device)
         for window in range(len(batch)):
-            row, kl = _compare_window(ours[window], theirs[window], targets[window])
-            if not math.isfinite(row[0]):
-                raise LlmoptError(
-                    "the base model's logits are not finite: nothing can be compared with it"
-                )
-            sums.append(row)
-            divergences.append(kl)
-        done = len(sums)
-        yield Reading(done, len(windows), partial(metrics, done), partial(of_base, done))
+            seen.add(*_compare_window(ours[window], theirs[window], targets[window]))
+        yield seen.reading(len(windows))
+
+
+@dataclass
+class _Seen:
+    """What was found on the windows so far: their sums, and a divergence for each position."""
+
+    positions: int
+    resamples: int
+    seed: int
+    sums: list[list[float]] = field(default_factory=list)
+    divergences: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, sums: list[float], divergences: NDArray[np.float32]) -> None:
+        """One window; LlmoptError where the base broke down on it."""
+        if not math.isfinite(sums[0]):
+            raise LlmoptError(
+                "the base model's logits are not finite: nothing can be compared with it"
+            )
+        self.sums.append(sums)
+        self.divergences.append(divergences)
+
+    def reading(self, total: int) -> Reading:
+        """What is known now; later windows do not change it."""
+        done = len(self.sums)
+        summary = lru_cache(maxsize=1)(partial(self._summary, done))
+        return Reading(done, total, lambda: summary().metrics(), lambda: summary().of_base())
+
+    def _summary(self, done: int) -> _Summary:
+        columns = np.asarray(self.sums[:done])
+        draws = bootstrap_sums(columns, resamples=self.resamples, seed=self.seed)
+        return _Summary(columns, np.concatenate(self.divergences[:done]), draws, self.positions)
 
 
 @dataclass(frozen=True)

@@ -74,27 +74,31 @@ class Judge:
         if not reading.final:
             return
         self._measured |= dict.fromkeys(reading.metrics)
-        for gate in self._gates:
-            if gate not in self._settled and (value := gate.value(reading.metrics)) is not None:
+        for gate in self._open:
+            if (value := gate.value(reading.metrics)) is not None:
                 self._settled[gate] = gate.judged(value)
 
     @property
     def settled(self) -> bool:
         """Whether nothing that is still to be measured can change a verdict."""
-        return all(gate in self._settled for gate in self._gates)
+        return not self._open
 
     def verdicts(self) -> list[Verdict]:
         """One for each gate, in their order.
 
         A metric that was not measured is a RequestError: a gate that checks nothing must not pass.
         """
-        missing = [gate for gate in self._gates if gate not in self._settled]
-        if missing:
+        if not self.settled:
+            gate = self._open[0]
             raise RequestError(
-                f"gate {str(missing[0])!r}: {missing[0].metric} was not measured",
+                f"gate {str(gate)!r}: {gate.metric} was not measured",
                 hint=f"measured: {', '.join(self._measured)}",
             )
         return [self._settled[gate] for gate in self._gates]
+
+    @property
+    def _open(self) -> list[Gate]:
+        return [gate for gate in self._gates if gate not in self._settled]
 
 
 def parse(text: str) -> Gate:
