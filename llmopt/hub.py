@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt import artifact
+from llmopt.artifact import ManifestJson
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.specs.kinds import kind_of
 from llmopt.verification import verify
@@ -37,7 +38,7 @@ class Destination:
     token: str
 
 
-def checked(folder: Path, *, failed_gate_ok: bool = False) -> dict[str, Any]:
+def checked(folder: Path, *, failed_gate_ok: bool = False) -> ManifestJson:
     """The manifest of a model artifact that is as it was written, and fit to be given to others.
 
     Raises RequestError for what is no model of llmopt's or failed its gate, LlmoptError for one
@@ -82,7 +83,7 @@ def find_token(variable: str | None) -> str:
 
 
 def push(
-    folder: Path, manifest: dict[str, Any], to: Destination, *, message: str, bars: bool
+    folder: Path, manifest: ManifestJson, to: Destination, *, message: str, bars: bool
 ) -> Pushed:
     """Upload the files of a manifest from `checked`, its card and itself, in one commit.
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from llmopt.artifact import read_manifest
+from llmopt.artifact import ManifestJson, read_manifest
 from llmopt.errors import RequestError
 from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
@@ -31,7 +31,7 @@ def describe(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _summary(headers: Headers, manifest: dict[str, Any], source: ModelSource) -> dict[str, Any]:
+def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> dict[str, Any]:
     family = family_of(headers.config)
     config = family.language_config(headers.config)
     size = numbers.megabytes(headers.weight_bytes)
@@ -66,7 +66,7 @@ def _quantization(headers: Headers, source: ModelSource) -> dict[str, Any]:
     return {"quantized": f"{quantization.format}: {found}", **unused}
 
 
-def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
+def _provenance(manifest: ManifestJson) -> dict[str, Any]:
     if not manifest:
         return {}
     parents = ", ".join(str(p.get("source") or p["name"]) for p in manifest["parents"])
@@ -74,15 +74,15 @@ def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
     found |= {"from": parents, "digest": manifest["digest"]}
     if counts := ledger.count(entry["actions"] for entry in manifest["ledger"]):
         found["tensors"] = ledger.in_words(counts)
-    if manifest["verb"] == "quantize":
-        s = manifest["settings"]
+    s = manifest["settings"]
+    if s.keys() >= {"method", "grid", "group_size"}:
         found["method"] = f"{s['method']} {s['grid']} group {s['group_size']}"
-    if manifest.get("corpus"):
-        found["calibration"] = "{name} ({windows} × {length} tokens)".format(**manifest["corpus"])
+    if corpus := manifest["corpus"]:
+        found["calibration"] = "{name} ({windows} × {length} tokens)".format(**corpus)
     if manifest.get("gates"):
         passed = all(verdict["passed"] for verdict in manifest["gates"])
-        corpus = CorpusName.model_validate(manifest.get("gate", {}).get("corpus") or _NO_TEXT)
-        amount = f" on {corpus.amount}" if corpus.amount else ""
+        text = CorpusName.model_validate(manifest.get("gate", {}).get("corpus") or _NO_TEXT)
+        amount = f" on {text.amount}" if text.amount else ""
         found["gate"] = ("passed" if passed else "FAILED") + amount
     return found
 

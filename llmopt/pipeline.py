@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmopt import artifact, machine, preflight, soundness
-from llmopt.artifact import Artifact
+from llmopt.artifact import Artifact, ManifestJson, ParentEntry
 from llmopt.errors import LlmoptError
 from llmopt.model.results import Verdict
 from llmopt.planner import MODEL, Plan, PlannedStep, yields_model
@@ -222,7 +222,7 @@ def _judge(
             outcome = _run_verb(step, work, reporter)
         said = _said(outcome)
         verdict = {"key": key, "evidence": said["evidence"], "corpus": said["corpus"]}
-        manifest = target.manifest | {"gates": said["gates"], "gate": verdict}
+        manifest: ManifestJson = target.manifest | {"gates": said["gates"], "gate": verdict}
         artifact.write_records(target.path, *card.finish(manifest))
         target = artifact.open_artifact(target.name, target.path)
     artifact.clean(target.path)
@@ -252,8 +252,8 @@ def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
     gated = any(other.judges == step.id for other in plan.steps)
     lifted = "gate" in manifest and not gated
     if lifted:
-        manifest = {name: each for name, each in manifest.items() if name != "gate"}
-        manifest["gates"] = []
+        manifest = manifest | {"gates": []}
+        del manifest["gate"]
         notes.append("the verdict of its former gate is lifted")
     if "card" in manifest and not (artifact.card_is_ours(folder) or artifact.card_missing(folder)):
         notes.append(f"{artifact.CARD} was changed by hand, and is left as it is")
@@ -295,9 +295,9 @@ def _work(
 def _manifest(
     plan: Plan, step: PlannedStep, key: str, parents: dict[str, Artifact], outcome: Outcome,
     built: Path,
-) -> dict[str, Any]:  # fmt: skip
+) -> ManifestJson:  # fmt: skip
     files = artifact.describe_files(built)
-    manifest = {
+    manifest: ManifestJson = {
         "schema": artifact.SCHEMA,
         "name": step.id,
         "verb": step.verb,
@@ -316,7 +316,7 @@ def _manifest(
     return manifest | _card(manifest, parents) if yields_model(step) else manifest
 
 
-def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, Any]:
+def _card(manifest: ManifestJson, parents: dict[str, Artifact]) -> ManifestJson:
     """What a model's manifest keeps for its card, which is not among the files."""
     files = [file for file in manifest["files"] if file["path"] != artifact.CARD]
     entry = manifest["parents"][0]
@@ -326,8 +326,8 @@ def _card(manifest: dict[str, Any], parents: dict[str, Artifact]) -> dict[str, A
     return {"files": files, "digest": artifact.digest_of(files), "card": kept}
 
 
-def _parent(plan: Plan, given: StepInput, parent: Artifact) -> dict[str, Any]:
-    entry: dict[str, Any] = {"role": given.role, "name": given.name, "digest": parent.digest}
+def _parent(plan: Plan, given: StepInput, parent: Artifact) -> ParentEntry:
+    entry: ParentEntry = {"role": given.role, "name": given.name, "digest": parent.digest}
     if parent.manifest_digest:
         entry[artifact.MANIFEST_DIGEST] = parent.manifest_digest
     if given.name == MODEL:

@@ -7,9 +7,9 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmopt import artifact
+from llmopt.artifact import ManifestJson
 from llmopt.errors import RequestError
 from llmopt.planner import Plan, PlannedStep, State, states
 from llmopt.report.manifest_tables import flatten
@@ -50,7 +50,7 @@ def _check_output(plan: Plan, step: PlannedStep, state: State, options: RunOptio
     artifact.check_replaceable(destination)
 
 
-def _same(plan: Plan, step: PlannedStep, state: State, manifest: dict[str, Any]) -> bool:
+def _same(plan: Plan, step: PlannedStep, state: State, manifest: ManifestJson) -> bool:
     """Whether the artifact is of this step, and only damaged or prepared anew."""
     if state.key is not None:
         return bool(manifest["key"] == state.key)
@@ -64,7 +64,7 @@ def _same(plan: Plan, step: PlannedStep, state: State, manifest: dict[str, Any])
     return alike and (manifest["verb"], manifest["settings"]) == (step.verb, step.document())
 
 
-def _difference(step: PlannedStep, manifest: dict[str, Any]) -> str:
+def _difference(step: PlannedStep, manifest: ManifestJson) -> str:
     """How an artifact was made, and what of that the step would do in another way."""
     source = manifest["parents"][0].get("source") or manifest["parents"][0]["name"]
     made = f"{manifest['verb']} of {source}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from llmopt import __version__, artifact
+from llmopt.artifact import ManifestJson
 from llmopt.errors import RequestError
 from llmopt.report import card
 
@@ -33,7 +33,7 @@ def verify(folder: Path, *, kept: str | None = None) -> list[str]:
     )
 
 
-def _of_manifest(manifest: dict[str, Any], kept: str | None) -> Iterator[str]:
+def _of_manifest(manifest: ManifestJson, kept: str | None) -> Iterator[str]:
     found = manifest[artifact.MANIFEST_DIGEST]
     if found != artifact.seal_of(manifest):
         yield f"{artifact.MANIFEST} was changed: its {artifact.MANIFEST_DIGEST} is that of another"
@@ -57,7 +57,7 @@ def _of_manifest(manifest: dict[str, Any], kept: str | None) -> Iterator[str]:
         yield f"the manifest's digest is {found}, not {wanted}"
 
 
-def _of_files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def _of_files(folder: Path, manifest: ManifestJson) -> Iterator[str]:
     expected = {file["path"]: file for file in manifest["files"]}
     own = {artifact.MANIFEST, artifact.RUN_RECORD, *([artifact.CARD] if "card" in manifest else [])}
     link = artifact.file_of(folder)
@@ -84,7 +84,7 @@ def _within(path: Path, folder: Path) -> bool:
     return path.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _of_card(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+def _of_card(folder: Path, manifest: ManifestJson) -> Iterator[str]:
     """The card must be the one that was written, and say what the manifest says."""
     kept = manifest.get("card")
     if kept is None:

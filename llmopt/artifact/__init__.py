@@ -67,6 +67,7 @@ from llmopt.artifact.manifest import (
     versions,
     write_records,
 )
+from llmopt.artifact.members import FileEntry, ManifestJson, ParentEntry
 from llmopt.artifact.trust import check_trusted, contents_digest, trust
 from llmopt.artifact.workspace import clean, complete, publish, workspace
 
@@ -77,7 +78,10 @@ __all__ = [
     "RUN_RECORD",
     "SCHEMA",
     "Artifact",
+    "FileEntry",
     "JsonObject",
+    "ManifestJson",
+    "ParentEntry",
     "at",
     "cache_folder",
     "canonical",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.artifact.documents import canonical
+from llmopt.artifact.members import FileEntry
 from llmopt.errors import RequestError
 
 MANIFEST = "llmopt.json"
@@ -86,7 +87,7 @@ def check_regular(folder: Path) -> None:
         raise RequestError(f"{path} is {kind}, not a file")
 
 
-def describe_files(folder: Path) -> list[dict[str, Any]]:
+def describe_files(folder: Path) -> list[FileEntry]:
     """[{path, bytes, sha256}] of every content file."""
     return [
         {
@@ -98,7 +99,7 @@ def describe_files(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def digest_of(files: list[dict[str, Any]]) -> str:
+def digest_of(files: list[FileEntry]) -> str:
     """One digest over a list from describe_files."""
     return sha256_of(files)
 

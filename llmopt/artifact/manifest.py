@@ -8,18 +8,20 @@ import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, cast
 
 from llmopt.artifact.documents import canonical, finite, read_object, write_json, write_text
 from llmopt.artifact.files import CARD, MANIFEST, file_digest, sha256_of
+from llmopt.artifact.members import ManifestJson
 from llmopt.artifact.shape import fault
 from llmopt.errors import RequestError
 
 SCHEMA = 3
 #: the member that holds the digest of all others
-MANIFEST_DIGEST = "manifest_digest"
+MANIFEST_DIGEST: Final = "manifest_digest"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Artifact:
     name: str
     path: Path
     digest: str
-    manifest: dict[str, Any]
+    manifest: ManifestJson
 
     @property
     def manifest_digest(self) -> str | None:
@@ -42,7 +44,9 @@ class Artifact:
         return [v["gate"] for v in self.manifest.get("gates", ()) if not v["passed"]]
 
 
-def step_key(verb: str, version: int, settings: dict[str, Any], inputs: list[list[str]]) -> str:
+def step_key(
+    verb: str, version: int, settings: Mapping[str, object], inputs: list[list[str]]
+) -> str:
     """What makes two runs of a step the same: its verb and version, settings and inputs.
 
     `inputs` are [role, name, digest].
@@ -51,18 +55,18 @@ def step_key(verb: str, version: int, settings: dict[str, Any], inputs: list[lis
     return hashlib.sha256(canonical(document).encode()).hexdigest()
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+def sealed(manifest: ManifestJson) -> ManifestJson:
     """The manifest as it is written: with the digest of all its other members."""
-    plain: dict[str, Any] = json.loads(json.dumps(finite(manifest)))
+    plain: ManifestJson = json.loads(json.dumps(finite(manifest)))
     return plain | {MANIFEST_DIGEST: seal_of(plain)}
 
 
-def seal_of(manifest: dict[str, Any]) -> str:
+def seal_of(manifest: ManifestJson) -> str:
     """The digest of a manifest: SHA-256 of its canonical JSON without that member."""
     return sha256_of({name: each for name, each in manifest.items() if name != MANIFEST_DIGEST})
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> ManifestJson:
     """The manifest in `folder`, or {} where there is none.
 
     RequestError for one that cannot be read, lacks something, or was changed by hand.
@@ -77,13 +81,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def parse_manifest(folder: Path) -> dict[str, Any]:
+def parse_manifest(folder: Path) -> ManifestJson:
     """The same, whether or not it is as it was written; only `verify` looks at such a one."""
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    manifest = read_object(path)
-    schema = manifest.get("schema")
+    found = read_object(path)
+    schema = found.get("schema")
     if isinstance(schema, int) and 0 < schema < SCHEMA:
         raise RequestError(
             f"{path} was written by an earlier llmopt (schema {schema}, this one reads {SCHEMA})",
@@ -93,12 +97,12 @@ def parse_manifest(folder: Path) -> dict[str, Any]:
         raise RequestError(
             f"{path} is no manifest that this llmopt reads: schema {schema!r}, not {SCHEMA}"
         )
-    if wrong := fault(manifest):
+    if wrong := fault(found):
         raise RequestError(f"{path} is not a manifest of llmopt's: {wrong}")
-    return manifest
+    return cast("ManifestJson", found)
 
 
-def write_records(folder: Path, manifest: dict[str, Any], card: str | None) -> None:
+def write_records(folder: Path, manifest: ManifestJson, card: str | None) -> None:
     """Write a manifest and then the card that it implies, None for no card.
 
     The former card goes first: if the run is killed in between there is none, and `card_missing`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -18,12 +18,11 @@ from pydantic import (
     ValidationError,
 )
 
+from llmopt.artifact.documents import JsonObject
 from llmopt.model.ledger import LedgerEntry
 
 _Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-#: settings of a quantize step that its readers show
-_ROUNDING = {"method", "grid", "group_size"}
 _Text = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -118,12 +117,12 @@ class _Certificate(_Part):
 class _Allocation(_Part):
     predicted_kl: float | None
     bits_per_weight: float
-    sensitivity: list[dict[str, Any]]
+    sensitivity: list[JsonObject]
 
 
 class _Loading(_Part):
     family: str
-    layouts: list[dict[str, Any]]
+    layouts: list[JsonObject]
     head: bool
     plain: bool
     apart: list[str]
@@ -177,7 +176,7 @@ class _Manifest(_Part):
     card: _Card | None = None
 
 
-def fault(manifest: dict[str, Any]) -> str | None:
+def fault(manifest: JsonObject) -> str | None:
     """What is wrong with the members of a manifest, in a few words; None if nothing is."""
     try:
         _Manifest.model_validate_json(json.dumps(manifest))  # a list is a tuple in JSON
@@ -185,8 +184,6 @@ def fault(manifest: dict[str, Any]) -> str | None:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         return f"{place}: {first['msg'].removeprefix('Value error, ')}"
-    if manifest["verb"] == "quantize" and not manifest["settings"].keys() >= _ROUNDING:
-        return f"settings: a quantize step has {', '.join(sorted(_ROUNDING))}"
     # members that may be absent, but not null
     null = (name for name in ("gate", "card") if name in manifest and manifest[name] is None)
     return next((f"{name}: null" for name in null), None)

@@ -8,9 +8,8 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from llmopt.artifact.destination import (
     file_of,
@@ -21,6 +20,7 @@ from llmopt.artifact.destination import (
 from llmopt.artifact.documents import write_json
 from llmopt.artifact.files import RUN_RECORD
 from llmopt.artifact.manifest import read_manifest, write_records
+from llmopt.artifact.members import ManifestJson
 from llmopt.artifact.trust import trust
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.specs.kinds import kind_of
@@ -89,7 +89,7 @@ def _remove_unlocked(folder: Path) -> None:
 
 
 def publish(
-    built: Path, destination: Path, manifest: dict[str, Any], run: dict[str, Any],
+    built: Path, destination: Path, manifest: ManifestJson, run: Mapping[str, object],
     card: str | None = None,
 ) -> None:  # fmt: skip
     """Finish `built` and put it at `destination` in one step, replacing what stood there.

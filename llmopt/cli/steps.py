@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmopt.artifact import file_of
+from llmopt.artifact import ManifestJson, file_of
 from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed
 from llmopt.model import ledger as ledgers
@@ -105,7 +105,7 @@ def summary_line(result: StepResult) -> str:
     return "; ".join(parts)
 
 
-def _quality(manifest: dict[str, Any]) -> list[str]:
+def _quality(manifest: ManifestJson) -> list[str]:
     """What the gate measured and on how much text, and what the allocation predicted."""
     made, said = Manifest.model_validate(manifest), list[str]()
     entry, corpus = (made.gate.evidence, made.gate.corpus) if made.gate else (None, None)
@@ -121,7 +121,7 @@ def _quality(manifest: dict[str, Any]) -> list[str]:
     return said
 
 
-def _remarks(manifest: dict[str, Any]) -> Iterator[str]:
+def _remarks(manifest: ManifestJson) -> Iterator[str]:
     """What came out otherwise than one might think."""
     evidence, corpus = manifest["evidence"], manifest.get("corpus") or {}
     if differences := evidence.get("tokenizer"):

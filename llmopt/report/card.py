@@ -6,12 +6,11 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import yaml
 
 from llmopt import __version__
-from llmopt.artifact import finite
+from llmopt.artifact import ManifestJson, finite
 from llmopt.model import ledger as ledgers
 from llmopt.model.results import BenchEntry, CorpusName, Parent
 from llmopt.report import numbers
@@ -34,7 +33,7 @@ _ABOUT_KL = (
 )
 
 
-def finish(manifest: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+def finish(manifest: ManifestJson) -> tuple[ManifestJson, str | None]:
     """The manifest with the digest of its card, and the card; None where it is to have none.
 
     The digest lets another version, whose cards may read otherwise, still verify this one.

@@ -11,6 +11,7 @@ from llmopt.errors import RequestError
 from llmopt.model.results import BENCH_SCHEMA, Bench, BenchEntry, Timings, parse
 from llmopt.report.comparison import Comparison, Machine
 from llmopt.report.manifest import Manifest
+from llmopt.specs.kinds import kind_of
 from llmopt.specs.metrics import Metrics
 
 BENCH = "bench.json"
@@ -72,12 +73,12 @@ def collect(folders: Iterable[Path]) -> list[Comparison]:
     manifests = manifests_of(folders)
     groups: dict[str, list[tuple[Path, Bench]]] = {}
     for folder, manifest in manifests.items():
-        if manifest.verb == "bench":
+        if kind_of(manifest.format).holds == "results":
             bench = parse(Bench, bench_document(folder), f"{folder / BENCH}")
             groups.setdefault(_comparable(bench), []).append((folder, bench))
     if not groups:
         raise RequestError("none of these folders holds bench results")
-    made = {folder: m for folder, m in manifests.items() if m.verb != "bench"}
+    made = {folder: m for folder, m in manifests.items() if kind_of(m.format).holds != "results"}
     return [_results(benches, made) for benches in groups.values()]
 
 

@@ -100,7 +100,6 @@ FILE = {"path": "a", "bytes": 1, "sha256": "0" * 64}
         ({"parents": []}, "parents"),
         ({"parents": [{"role": "model", "name": "model"}]}, "parents.0.digest"),
         ({"settings": []}, "settings"),
-        ({"settings": {}}, "settings"),
         ({"settings": {"method": "rtn", "grid": "int4", "group_size": "32"}}, "group_size"),
         ({"ledger": [1]}, "ledger.0"),
         ({"ledger": [{"name": "w", "actions": ["lost"], "shape": [1], "bytes": 4}]}, "ledger.0"),

@@ -52,7 +52,7 @@ def bench(tmp_path: Path) -> Make:
             "machine": {"processor": machine, "cores": 8, "memory_bytes": 32_000_000_000},
             "threads": 4,
         }
-        about = {"verb": "bench", "versions": {"torch": "2"}}
+        about = {"verb": "bench", "format": "bench", "versions": {"torch": "2"}}
         return write(tmp_path / name, about, bench=document, llmopt_run=record)
 
     return make

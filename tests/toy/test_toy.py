@@ -78,8 +78,8 @@ def test_a_file_is_inspected_and_benched_in_its_runtime(llmopt: Llmopt, tmp_path
     base, found = done.document["entries"]
     assert (base["runtime"], found["runtime"]) == ("torch", "toy")
     assert (base["format"], found["format"]) == ("hf", "toy")
-    assert found["kl"]["mean"]["value"] < 1e-9
-    assert found["bytes"] == (tmp_path / "x.toy").stat().st_size
+    assert found["metrics"]["kl.mean"]["value"] < 1e-9
+    assert found["metrics"]["size.bytes"] == (tmp_path / "x.toy").stat().st_size
     texts = [llmopt("generate", name, "-p", "import os", "-n", 4).out for name in ("x.toy", "demo")]
     assert texts[0] == texts[1]
     refused = llmopt("generate", "x.toy", "-p", "import os", "--runtime", "torch")
