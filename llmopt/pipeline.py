@@ -233,11 +233,11 @@ def _verdicts(judged: Artifact) -> list[Verdict]:
     return [Verdict.model_validate(verdict) for verdict in judged.manifest["gates"]]
 
 
-def _said(outcome: Outcome) -> dict[str, object]:
+def _said(outcome: Outcome) -> ManifestJson:
     """What an outcome adds to a manifest."""
     return {
         "corpus": outcome.corpus.document() if outcome.corpus else None,
-        "evidence": outcome.evidence,
+        "evidence": dict(outcome.evidence),
         "gates": [verdict.document() for verdict in outcome.gates],
     }
 
