@@ -46,6 +46,7 @@ class ManifestJson(TypedDict, total=False):
     digest: str
     manifest_digest: str
     ledger: list[JsonObject]
+    config_changes: list[JsonObject]
     evidence: JsonObject
     gates: list[JsonObject]
     gate: JsonObject
