@@ -58,7 +58,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             if control["raises"]:
                 raise control["raises"]
             if work.step.judges is None:
-                (work.folder / "result.txt").write_text(repr(sorted(work.settings.items())))
+                (work.folder / "result.txt").write_text(repr(sorted(work.step.document().items())))
             verdict = Verdict(
                 gate="kl.mean < 1", value=0.5, passed=bool(control["passed"]), model="q"
             )

@@ -68,7 +68,7 @@ def test_a_name_and_further_metadata(llmopt: Llmopt, tmp_path: Path) -> None:
     done = llmopt(*command, "--metadata", "a.b=1", "--metadata", "a.b=2")
     assert (done.code, "a.b is given twice" in done.err) == (2, True)
     done = llmopt("convert", "demo", "-o", "q", "--to", "gptq", "--name", "Mine")
-    assert (done.code, "only conversions to gguf" in done.err) == (2, True)
+    assert (done.code, "a conversion to gptq has no such setting" in done.err) == (2, True)
 
 
 def test_what_cannot_run_is_refused(llmopt: Llmopt) -> None:

@@ -60,7 +60,8 @@ def test_codes_are_not_held_to_weights_that_scales_have_changed(tmp_path: Path) 
     for method, expected in (("rtn", True), ("awq", False)):
         made = quantized(tmp_path, tmp_path / "model", method=method, gate=["kl.mean < 100"])
         made = open_artifact("q", made.path)  # the gate has written its verdict since
-        assert ("weights" in made.manifest["gate"]["evidence"]) is expected
+        measured = made.manifest["gate"]["evidence"]["metrics"]
+        assert ("weights.gain" in measured) is expected
 
 
 def test_what_is_skipped_takes_no_scales_where_it_came_quantized(make: Any, tmp_path: Path) -> None:
