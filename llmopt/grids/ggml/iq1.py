@@ -49,7 +49,7 @@ class _Ternary(SuperBlocks):
 
     @abstractmethod
     def nearest(self, x: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """As scaled.Nearest."""
+        """As scaled.NearestLevels."""
 
     def decode_blocks(self, data: Tensor) -> Tensor:
         """As in SuperBlocks."""

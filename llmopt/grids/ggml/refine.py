@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     xq: Tensor
 
 
-class Layout(Protocol):
+class FieldLayout(Protocol):
     """What a type stores, as far as a search must know.
 
     distinct: how many turns differ in what `moves` tries; further ones are like the last of them.
@@ -93,7 +93,7 @@ class Problem:
         return Moments(self.sum_w, self.sum_x, sum_q, product.mul_(levels).sum(0), sum_xq)
 
 
-def refine(problem: Problem, layout: Layout, state: State, rounds: int) -> State:
+def refine(problem: Problem, layout: FieldLayout, state: State, rounds: int) -> State:
     """A state whose error is nowhere above that of the given one.
 
     Blocks do not depend on each other: rounds end early only once none can change any more.

@@ -46,7 +46,7 @@ class ScalarBlocks(ABC):
     high: int
     #: ascending levels, indexed by code, where they are not whole numbers
     table: Tensor | None = None
-    #: as refine.Layout
+    #: as refine.FieldLayout
     distinct: int
     rounds = 6
 
@@ -62,15 +62,15 @@ class ScalarBlocks(ABC):
 
     @abstractmethod
     def spread(self, state: State) -> tuple[Tensor, Tensor | None]:
-        """As refine.Layout."""
+        """As refine.FieldLayout."""
 
     @abstractmethod
     def moves(self, state: State, turn: int) -> Iterator[Callable[[State], State]]:
-        """As refine.Layout."""
+        """As refine.FieldLayout."""
 
     @abstractmethod
     def settle(self, moments: Moments, state: State | None) -> State:
-        """As refine.Layout."""
+        """As refine.FieldLayout."""
 
     @abstractmethod
     def pack(self, fields: Fields, codes: Tensor) -> Tensor:

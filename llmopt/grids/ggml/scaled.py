@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmopt.grids.ggml.bits import to_half
 
-__all__ = ["Nearest", "ScaledCodes", "Space", "fit_scales", "search"]
+__all__ = ["NearestLevels", "ScaledCodes", "Space", "fit_scales", "search"]
 
 _ROUNDS = 2
 #: a round that lowers the error by less than this share is the last
@@ -25,7 +25,7 @@ _WORTH = 1e-3
 _STRETCH = torch.linspace(0.85, 1.4, 45)
 
 
-class Nearest(Protocol):
+class NearestLevels(Protocol):
     """The codes int64 [m, c] and units float32 [m, part] that lose least at fixed scales.
 
     x, weight: [m, part]; scale: [m].
@@ -84,7 +84,7 @@ class ScaledCodes:
             getattr(self, name)[rows] = getattr(other, name)
 
 
-def search(x: Tensor, weight: Tensor, nearest: Nearest, space: Space) -> ScaledCodes:
+def search(x: Tensor, weight: Tensor, nearest: NearestLevels, space: Space) -> ScaledCodes:
     """The best found for x [n, k, part] under weight [n, k, part] > 0."""
     multipliers = space.multipliers
     s, curvature = _free_scales(x.flatten(0, 1), weight.flatten(0, 1), nearest, space)
@@ -103,7 +103,7 @@ def search(x: Tensor, weight: Tensor, nearest: Nearest, space: Space) -> ScaledC
 
 
 def _free_scales(
-    x: Tensor, weight: Tensor, nearest: Nearest, space: Space
+    x: Tensor, weight: Tensor, nearest: NearestLevels, space: Space
 ) -> tuple[Tensor, Tensor]:
     """The best scale of each part [m] on its own, and how the error grows around it.
 
@@ -189,7 +189,7 @@ def _at(
     weight: Tensor,
     d: Tensor,
     l: Tensor,  # noqa: E741
-    nearest: Nearest,
+    nearest: NearestLevels,
     multipliers: Tensor,
 ) -> ScaledCodes:
     """The best codes at given scales."""
@@ -209,7 +209,7 @@ def _at(
 
 
 def _improve(
-    x: Tensor, weight: Tensor, state: ScaledCodes, nearest: Nearest, multipliers: Tensor
+    x: Tensor, weight: Tensor, state: ScaledCodes, nearest: NearestLevels, multipliers: Tensor
 ) -> ScaledCodes:
     """One round: d, l, then codes, given the units; then each l a step to where its part pulls."""
     s, square = _fit(x, weight, state.units)

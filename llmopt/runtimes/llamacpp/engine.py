@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.runtimes.base import GREEDY, Sampling
-from llmopt.runtimes.llamacpp.handles import Context, LoadedModel
+from llmopt.runtimes.llamacpp.handles import LlamaContext, LoadedModel
 from llmopt.runtimes.tokens import Chooser, check_tokens
 
 
@@ -24,8 +24,8 @@ class LlamaCppEngine:
     def __init__(self, weights: LoadedModel, *, threads: int) -> None:
         self._weights = weights
         self._threads = threads
-        self._exact: Context | None = None
-        self._fast: Context | None = None
+        self._exact: LlamaContext | None = None
+        self._fast: LlamaContext | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -44,7 +44,7 @@ class LlamaCppEngine:
         length = tokens.shape[1]
         if self._exact is None or self._exact.length != length:
             self._exact = None  # frees before the next is allocated
-            self._exact = Context(self._weights, length, threads=self._threads, exact=True)
+            self._exact = LlamaContext(self._weights, length, threads=self._threads, exact=True)
         rows = []
         for row in tokens.tolist():
             self._exact.clear()
@@ -81,10 +81,10 @@ class LlamaCppEngine:
         finally:
             self._fast = context
 
-    def _borrow(self, length: int) -> Context:
+    def _borrow(self, length: int) -> LlamaContext:
         """An empty context for at least `length` tokens; streams that overlap have their own."""
         context, self._fast = self._fast, None
         if context is None or context.length < length:
-            return Context(self._weights, length, threads=self._threads, exact=False)
+            return LlamaContext(self._weights, length, threads=self._threads, exact=False)
         context.clear()
         return context

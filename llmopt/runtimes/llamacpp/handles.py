@@ -62,7 +62,7 @@ class LoadedModel:
         return bool(native().api.llama_vocab_is_eog(self._vocab, token))
 
 
-class Context:
+class LlamaContext:
     """Working memory for `length` tokens: a KV cache that fills from call to call.
 
     exact: the cache holds float32 and attention is computed step by step, all `length` tokens in

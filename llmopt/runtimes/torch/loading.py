@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _assign(model: nn.Module, path: str, value: Tensor) -> None:
         module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
-def _end_tokens(folder: Path, config: dict[str, Any]) -> frozenset[int]:
+def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
     """The ids that end a generation: generation_config.json's, else the config's."""
     path = folder / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
