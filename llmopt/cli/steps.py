@@ -36,7 +36,7 @@ def written(ran: Ran, yields: str) -> list[StepResult]:
     return [
         result
         for result in ran.results
-        if result.step.asked_by is None and VERBS[result.step.verb].yields == yields
+        if result.step.judges is None and VERBS[result.step.verb].yields == yields
     ]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from llmopt.specs import KINDS, LOADERS, RUNTIMES
 from llmopt.specs.loaders import LOADS
 from tests.artifacts import manifest_of, with_card
 from tests.cli.conftest import Llmopt, llmopt
+from tests.contributing import shown
 from tests.toy import kind, table
 
 __all__ = ["llmopt"]
@@ -150,17 +149,6 @@ def test_what_is_no_native_code_needs_no_trust(llmopt: Llmopt, tmp_path: Path) -
     converted(tmp_path / "x.toy")
     done = llmopt("trust", "x.toy")
     assert (done.code, "has no native code" in done.err) == (2, True)
-
-
-def shown(heading: str) -> Iterator[tuple[str, str]]:
-    """(path, text) of each file that a section of CONTRIBUTING.md shows as added."""
-    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
-    section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    for diff in re.findall(r"```diff\n(.*?)```", section, re.DOTALL):
-        for part in re.split(r"^--- /dev/null\n", diff, flags=re.MULTILINE)[1:]:
-            first, *lines = part.splitlines()
-            text = "".join(f"{line[1:]}\n" for line in lines if line.startswith("+"))
-            yield first.removeprefix("+++ b/"), text
 
 
 def test_contributing_shows_what_is_here() -> None:
