@@ -107,7 +107,7 @@ def stand_for(model: Artifact, base: Artifact) -> bool:
 
     A transform before rounding has moved scales between the weights of the base.
     """
-    if model.manifest.get("settings", {}).get("transform", "none") != "none":
+    if any("folded" in entry["actions"] for entry in model.manifest.get("ledger", ())):
         return False
     return base.digest in [parent["digest"] for parent in model.manifest.get("parents", ())]
 

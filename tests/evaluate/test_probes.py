@@ -64,7 +64,7 @@ def test_codes_are_held_to_the_weights_that_they_were_chosen_for_alone(
     base, model = pair
     assert measure("codes", model, base)
     assert not measure("codes", base, model)
-    folded: dict[str, Any] = {**model.manifest, "settings": {"transform": "awq"}}
+    folded: dict[str, Any] = {**model.manifest, "ledger": [{"actions": ["folded", "quantized"]}]}
     assert not measure("codes", Artifact("q", model.path, model.digest, folded), base)
 
 

@@ -40,7 +40,7 @@ def test_a_matrix_is_all_its_combinations(tmp_path: Path) -> None:
     assert plan.by_id("q-int8-_1").document()["group_size"] == -1
 
 
-def test_every_tensor_has_one_fate(tmp_path: Path) -> None:
+def test_every_tensor_has_one_change(tmp_path: Path) -> None:
     step = planned(tmp_path, STEP).by_id("q")
     names = [change.name for change in step.changes]
     assert len(names) == len(set(names))

@@ -15,4 +15,4 @@ def test_an_original_without_a_manifest_of_ours() -> None:
 
 def test_a_malformed_one_names_the_place() -> None:
     with pytest.raises(RequestError, match=r"the manifest cannot be read: ledger\.0\.action"):
-        parse(Manifest, {"ledger": [{"name": "w", "action": "lost"}]}, "the manifest")
+        parse(Manifest, {"ledger": [{"name": "w", "actions": ["lost"]}]}, "the manifest")
