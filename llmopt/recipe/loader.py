@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -62,7 +61,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Sou
 
 
 def from_data(
-    data: dict[str, Any], flags: Mapping[str, Option] | None = None
+    data: Mapping[str, object], flags: Mapping[str, Option] | None = None
 ) -> tuple[Recipe, Source]:
     """Validate a recipe that the command line built, its keys from `flags` (see Source)."""
     source = Source(COMMAND_LINE, data, flags=flags or {})

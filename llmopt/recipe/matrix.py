@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -109,10 +108,10 @@ def _mistakes(step: Step, source: Source, key: Key) -> Iterator[RecipeError]:
                 yield source.error(f"two values called {shortened(word)!r}", (*place, index))
 
 
-def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> Step:
+def _combine(step: Step, values: Mapping[str, object], source: Source, key: Key) -> Step:
     given = source.value((*key, step.verb))
     name = "-".join([step.id, *(_word(value) for value in values.values())])
-    data = {"id": name, step.verb: given | values}
+    data = {"id": name, step.verb: {**given, **values}}
     try:
         return step_class().model_validate(data)
     except ValidationError as error:
@@ -123,7 +122,7 @@ def _combine(step: Step, values: dict[str, Any], source: Source, key: Key) -> St
     raise AssertionError("a validation error without a mistake")
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     """A value as part of a step id."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return "".join(c if c.isalnum() or c in "._" else "_" for c in text)

@@ -173,8 +173,10 @@ class _Builder:
         if not isinstance(node, yaml.ScalarNode) and node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
             raise self._no_type(node, key)
 
-    def _mapping(self, node: yaml.MappingNode, key: Key, inside: tuple[int, ...]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def _mapping(
+        self, node: yaml.MappingNode, key: Key, inside: tuple[int, ...]
+    ) -> dict[str, object]:
+        result: dict[str, object] = {}
         for name, value in self._pairs(node, key, inside):
             path = (*key, name.value)
             self._source.places[path] = name.start_mark.line + 1, name.start_mark.column + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -194,21 +194,16 @@ class ConvertSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset_in_target(cls, data: Any) -> Any:
+    def _preset_in_target(cls, data: object) -> object:
         """to: gguf:Q4_K_M is short for to: gguf, preset: Q4_K_M."""
-        target = data.get("to") if isinstance(data, dict) else None
-        if not isinstance(target, str) or not target.startswith("gguf:"):
+        if not isinstance(data, dict):
+            return data
+        preset = str(data.get("to")).removeprefix("gguf:")
+        if preset == str(data.get("to")):
             return data
         if "preset" in data:
             raise ValueError("the preset is given twice: in `to`, and as `preset`")
-        return data | {"to": "gguf", "preset": target.removeprefix("gguf:")}
-
-
-class PlannedConvert(ConvertSettings):
-    """With nothing left to decide. `model_name`: what the recipe's model is called."""
-
-    model_name: str = Field("", description="the name of a file's model where nothing says one")
-    format: str = Field("", description="how the result lies on disk")
+        return {**data, "to": "gguf", "preset": preset}
 
 
 SETTINGS = ConvertSettings
