@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmopt.formats.codec import Codec
 from llmopt.specs import FORMATS, GRIDS
 from llmopt.specs.formats import IMATRIX, PLAIN
 
@@ -270,3 +271,14 @@ def test_one_function_imports_what_tables_name() -> None:
         used = [call for call in calls(path) if called(call) == "importlib.import_module"]
         if found or used:
             assert name_of(path) in ("llmopt.specs.base", "llmopt.errors"), name_of(path)
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    """But for implementations of a table's Protocol, which are called what it is."""
+    found: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name_of(path))
+    del found[Codec.__name__]
+    assert not {name: where for name, where in found.items() if len(where) > 1}

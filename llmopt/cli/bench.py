@@ -14,7 +14,7 @@ from llmopt.cli import flags as f
 from llmopt.cli.one_step import named, recipe_of
 from llmopt.cli.verbs import REQUIRED, Call, checked, function, print_as_recipe
 from llmopt.errors import Mistakes
-from llmopt.recipe.source import Option
+from llmopt.recipe.source import CommandOption
 
 if TYPE_CHECKING:
     from llmopt.cli.output import Output
@@ -56,7 +56,7 @@ def _run(call: Call) -> None:
 
 def _recipe(
     call: Call, folder: Path, mistakes: Mistakes, output: Output
-) -> tuple[dict[str, object], dict[str, Option]]:
+) -> tuple[dict[str, object], dict[str, CommandOption]]:
     """The recipe, whose model is the base, and the flags of its keys."""
     verb, artifacts = call.verb.id, call.given["artifacts"]
     base_flag = next(flag for flag in call.flags if flag.role == "base")
@@ -71,8 +71,8 @@ def _recipe(
         base_flag.key.rpartition(".")[2]: "model" if base else None,
     }
     data = recipe_of(verb, root, typed, folder, mistakes, inputs)
-    which = Option("ARTIFACTS")
-    model = Option(base_flag.name) if base_flag in call.typed else which
+    which = CommandOption("ARTIFACTS")
+    model = CommandOption(base_flag.name) if base_flag in call.typed else which
     return data, named(call.flags, call.typed) | {"model": model, f"{verb}.{key}": which}
 
 

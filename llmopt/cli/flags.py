@@ -18,7 +18,7 @@ from llmopt.cli.kinds import Kind, choices_of, keys_of, kind_of, metavar_of, rea
 from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.recipe.fields import Flag, Input, Setting, Short, marks, settings_in
 from llmopt.recipe.models import Recipe, settings_of
-from llmopt.recipe.source import Option
+from llmopt.recipe.source import CommandOption
 
 #: keys of the recipe beside its step that commands have flags for, where they read such text
 SEED, REVISION = {"seed": Flag(help="Seed of everything random.")}, {"revision": Flag()}
@@ -97,12 +97,14 @@ class KeyFlag:
                 merged |= entry
         return merged
 
-    def option(self, typed: Value | None) -> Option:
+    def option(self, typed: Value | None) -> CommandOption:
         """How errors and hints call it: a switch by what was typed, or by what changes it."""
         if self.kind != "switch":
-            return Option(self.name)
+            return CommandOption(self.name)
         off = self.off is not None if typed is None else typed is False
-        return Option(self.off, False) if off and self.off else Option(self.name, True)
+        return (
+            CommandOption(self.off, False) if off and self.off else CommandOption(self.name, True)
+        )
 
 
 def verb_flags(verb: str) -> list[KeyFlag]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from llmopt.cli.flags import KeyFlag, Value
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.recipe.models import RESERVED_IDS
-from llmopt.recipe.source import Option
+from llmopt.recipe.source import CommandOption
 
 Typed = Mapping[KeyFlag, Value]
 NOTHING: Mapping[str, object] = {}
 
 
-def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, Option]:
+def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, CommandOption]:
     """Keys of a command's recipe -> their flags; of two for one key, the one that was typed."""
-    found = {"model": Option("MODEL")}
+    found = {"model": CommandOption("MODEL")}
     for flag in flags:
         if flag.key not in found or flag in typed:
             found[flag.key] = flag.option(typed.get(flag))

@@ -21,7 +21,7 @@ from llmopt.specs import VerbSpec
 if TYPE_CHECKING:
     from llmopt.cli.output import Output
     from llmopt.recipe import Recipe, Source
-    from llmopt.recipe.source import Option
+    from llmopt.recipe.source import CommandOption
     from llmopt.step import RunOptions
 
 #: parameters of every verb's command that say how it works, and set no key of a recipe
@@ -150,7 +150,7 @@ def _check(typed: Typed, mistakes: Mistakes) -> None:
 
 
 def checked(
-    data: dict[str, object], names: Mapping[str, Option], mistakes: Mistakes
+    data: dict[str, object], names: Mapping[str, CommandOption], mistakes: Mistakes
 ) -> tuple[Recipe, Source]:
     """The recipe of a command, or an error with these mistakes and those in the recipe."""
     from llmopt.recipe import from_data

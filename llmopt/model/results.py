@@ -90,9 +90,10 @@ class Timings(Document):
 
 class Parent(Document):
     """An artifact that another was made from; one from outside has a source, and a revision where
-    that is the hub."""
+    that is the hub. `role`: what the step read it as."""
 
     name: str
+    role: str = ""
     digest: str | None = None
     manifest_digest: str | None = None
     source: str | None = None

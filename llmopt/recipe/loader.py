@@ -12,7 +12,7 @@ from llmopt.recipe.mistakes import all_of
 from llmopt.recipe.models import Recipe, recipe_class
 from llmopt.recipe.overrides import apply
 from llmopt.recipe.reader import parse, read_text
-from llmopt.recipe.source import COMMAND_LINE, Option, Source
+from llmopt.recipe.source import COMMAND_LINE, CommandOption, Source
 from llmopt.specs import suggestion
 from llmopt.specs.base import shortened
 
@@ -61,7 +61,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Sou
 
 
 def from_data(
-    data: Mapping[str, object], flags: Mapping[str, Option] | None = None
+    data: Mapping[str, object], flags: Mapping[str, CommandOption] | None = None
 ) -> tuple[Recipe, Source]:
     """Validate a recipe that the command line built, its keys from `flags` (see Source)."""
     source = Source(COMMAND_LINE, data, flags=flags or {})

@@ -17,7 +17,7 @@ COMMAND_LINE = "<command line>"
 
 
 @dataclass(frozen=True)
-class Option:
+class CommandOption:
     """An option of the command line; `means` is what a switch stands for."""
 
     name: str
@@ -38,7 +38,7 @@ class Source:
     places: dict[Key, tuple[int, int]] = field(default_factory=dict)
     typed: dict[Key, str] = field(default_factory=dict)
     moved: Mapping[Key, Key] = field(default_factory=dict)
-    flags: Mapping[str, Option] = field(default_factory=dict)
+    flags: Mapping[str, CommandOption] = field(default_factory=dict)
 
     def set(self, key: Key, typed: str) -> None:
         """What stands at `key` and below was given by --set."""
@@ -79,7 +79,7 @@ class Source:
         except OSError as error:  # a name that no file can have, a folder that may not be read
             raise self.error(error.strerror or str(error), key) from None
 
-    def flag(self, key: Key) -> Option | None:
+    def flag(self, key: Key) -> CommandOption | None:
         """The option of the command line that gives what stands at `key`, or around it."""
         words = _words(key)
         while words and ".".join(words) not in self.flags:

@@ -157,7 +157,8 @@ def provenance(comparison: Comparison) -> Sheet:
         if manifest is None:
             continue
         for parent in manifest.parents:
-            made_from = f"made from {parent.name}"
+            how = "made from" if parent.role in ("", "model") else f"{parent.role}:"
+            made_from = f"{how} {parent.name}"
             rows.append(Row((entry.name, made_from, parent.digest or numbers.MISSING)))
             if parent.manifest_digest:
                 rows.append(Row((entry.name, f"manifest of {parent.name}", parent.manifest_digest)))

@@ -117,7 +117,7 @@ def test_a_recipe_runs_and_is_measured_and_reported(tmp_path: Path) -> None:
     assert entry["metrics"]["size.ratio"] < 1
     page = report.read_text("utf-8")
     assert "slim" in page
-    assert "reshaped" in page
+    assert "Reshaped" in page
     again = thin(tmp_path, "run", "recipe.yaml", "-o", "out", "--threads", "1", "--json")
     assert all(step["reused"] for step in json.loads(again)["steps"])
     assert "slim" in thin(tmp_path, "verify", "out/slim")
