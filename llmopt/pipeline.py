@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from llmopt import artifact, machine, preflight, soundness
 from llmopt.artifact import Artifact, ManifestJson, ParentEntry
@@ -20,7 +20,7 @@ from llmopt.planner import MODEL, Plan, PlannedStep, yields_model
 from llmopt.report import card, card_metadata
 from llmopt.specs import VERBS, load
 from llmopt.specs.formats import PLAIN
-from llmopt.step import Outcome, RunOptions, Runs, StepInput, Work
+from llmopt.step import Outcome, RunOptions, Runs, StepInput, Table, Tabulates, Work
 from llmopt.verbs.shared import written
 
 #: bytes of weights that take long enough to be looked at for somebody to wonder
@@ -113,15 +113,12 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
     return ran
 
 
-def table(plan: Plan, verb: str, options: RunOptions, reporter: Reporter) -> list[dict[str, Any]]:
-    """The table that the plan's first step of a verb would begin with; leaves no file.
-
-    The verb's module `run` has a function `table` for it.
-    """
+def table(plan: Plan, verb: str, options: RunOptions, reporter: Reporter) -> Table:
+    """The table that the plan's first step of a verb would begin with; leaves no file."""
     step = next(step for step in plan.steps if step.verb == verb)
     parents = {name: artifact.open_artifact(name, plan.folder_of(name)) for name in step.parents}
     reporter.phase("loading torch and transformers")
-    module = load(f"{VERBS[verb].package}.run")
+    tabulates: Tabulates = load(f"{VERBS[verb].package}.run")
     from llmopt.runtimes.choice import computing_threads
 
     _check_models(plan, step, parents, reporter)
@@ -129,8 +126,7 @@ def table(plan: Plan, verb: str, options: RunOptions, reporter: Reporter) -> lis
         folder = Path(name)
         work = _work(step, parents, folder / "built", folder / "state", options, reporter)
         with computing_threads(options.threads):
-            found: list[dict[str, Any]] = module.table(work)
-    return found
+            return tabulates.table(work)
 
 
 def _refusal(
@@ -335,7 +331,7 @@ def _parent(plan: Plan, given: StepInput, parent: Artifact) -> ParentEntry:
     return entry
 
 
-def _run_record(outcome: Outcome, seconds: float) -> dict[str, Any]:
+def _run_record(outcome: Outcome, seconds: float) -> dict[str, object]:
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"seconds": round(seconds, 3), "finished": finished, "machine": machine.describe()}
     return {**about, **outcome.run}

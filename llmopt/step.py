@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
+
+from pydantic import JsonValue
 
 from llmopt import artifact
 from llmopt.artifact import Artifact
@@ -51,10 +53,10 @@ class Text:
     digest: str = ""
     cut_from: int | None = None
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, JsonValue]:
         """What a step's key and its manifest say of it."""
         counted = "sequences" if self.split == "calibration" else "windows"
-        found: dict[str, object] = {
+        found: dict[str, JsonValue] = {
             "source": self.name,
             "field": self.field,
             counted: self.count,
@@ -72,7 +74,7 @@ class NamedFile:
     digest: str
     source: str
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, JsonValue]:
         """What a step's key and its manifest say of it."""
         return {"name": self.name, "digest": self.digest}
 
@@ -112,12 +114,13 @@ class PlannedStep:
         """The names of its inputs, each once."""
         return tuple(dict.fromkeys(each.name for each in self.inputs))
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, JsonValue]:
         """Settings, texts and seed: what its key is made of and its manifest says."""
         texts = {"calibration": self.calibration, "evaluation": self.evaluation}
-        said = {name: text.document() for name, text in texts.items() if text is not None}
+        said = self.settings.document()
+        said |= {name: text.document() for name, text in texts.items() if text is not None}
         said |= {name: file.document() for name, file in self.files.items()}
-        return self.settings.document() | said | {"seed": self.seed}
+        return said | {"seed": self.seed}
 
     def digest_key(self, digests: Mapping[str, str]) -> str:
         """The step's key, given the digest of each parent."""
@@ -288,3 +291,14 @@ class Runs(Protocol):
 
     def run(self, work: Work) -> Outcome:
         """Do one step; never calls another verb."""
+
+
+#: one row of what there is to choose from
+Table = Sequence[Mapping[str, object]]
+
+
+class Tabulates(Protocol):
+    """What a verb's module `run` has besides, where a command shows what it would begin with."""
+
+    def table(self, work: Work) -> Table:
+        """What there is to choose from; nothing is chosen or written."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmopt.model.change import Change
 from llmopt.model.layout import Layout
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FILE = "allocation.json"
 
 
-def table(groups: Sequence[Group], chosen: Sequence[Layout | None]) -> list[dict[str, Any]]:
+def table(groups: Sequence[Group], chosen: Sequence[Layout | None]) -> list[dict[str, object]]:
     """One row a group: its linears, and the predicted KL divergence of each of its options."""
     return [
         {
@@ -40,7 +40,7 @@ def table(groups: Sequence[Group], chosen: Sequence[Layout | None]) -> list[dict
     ]
 
 
-def document(groups: Sequence[Group], found: Allocation, budget: int) -> dict[str, Any]:
+def document(groups: Sequence[Group], found: Allocation, budget: int) -> dict[str, object]:
     """What allocation.json says."""
     weights = sum(group.weights for group in groups)
     return {
@@ -61,22 +61,23 @@ def document(groups: Sequence[Group], found: Allocation, budget: int) -> dict[st
     }
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The document in an allocation's folder."""
-    found: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return found
+def read(folder: Path) -> tuple[dict[str, Layout], dict[str, object]]:
+    """What the document in an allocation's folder chose for each linear, and all else it says."""
+    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    linears = {name: Layout(**members) for name, members in found.pop("linears").items()}
+    return linears, found
 
 
 def settled(
-    changes: Sequence[Change], chosen: dict[str, dict[str, Any]], spec: FormatSpec
+    changes: Sequence[Change], chosen: Mapping[str, Layout], spec: FormatSpec
 ) -> Iterator[Change]:
-    """The changes with what an allocation's `linears` say in the place of options."""
+    """The changes with what an allocation chose in the place of options."""
     for change in changes:
         if not change.options:
             yield change
             continue
         rows, cols = change.shape
-        setting = Layout(**chosen[change.module])
+        setting = chosen[change.module]
         size = setting.bytes((rows, cols), spec)
         yield replace(change, layout=setting, bytes=size, options=())
 

@@ -91,7 +91,7 @@ def _measured(
     data = recipe_of("quantize", model, given, out, mistakes, asked)
     plan = planner.plan(*checked(data, named(known, given), mistakes), out)
     with reporting(output) as reporter:
-        return pipeline.table(plan, "allocate", options, reporter)
+        return [dict(row) for row in pipeline.table(plan, "allocate", options, reporter)]
 
 
 def _sensitivity(rows: list[dict[str, Any]]) -> Table:

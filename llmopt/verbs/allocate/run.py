@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -67,7 +66,7 @@ def run(work: Work) -> Outcome:
     )
 
 
-def table(work: Work) -> list[dict[str, Any]]:
+def table(work: Work) -> list[dict[str, object]]:
     """What each setting of each group of linears would cost; nothing is chosen or written."""
     groups = _sensitivity(work)[1].groups()
     return document.table(groups, [None] * len(groups))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmopt.blockwalk.sink import PartResults, Sink
+from llmopt.blockwalk.sink import PartResults, Record, Sink
 from llmopt.errors import RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
@@ -127,7 +126,7 @@ class _Conversion:
                 change = replace(change, layout=layout, bytes=size, why=why, options=())
             yield LedgerEntry.of_change(change, Measured.of(record))
 
-    def write(self) -> dict[str, dict[str, Any]]:
+    def write(self) -> dict[str, Record]:
         """Convert what a killed run has not; returns what the ledger keeps, by module."""
         parts: dict[str, list[str]] = defaultdict(list)
         for module in self._changes:
@@ -135,7 +134,7 @@ class _Conversion:
             parts["outside" if block is None else f"block-{block:05d}"].append(module)
         writer = ShardWriter(self._work.state / "parts")
         sink, done = Sink(writer, self._codec), set(writer.parts())
-        records: dict[str, dict[str, Any]] = {}
+        records: dict[str, Record] = {}
         for count, (part, modules) in enumerate(parts.items()):
             if part not in done:
                 results = PartResults()
@@ -239,9 +238,7 @@ def _finite(module: str, values: Tensor) -> Tensor:
     return values
 
 
-def _record(
-    found: Tensor, values: Tensor, tensor: QuantizedTensor | None, how: str
-) -> dict[str, Any]:
+def _record(found: Tensor, values: Tensor, tensor: QuantizedTensor | None, how: str) -> Record:
     """Whether the values are equal, and sqrt(sum of squared differences / sum of squares)."""
     exact = torch.equal(found, values)
     change = (found - values).double()

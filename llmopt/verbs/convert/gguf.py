@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmopt.allocate import document
 from llmopt.blockwalk import Sink, walk
+from llmopt.blockwalk.sink import Record
 from llmopt.errors import LlmoptError, RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of
@@ -25,7 +25,7 @@ from llmopt.formats.gguf.weights import (
     nearest,
     unchanged,
 )
-from llmopt.formats.gguf.writer import TensorEntry, write_gguf
+from llmopt.formats.gguf.writer import Source, TensorEntry, write_gguf
 from llmopt.formats.imatrix import read_imatrix
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor
@@ -62,7 +62,7 @@ def run(work: Work) -> Outcome:
     config, ledger = bare_config(contents), list(conversion.ledger())
     write_config(own_config(contents), work.folder, config)
     facts = loading(checkpoint.naming, ())
-    evidence: dict[str, Any] = others | {"loading": facts, "certificate": certificate(ledger)}
+    evidence: dict[str, object] = others | {"loading": facts, "certificate": certificate(ledger)}
     if conversion.allocation:
         evidence["allocation"] = conversion.allocation
     if differences := conversion.tokenizer_differences():
@@ -86,15 +86,15 @@ class _Conversion:
         guided = bool(work.step.files or work.step.calibration)
         self._settings = settings
         self._wanted = gguf.wanted(contents, settings, tied=checkpoint.tied, guided=guided)
-        self.allocation: dict[str, Any] | None = None
+        self.allocation: dict[str, object] | None = None
         if settings.has_budget:
-            self.allocation = document.read(work.input("allocation").path)
-            self._wanted = gguf.budgeted(self._wanted, self.allocation.pop("linears"))
+            chosen, self.allocation = document.read(work.input("allocation").path)
+            self._wanted = gguf.budgeted(self._wanted, chosen)
         #: whether the file's embedding is also its head, and has to be encoded as such
         self._shared = checkpoint.tied and not self._embedding_is_ready()
         self._writer = ShardWriter(work.state / "parts")
         self._about = description(settings.about, work.input(), contents)
-        self._records: dict[str, Any] = {}
+        self._records: dict[str, Record] = {}
         #: of each tensor that is streamed, the sums of squares of its errors and its weights
         self._lost: dict[str, tuple[float, float]] = {}
 
@@ -242,7 +242,7 @@ class _Conversion:
         path = self._work.folder / KINDS["gguf"].files[".gguf"]
         write_gguf(path, said, entries, self._settings.split_size)
 
-    def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Any:
+    def _source(self, wanted: gguf.Wanted, parts: Mapping[str, TensorHeader]) -> Source:
         """Where the bytes of a tensor of the file come from."""
         place = wanted.placement
         found = [parts.get(f"{module}.ggml") for module in self._modules(place)]
@@ -274,7 +274,7 @@ class _Conversion:
 
         return watch
 
-    def _streamed(self, name: str) -> dict[str, Any]:
+    def _streamed(self, name: str) -> Record:
         """What the ledger says of a tensor that the walk did not encode."""
         if name not in self._lost:
             raise LlmoptError(f"{name} was to be written and was not reached")

@@ -6,7 +6,6 @@ import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.export import placements
@@ -301,11 +300,11 @@ def _loss(tensor: LogicalTensor, each: Wanted) -> str | None:
     return f"{tensor.layout.label} values are not {each.type_id} values"
 
 
-def budgeted(found: Sequence[Wanted], chosen: Mapping[str, Any]) -> list[Wanted]:
-    """The tensors with what an allocation's `linears` chose, experts by their first."""
+def budgeted(found: Sequence[Wanted], chosen: Mapping[str, Layout]) -> list[Wanted]:
+    """The tensors with what an allocation chose, experts by their first."""
     result = []
     for each in found:
         name = each.placement.sources[0].removesuffix(".weight") if each.placement.sources else ""
         setting = chosen.get(name)
-        result.append(replace(each, type_id=setting["grid"]) if setting else each)
+        result.append(replace(each, type_id=setting.grid) if setting else each)
     return result

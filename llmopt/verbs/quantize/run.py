@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -77,16 +76,16 @@ def run(work: Work) -> Outcome:
     )
 
 
-def _settled(work: Work) -> tuple[Work, dict[str, Any] | None]:
+def _settled(work: Work) -> tuple[Work, dict[str, object] | None]:
     """The work with the settings that its allocation chose, and what that says; None without one.
 
     All of it goes into the manifest, so that the allocation's own folder is not needed any more.
     """
     if not any(change.options for change in work.step.changes):
         return work, None
-    found = document.read(work.input("allocation").path)
+    chosen, found = document.read(work.input("allocation").path)
     spec = FORMATS[work.step.writes]
-    changes = document.settled(work.step.changes, found.pop("linears"), spec)
+    changes = document.settled(work.step.changes, chosen, spec)
     return replace(work, step=replace(work.step, changes=tuple(changes))), found
 
 

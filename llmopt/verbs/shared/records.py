@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from llmopt.blockwalk.sink import Record
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.linalg import InputStatistics
 from llmopt.model.ledger import LedgerEntry
 
 
-def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) -> dict[str, Any]:
+def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) -> Record:
     """Relative errors of a linear's values [out, in], and of its outputs where inputs are known.
 
     RequestError where nothing is left of the weight.
@@ -25,7 +25,7 @@ def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) 
     change = found - weight
     if unit != 1:
         change, weight = change / unit, weight / unit
-    record: dict[str, Any] = {"error": ratio(change.square().sum(), weight.square().sum())}
+    record: Record = {"error": ratio(change.square().sum(), weight.square().sum())}
     if statistics is not None:
         hessian = statistics.hessian
         lost = ((change @ hessian) * change).sum()
@@ -66,7 +66,7 @@ def ratio(part: Tensor | float, whole: Tensor | float) -> float:
     return float(f"{value:.6g}")
 
 
-def certificate(ledger: Sequence[LedgerEntry]) -> dict[str, Any]:
+def certificate(ledger: Sequence[LedgerEntry]) -> dict[str, int | float]:
     """How many tensors hold the very values that the source decodes to, and how far others are."""
     errors = [entry.error or 0.0 for entry in ledger if not entry.is_exact]
     return {
