@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmopt.formats.codec import Codec
-from llmopt.specs import FORMATS, GRIDS
+from llmopt.specs import FORMATS, GRIDS, VERBS
 from llmopt.specs.formats import IMATRIX, PLAIN
 
 ROOT = Path(__file__).parents[1] / "llmopt"
@@ -242,27 +242,23 @@ def test_loaders_say_that_no_code_is_trusted() -> None:
                 assert given["Loader"] in ("yaml.SafeLoader", "yaml.BaseLoader")
 
 
-#: what conversions may be asked for: ids of formats, and what is none
-TARGETS = {PLAIN, IMATRIX, *FORMATS} - GRIDS.keys()
-#: packages in which a target may be called by its name
-_NAME_TARGETS = {"verbs", "specs", "cli"}
-
-
-def of_format(path: Path, target: str) -> bool:
-    """Whether a module is part of what reads and writes a format."""
-    spec = FORMATS.get(target)
-    own = spec.module.split(".")[2] if spec else target
-    parts = path.relative_to(ROOT).parts
-    return parts[0] == "formats" and parts[1].startswith(own)
+#: verbs, and what conversions may be asked for; fp8, which is read only, is a grid's name, too
+NAMED = {*VERBS, PLAIN, IMATRIX, *FORMATS} - GRIDS.keys()
+#: packages in which a verb or a target may be called by its name
+NAMING = {"verbs", "specs", "cli"}
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_no_target_is_asked_for_by_its_name(path: Path) -> None:
-    if package_of(path) in _NAME_TARGETS:
+def test_no_verb_or_target_is_asked_for_by_its_name(path: Path) -> None:
+    """What others want to know of it is a field of a table."""
+    if package_of(path) in NAMING:
         return
+    for name in imports(path):
+        of_a_verb = name.startswith("llmopt.verbs.") and name.split(".")[2] != "shared"
+        assert not of_a_verb, f"{name_of(path)} imports {name}"
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Constant) and node.value in TARGETS:
-            assert of_format(path, str(node.value)), f"{name_of(path)} says {node.value!r}"
+        if isinstance(node, ast.Constant):
+            assert node.value not in NAMED, f"{name_of(path)} says {node.value!r}"
 
 
 def test_one_function_imports_what_tables_name() -> None:

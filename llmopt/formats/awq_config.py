@@ -19,6 +19,7 @@ from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.model.layout import Layout
+from llmopt.specs.formats import AWQ
 
 _VERSION = "gemm"
 _READ_GROUPS = (-1, 16, 32, 64, 128)
@@ -30,7 +31,7 @@ class AwqConfig:
 
     layout: Layout
     skipped: tuple[str, ...]
-    format = "awq"
+    format = AWQ
     suffixes = ("qweight", "qzeros", "scales")
     required = ("qzeros", "scales")
     marker = "qweight"
@@ -73,7 +74,7 @@ def quantization_config(
     skipped = names.all_of(unquantized)
     _check_skipped(skipped, layers)
     return {
-        "quant_method": "awq",
+        "quant_method": AWQ,
         "version": _VERSION,
         "bits": 4,
         "group_size": usual,

@@ -36,6 +36,7 @@ from llmopt.formats.layout import layout_of
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS
+from llmopt.specs.formats import COMPRESSED_TENSORS
 
 #: dtype of stored scales -> one that holds them when they are stored again
 _SCALES = {
@@ -55,7 +56,7 @@ class Codec:
     def accepts(self, tensor: QuantizedTensor) -> str | None:
         """Why the tensor cannot be stored exactly, None where it can."""
         params = tensor.params
-        if tensor.grid not in FORMATS["compressed-tensors"].grids:
+        if tensor.grid not in FORMATS[COMPRESSED_TENSORS].grids:
             return f"compressed-tensors files do not hold {tensor.grid}"
         packed = sub_format(layout_of(tensor)) == PACKED
         in_rows = params.scale.shape[1] == 1 or _stored_blocks(tensor) is not None

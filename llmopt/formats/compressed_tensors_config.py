@@ -23,6 +23,7 @@ from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.model.layout import Layout
+from llmopt.specs.formats import COMPRESSED_TENSORS
 
 PACKED = "pack-quantized"
 INTEGER = "int-quantized"
@@ -59,7 +60,7 @@ class CompressedTensorsConfig:
 
     schemes: tuple[Scheme, ...]
     ignore: tuple[str, ...]
-    format = "compressed-tensors"
+    format = COMPRESSED_TENSORS
     suffixes = (
         "weight_packed",
         "weight",
@@ -121,7 +122,7 @@ def quantization_config(
     groups = [(layout, _targets(by_layout[layout], names)) for layout in others]
     groups.append((usual, ["Linear"]))
     return {
-        "quant_method": "compressed-tensors",
+        "quant_method": COMPRESSED_TENSORS,
         "format": formats[0] if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.formats.bits import LANES, pack_bits, unpack_bits
-from llmopt.formats.gptq_config import BITS, GPTQ_V1, quantization_config
+from llmopt.formats.gptq_config import BITS, quantization_config
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.model.layout import Layout
+from llmopt.specs.formats import GPTQ_V1
 
 __all__ = ["Codec", "accepts", "pack", "quantization_config", "unpack"]
 

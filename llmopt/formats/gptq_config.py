@@ -19,9 +19,8 @@ from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.engine_names import OWN_NAMES, EngineNames
 from llmopt.model.layout import Layout
+from llmopt.specs.formats import GPTQ_V1, GPTQ_V2
 
-GPTQ_V1 = "gptq"
-GPTQ_V2 = "gptq_v2"
 BITS = (2, 3, 4, 8)
 
 #: tensors of a quantized linear; a bias stays as it was
@@ -75,7 +74,7 @@ def quantization_config(
         alike = [name for name, layer in layers.items() if layer == other]
         dynamic |= {f"+:{p}": _settings(other) for p in names.patterns(alike)}
     config: JsonObject = {
-        "quant_method": "gptq",
+        "quant_method": GPTQ_V1,
         "checkpoint_format": version,
         **_settings(usual),
         "damp_percent": damping or _DAMPING_OF_NONE,

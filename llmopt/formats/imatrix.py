@@ -20,6 +20,7 @@ from torch import Tensor
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.gguf.container import MAGIC, GgufFile, GgufTensor, read_gguf
 from llmopt.formats.gguf.writer import TensorEntry, write_gguf
+from llmopt.specs.formats import IMATRIX
 
 #: tokens of a chunk; the older form does not say, and this is the tools' default
 CHUNK = 512
@@ -195,7 +196,7 @@ class _Legacy:
 
 def _write_gguf(path: Path, imatrix: Imatrix) -> None:
     metadata = {
-        "general.type": "imatrix",
+        "general.type": IMATRIX,
         _DATASETS: list(imatrix.datasets) or [""],  # llama-quantize wants the key
         _CHUNKS: imatrix.chunks,
         _CHUNK_SIZE: imatrix.chunk_size,

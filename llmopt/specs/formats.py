@@ -7,6 +7,9 @@ from llmopt.specs.ggml import GGML_TYPES
 
 _INTS = frozenset({"int2", "int3", "int4", "int8"})
 
+#: ids of formats, and the words that their configs and files call themselves by
+GPTQ_V1, GPTQ_V2, AWQ = "gptq", "gptq_v2", "awq"
+COMPRESSED_TENSORS, GGUF = "compressed-tensors", "gguf"
 #: what a conversion to it writes is no model, but what calibration text says of one
 IMATRIX = "imatrix"
 #: a checkpoint of plain tensors, as conversions and manifests call it

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from llmopt.errors import RequestError
 from llmopt.formats.bits import pack_bits, unpack_bits
 from llmopt.formats.gptq import accepts, pack, quantization_config, unpack
-from llmopt.formats.gptq_config import GPTQ_V1, GPTQ_V2
 from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_quantization
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.model.layout import Layout
+from llmopt.specs.formats import GPTQ_V1, GPTQ_V2
 
 BITS = (2, 3, 4, 8)
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from llmopt.formats import gptq
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.gptq_config import GPTQ_V1, quantization_config
+from llmopt.formats.gptq_config import quantization_config
 from llmopt.formats.layout import layout_of
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, QuantizedTensor
+from llmopt.specs.formats import GPTQ_V1
 from tests import models
 
 #: the layout packs 32 outputs together, so keys and values need as many

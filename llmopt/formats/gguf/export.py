@@ -22,6 +22,7 @@ from llmopt.formats.gguf.metadata import QUANTIZATION_VERSION, model_metadata
 from llmopt.formats.gguf.names import Placement
 from llmopt.formats.gguf.tokenizer import tokenizer_metadata
 from llmopt.model.contents import Contents
+from llmopt.specs.formats import GGUF
 
 #: what llama.cpp looks up in the vocabulary of a model whose name has "phi-3" in it
 _PHI3_TOKENS = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
@@ -43,7 +44,7 @@ def metadata(
     about: general.name and what else is said of the model. A file made of another GGUF file has
     all that stands there, as llama-quantize does it, but for what `about` replaces.
     """
-    if contents.kind == "gguf" and (source := first_file(folder)):
+    if contents.kind == GGUF and (source := first_file(folder)):
         found = {**_kept(read_gguf(source), file_type), **about}
     else:
         name = about["general.name"]

@@ -13,6 +13,7 @@ from llmopt.formats.headers import read_config
 from llmopt.formats.quantization import contents_of
 from llmopt.formats.tensor_header import Headers
 from llmopt.model.contents import Contents
+from llmopt.specs.formats import GGUF
 
 __all__ = ["check", "contents", "headers", "model_folder", "recognises"]
 
@@ -36,7 +37,7 @@ def headers(folder: Path) -> Headers:
 
 def contents(folder: Path) -> Contents:
     """What the file and the config say of the model."""
-    return contents_of(headers(folder), kind="gguf")
+    return contents_of(headers(folder), kind=GGUF)
 
 
 def check(folder: Path, progress: Callable[[int, int], None]) -> None:

@@ -14,9 +14,10 @@ from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.restore import BLOCKS
 from llmopt.model.layout import Layout, ggml_layout
+from llmopt.specs.formats import GGUF
 from llmopt.specs.ggml import GGML_TYPES
 
-METHOD = "gguf"
+METHOD = GGUF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class GgufQuantization:
     """types: of every linear in blocks, by module."""
 
     types: Mapping[str, str]
-    format = "gguf"
+    format = GGUF
     suffixes = (BLOCKS,)
     required = (BLOCKS,)
     marker = BLOCKS

@@ -20,6 +20,7 @@ from llmopt.formats.gguf.about import front_matter
 from llmopt.formats.gguf.container import GgufFile, read_gguf
 from llmopt.formats.gguf.hf_config import hf_config
 from llmopt.formats.gguf.tokenizer_restore import write_tokenizer
+from llmopt.specs.formats import GGUF
 
 #: of what is written; a change makes old folders useless
 _VERSION = 3
@@ -33,7 +34,7 @@ def model_folder(path: Path, caches: Path) -> Path:
     RequestError where the file is damaged or holds a model that is not supported.
     """
     gguf = read_gguf(path)
-    folder = caches / "gguf" / _key(gguf)
+    folder = caches / GGUF / _key(gguf)
     try:
         if not (folder / "config.json").is_file():
             _make(gguf, folder)
