@@ -29,8 +29,8 @@ def manifest_of(files: list[dict[str, Any]], **members: Any) -> dict[str, Any]:
 
 def with_card(**members: Any) -> dict[str, Any]:
     """Members of the manifest of a model, which has a card."""
-    origin = {"source": "a/b", "revision": "abc", "digest": DIGEST}
-    return {"card": {"metadata": {"license": "mit"}, "origin": origin}} | members
+    original = {"source": "a/b", "revision": "abc", "digest": DIGEST}
+    return {"card": {"metadata": {"license": "mit"}, "original": original}} | members
 
 
 def published(folder: Path, files: dict[str, str] = FILES, **members: Any) -> Path:

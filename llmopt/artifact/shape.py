@@ -136,7 +136,7 @@ class _Evidence(_Part):
     loading: _Loading | None = None
 
 
-class _Origin(_Part):
+class _Original(_Part):
     source: str
     digest: _Digest
     revision: str | None = None
@@ -144,7 +144,7 @@ class _Origin(_Part):
 
 class _Card(_Part):
     metadata: dict[str, str | list[str]]
-    origin: _Origin
+    original: _Original
     sha256: _Sha256
     rendered_by: str
 

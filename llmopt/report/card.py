@@ -15,7 +15,7 @@ from llmopt.model import ledger as ledgers
 from llmopt.model.results import BenchEntry, CorpusName, Parent
 from llmopt.report import numbers
 from llmopt.report.card_metadata import CARRIED, FrontMatter, licence_files
-from llmopt.report.manifest import CardFacts, Certificate, Manifest, Origin
+from llmopt.report.manifest import CardFacts, Certificate, Manifest, Original
 from llmopt.report.manifest_tables import flatten
 from llmopt.report.markdown import escape
 from llmopt.report.quality import class_of
@@ -79,7 +79,7 @@ def _front_matter(made: Manifest, card: CardFacts) -> str:
 
 
 def _title(made: Manifest, card: CardFacts) -> str:
-    name = card.origin.source.rpartition("/")[2]
+    name = card.original.source.rpartition("/")[2]
     grid, group = made.settings.get("grid"), made.settings.get("group_size")
     parts = [
         *([str(grid)] if grid else []),
@@ -94,12 +94,12 @@ def _lineage(made: Manifest, card: CardFacts) -> str:
     text = f"Made with llmopt {made.versions.get('llmopt', '')}".rstrip()
     text += f" (`{made.verb}`) from "
     parent = made.parents[0]
-    if parent.digest != card.origin.digest:
+    if parent.digest != card.original.digest:
         text += f"{_ancestor(parent, parent.source or parent.name)}, which descends from "
-    return f"{text}{_ancestor(card.origin, card.origin.source)}."
+    return f"{text}{_ancestor(card.original, card.original.source)}."
 
 
-def _ancestor(ancestor: Parent | Origin, name: str) -> str:
+def _ancestor(ancestor: Parent | Original, name: str) -> str:
     if ancestor.revision:
         return f"[{escape(name)}](https://huggingface.co/{name}) at `{ancestor.revision}`"
     return f"{escape(name)} (`{ancestor.digest}`)"

@@ -55,18 +55,18 @@ def describe(
     """What the manifest of a model made from `parent` keeps for its card.
 
     `entry` is the parent as the manifest names it; it has a revision where it came from the hub.
-    The result has `metadata` (front matter) and `origin`, the first ancestor that is known.
+    The result has `metadata` (front matter) and `original`, the first ancestor that is known.
     """
     inherited = parent.manifest.get("card")
     own_id = [str(entry["source"])] if entry.get("revision") else []
     if inherited:
         metadata = dict(inherited["metadata"])
         bases = [*_as_list(metadata.get("base_model")), *own_id]
-        origin = inherited["origin"]
+        original = inherited["original"]
     else:
         metadata = declared(parent.path)
         bases = own_id or _as_list(metadata.get("base_model"))
-        origin = {
+        original = {
             "source": entry.get("source", entry["name"]),
             "revision": entry.get("revision"),
             "digest": entry["digest"],
@@ -77,7 +77,7 @@ def describe(
         metadata["base_model"] = bases[0] if len(bases) == 1 else list(dict.fromkeys(bases))
         if quantized or was_quantized:
             metadata["base_model_relation"] = "quantized"
-    return {"metadata": metadata, "origin": origin}
+    return {"metadata": metadata, "original": original}
 
 
 def declared(folder: Path) -> FrontMatter:

@@ -27,7 +27,7 @@ class ListedFile(Document):
     bytes: int
 
 
-class Origin(Document):
+class Original(Document):
     """The first ancestor that is known."""
 
     source: str
@@ -39,7 +39,7 @@ class CardFacts(Document):
     """What a manifest keeps for the card."""
 
     metadata: FrontMatter
-    origin: Origin
+    original: Original
 
 
 class Certificate(Document):
@@ -95,7 +95,7 @@ class Manifest(Document):
         """What its gate held it to: "the original", or what it was made from on the way."""
         measured = self.gate.evidence if self.gate else None
         base = measured.against if measured else None
-        if base is None or self.card is None or base.digest == self.card.origin.digest:
+        if base is None or self.card is None or base.digest == self.card.original.digest:
             return "the original"
         return base.name
 

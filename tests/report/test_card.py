@@ -65,7 +65,7 @@ def quantized(manifest: dict[str, Any]) -> dict[str, Any]:
         "method": "gptq", "grid": "int4", "group_size": 128, "damping": 0.01,
         "overrides": [{"match": "*.down_proj", "skip": True}], "calibration": {"source": "demo"},
     }  # fmt: skip
-    kept = {"metadata": {"license": "mit"}, "origin": HUB}
+    kept = {"metadata": {"license": "mit"}, "original": HUB}
     return manifest | {
         "format": "gptq", "files": files, "ledger": ledger, "settings": settings, "gates": [],
         "parents": [HUB], "corpus": CORPUS | {"name": "train.jsonl"}, "evidence": {}, "card": kept,
@@ -108,7 +108,7 @@ def test_front_matter_is_carried_over(tmp_path: Path, quantized: dict[str, Any])
 def test_a_local_model_names_the_base_that_its_card_names(tmp_path: Path) -> None:
     kept = card_metadata.describe(source(tmp_path, README__md=README), LOCAL, quantized=True)
     assert kept["metadata"]["base_model"] == "org/Older"
-    assert kept["origin"] == {"source": "folder", "revision": None, "digest": DIGEST}
+    assert kept["original"] == {"source": "folder", "revision": None, "digest": DIGEST}
     (tmp_path / "README.md").unlink()
     kept = card_metadata.describe(source(tmp_path), LOCAL, quantized=True)
     assert kept["metadata"] == {}
@@ -178,7 +178,7 @@ def test_a_chain_keeps_the_licence_and_names_base_and_parent(
     parent = Artifact("w4", tmp_path, "sha256:b", {"card": first})
     entry = {"name": "model", "digest": "sha256:b", "source": "me/w4", "revision": "d00d"}
     second = card_metadata.describe(parent, entry, quantized=False)
-    assert second["origin"] == first["origin"]
+    assert second["original"] == first["original"]
     text = card.render(quantized | {"card": second, "verb": "convert", "parents": [entry]})
     metadata = front_matter(text)
     assert metadata["license_name"] == "big-licence"
@@ -246,7 +246,7 @@ def test_settings_and_calibration_are_told(quantized: dict[str, Any]) -> None:
 
 def test_the_licence_and_its_file_are_named(quantized: dict[str, Any]) -> None:
     assert "mit, as the original. See [LICENSE](LICENSE)." in card.render(quantized)
-    silent = quantized | {"card": {"metadata": {}, "origin": HUB}}
+    silent = quantized | {"card": {"metadata": {}, "original": HUB}}
     assert "The original states none." in card.render(silent)
 
 
