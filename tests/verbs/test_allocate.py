@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llmopt import pipeline, planner
 from llmopt.errors import RecipeError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.recipe import from_data
 from llmopt.recipe.fields import parse_size
 from llmopt.runtimes.torch import load
+from llmopt.specs import load as load_module
 from llmopt.step import RunOptions
 from tests import models as tiny
 from tests.test_pipeline import Log
@@ -23,7 +26,7 @@ from tests.test_pipeline import Log
 FEW = ["int2 g32", "int4 g32", "int8 row"]
 
 
-def planned(tmp_path: Path, model: Path, **settings: Any) -> planner.Plan:
+def planned(tmp_path: Path, model: Path, *then: dict[str, Any], **settings: Any) -> planner.Plan:
     data = {
         "version": 1,
         "model": str(model),
@@ -32,7 +35,8 @@ def planned(tmp_path: Path, model: Path, **settings: Any) -> planner.Plan:
             "evaluation": {"source": str(tmp_path / "held-out.txt"), "windows": 4, "length": 48},
         },
         "steps": [
-            {"id": "q", "quantize": {"method": "rtn", "gate": [], "candidates": FEW, **settings}}
+            {"id": "q", "quantize": {"method": "rtn", "gate": [], "candidates": FEW, **settings}},
+            *then,
         ],
     }
     return planner.plan(*from_data(data), tmp_path / "out")
@@ -99,6 +103,75 @@ def test_an_override_is_not_the_budgets_to_change(make: Any, tmp_path: Path) -> 
     assert layers["model.layers.0.mlp.down_proj"].bits == 8
     assert layers["model.layers.0.mlp.down_proj"].group_size == 32
     assert done.manifest["evidence"]["allocation"]["bits_per_weight"] <= 5.0
+
+
+#: a budget for the attention alone, and then the rest
+SKIP_MLP = [{"match": "*.mlp.*", "skip": True}]
+THE_REST: dict[str, Any] = {
+    "from": "q", "method": "rtn", "group_size": 32, "gate": [],
+    "overrides": [{"match": "*.self_attn.*", "skip": True}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["gptq", "gptq_v2", "compressed-tensors"])
+def test_what_a_budget_chose_is_left_as_it_came(make: Any, tmp_path: Path, target: str) -> None:
+    then = {"id": "then", "quantize": {**THE_REST, "format": target}}
+    plan = planned(tmp_path, make("llama"), then, target_bpw=5.2, overrides=SKIP_MLP)
+    *_, first, done = (result.artifact for result in run(plan))
+    before, after = Checkpoint.open(first.path), Checkpoint.open(done.path)
+    changes = {change.module: change for change in plan.by_id("then").changes}
+    ledger = {entry["name"]: entry for entry in done.manifest["ledger"]}
+    written = read_contents(done.path).tensors
+    assert any(changes[module].layout != layout for module, layout in before.layers.items())
+    for module, layout in before.layers.items():
+        entry = ledger[f"{module}.weight"]
+        assert torch.equal(after.weight(module), before.weight(module))
+        assert after.layers[module] == layout
+        assert (entry["actions"], entry["to"]) == (["kept"], layout.label)
+        assert entry["bytes"] == written[f"{module}.weight"].nbytes
+        assert "settled" not in entry
+        assert not changes[module].settled
+    anew = after.layers.keys() - before.layers.keys()
+    assert anew == {name for name in after.layers if ".mlp." in name}
+    assert {after.layers[name].label for name in anew} == {"int4 g32 sym"}
+    config = json.loads((done.path / "config.json").read_text())
+    said = [
+        each["value"]
+        for each in done.manifest["config_changes"]
+        if each["key"] == ["quantization_config"]
+    ]
+    assert said == [config["quantization_config"]]
+
+
+def test_what_no_config_can_say_of_what_is_left_is_refused_before_work(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = {"id": "then", "quantize": {**THE_REST, "format": "awq"}}
+    groups = ["int4 g32", "int4 row"]
+    settings = {"group_size": 32, "candidates": groups, "overrides": SKIP_MLP}
+    plan = planned(tmp_path, make("llama"), then, target_bpw=5.2, **settings)
+    walked: list[str] = []
+    verb = load_module("llmopt.verbs.quantize.run")
+    honest = verb.walk
+
+    def walk(checkpoint: Checkpoint, *rest: Any, **options: Any) -> Any:
+        walked.append(checkpoint.folder.name)
+        return honest(checkpoint, *rest, **options)
+
+    monkeypatch.setattr(verb, "walk", walk)
+    with pytest.raises(RequestError, match="AWQ has one group size for the whole model"):
+        run(plan)
+    assert walked == ["model-llama"]
+
+
+def test_a_size_counts_what_an_earlier_budget_chose(make: Any, tmp_path: Path) -> None:
+    then = {"id": "then", "quantize": {**THE_REST, "target_size": "130kB",
+            "candidates": ["int2 g32", "int4 g32", "int8 g32"]}}  # fmt: skip
+    # the plan takes the last candidate for what the first budget is going to choose
+    plan = planned(tmp_path, make("llama"), then, target_size="330kB", overrides=SKIP_MLP,
+                   candidates=["int8 g32", "int4 g32", "int2 g32"])  # fmt: skip
+    done = run(plan)[-1].artifact
+    assert 100_000 < sum(p.stat().st_size for p in done.path.glob("*.safetensors")) <= 130_000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planned(scratch: Path, model: Path, out: Path, verb: str, **settings: Any) -> Plan:
+def planned(
+    scratch: Path, model: Path, out: Path, verb: str, *then: dict[str, Any], **settings: Any
+) -> Plan:
     usual = {"method": "rtn", "group_size": 32} if verb == "quantize" else {}
     data = {
         "version": 1,
@@ -88,7 +91,7 @@ def planned(scratch: Path, model: Path, out: Path, verb: str, **settings: Any) -
             "calibration": {"source": str(scratch / "text.txt"), "sequences": 2, "length": 32},
             "evaluation": {"source": str(scratch / "held-out.txt"), "windows": 2, "length": 32},
         },
-        "steps": [{"id": "step", verb: {"gate": [], **usual, **settings}}],
+        "steps": [{"id": "step", verb: {"gate": [], **usual, **settings}}, *then],
     }
     return planner.plan(*from_data(data), out)
 
@@ -173,6 +176,27 @@ def test_the_hint_of_a_refusal_works(make: Make, scratch: Path, tmp_path: Path) 
     )
     chosen = hint.partition(" can")[0].removeprefix("format: ")
     run(planned(scratch, model, tmp_path, "quantize", format=chosen, overrides=SKIPS))
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"),
+    [("quantize", {"method": "rtn", "group_size": 32}), ("convert", {"to": "hf"})],
+)
+def test_a_head_that_turns_out_to_be_the_embedding_is_no_surprise(
+    verb: str, settings: dict[str, Any], scratch: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(scratch / "model", model)
+    tensors = load_file(model / "model.safetensors")
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tensors | head, model / "model.safetensors", {"format": "pt"})
+    then = {"id": "then", verb: {"from": "step", "gate": [], **settings}}
+    plan = planned(scratch, model, tmp_path / "out", "convert", then, to="gguf")
+    for result in pipeline.run(plan, RunOptions("cpu"), Log()).results:
+        ledger = {entry["name"]: entry for entry in result.artifact.manifest["ledger"]}
+        assert ledger["lm_head.weight"]["actions"] == ["tied"]
+        changes = {change.name: change for change in plan.by_id(result.artifact.name).changes}
+        assert not changes["lm_head.weight"].settled
 
 
 Lie = Callable[[Outcome], None]

@@ -32,6 +32,7 @@ from llmopt.step import Outcome, Work
 from llmopt.verbs.allocate.settings import AllocateSettings
 from llmopt.verbs.shared import texts as text
 from llmopt.verbs.shared.budget import byte_budget
+from llmopt.verbs.shared.changes import as_held
 from llmopt.verbs.shared.gguf_about import description
 from llmopt.verbs.shared.settings import Rounding
 from llmopt.verbs.shared.solving import Solver
@@ -100,8 +101,11 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, CorpusNam
 
 
 def _budget(work: Work) -> int:
-    asking = _asking(work)
-    return byte_budget(work.step.changes, asking.target_bpw, asking.target_size)
+    asking, changes = _asking(work), work.step.changes
+    spec = FORMATS[asking.solving.format]
+    if spec.kind != "gguf":  # what came quantized and stays so takes what it takes
+        changes = tuple(as_held(changes, read_contents(work.input().path), spec.id))
+    return byte_budget(changes, asking.target_bpw, asking.target_size)
 
 
 def _asking(work: Work) -> Rounding:

@@ -17,6 +17,7 @@ from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import Quantized
 from llmopt.model.apply import own_config
 from llmopt.model.change import Action, Change
+from llmopt.model.contents import Contents
 from llmopt.model.ledger import LedgerEntry, Measured
 from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
@@ -27,6 +28,7 @@ from llmopt.verbs.quantize.rounding import Quantize
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.quantize.transform import Awq
 from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.changes import as_held
 from llmopt.verbs.shared.side_files import copy_side_files, loading, write_config
 from llmopt.verbs.shared.solving import Solver
 
@@ -40,12 +42,13 @@ def run(work: Work) -> Outcome:
     device = pick_device(work.options.device)
     tokens, corpus = _calibration(work, checkpoint)
     spec = FORMATS[settings.format]
-    work, allocation = _settled(work)
+    work, allocation = _settled(work, contents)
     if not any(change.quantized for change in work.step.changes):
         raise RequestError("nothing was quantized: every linear is skipped by an override")
     codec = codec_of(spec.id)
     held = [change.module for change in work.step.changes if change.held]
     _check_held(checkpoint, held, codec)
+    quantize_config(contents, work.step.changes, settings)  # refuses what no config can say
     changes = {change.module: change for change in work.step.changes}
     quantize = Quantize(Solver(settings.solving), changes, sequential=in_order(settings))
     passes: list[Pass] = [quantize]
@@ -76,17 +79,18 @@ def run(work: Work) -> Outcome:
     )
 
 
-def _settled(work: Work) -> tuple[Work, dict[str, object] | None]:
-    """The work with the settings that its allocation chose, and what that says; None without one.
+def _settled(work: Work, contents: Contents) -> tuple[Work, dict[str, object] | None]:
+    """The work with all that its plan left open, and what its allocation says; None without one.
 
-    All of it goes into the manifest, so that the allocation's own folder is not needed any more.
+    All of that goes into the manifest, so that the allocation's own folder is not needed any more.
     """
-    if not any(change.options for change in work.step.changes):
-        return work, None
-    chosen, found = document.read(work.input("allocation").path)
-    spec = FORMATS[work.step.writes]
-    changes = document.settled(work.step.changes, chosen, spec)
-    return replace(work, step=replace(work.step, changes=tuple(changes))), found
+    spec, found = FORMATS[work.step.writes], None
+    # no plan knows what an earlier budget chose: what counts is what the parent holds now
+    changes = tuple(as_held(work.step.changes, contents, spec.id))
+    if any(change.options for change in changes):
+        chosen, found = document.read(work.input("allocation").path)
+        changes = tuple(document.settled(changes, chosen, spec))
+    return replace(work, step=replace(work.step, changes=changes)), found
 
 
 def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec[Quantized]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from llmopt.errors import RequestError
 from llmopt.model.change import Change
@@ -35,6 +35,21 @@ def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | N
         why=why,
         settled=tensor.settled,
     )
+
+
+def as_held(changes: Iterable[Change], contents: Contents, format_id: str) -> Iterator[Change]:
+    """The changes, with what the model really holds in the place of what no plan could know.
+
+    `changes` are those of a step that quantizes: only what it leaves alone is not settled.
+    """
+    for change in changes:
+        if change.settled:
+            yield change
+        elif change.name in contents.tensors:
+            tensor = contents.tensors[change.name]
+            yield kept(tensor, change.why, format_id, contents.format)
+        else:  # the values said that it is the embedding
+            yield tied_head(contents)
 
 
 def has_head(contents: Contents) -> bool:
