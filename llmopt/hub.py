@@ -55,7 +55,7 @@ def checked(folder: Path, *, failed_gate_ok: bool = False) -> ManifestJson:
     kind = kind_of(manifest["format"])
     if kind.holds != "model":
         raise RequestError(f"{folder} holds no model, but {kind.title}")
-    failed = [verdict["gate"] for verdict in manifest["gates"] if not verdict["passed"]]
+    failed = [str(verdict["gate"]) for verdict in manifest["gates"] if not verdict["passed"]]
     if failed and not failed_gate_ok:
         raise RequestError(
             f"{folder} failed its quality gate: {'; '.join(failed)}",

@@ -12,12 +12,11 @@ from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
 from llmopt.formats.tensor_header import Headers
 from llmopt.model import ledger
-from llmopt.model.results import CorpusName
+from llmopt.model.results import parse
 from llmopt.report import numbers
+from llmopt.report.manifest import Manifest
 from llmopt.sources import ModelSource
 from llmopt.specs.families import family_of
-
-_NO_TEXT = {"name": "", "sha256": ""}
 
 
 def describe(source: ModelSource) -> dict[str, Any]:
@@ -72,17 +71,18 @@ def _provenance(manifest: ManifestJson) -> dict[str, Any]:
     parents = ", ".join(str(p.get("source") or p["name"]) for p in manifest["parents"])
     found = {"made by": f"llmopt {manifest['versions'].get('llmopt')}, {manifest['verb']}"}
     found |= {"from": parents, "digest": manifest["digest"]}
-    if counts := ledger.count(entry["actions"] for entry in manifest["ledger"]):
+    made = parse(Manifest, manifest, "the manifest")
+    if counts := ledger.count(entry.actions for entry in made.ledger):
         found["tensors"] = ledger.in_words(counts)
     s = manifest["settings"]
     if s.keys() >= {"method", "grid", "group_size"}:
         found["method"] = f"{s['method']} {s['grid']} group {s['group_size']}"
     if corpus := manifest["corpus"]:
         found["calibration"] = "{name} ({windows} × {length} tokens)".format(**corpus)
-    if manifest.get("gates"):
-        passed = all(verdict["passed"] for verdict in manifest["gates"])
-        text = CorpusName.model_validate(manifest.get("gate", {}).get("corpus") or _NO_TEXT)
-        amount = f" on {text.amount}" if text.amount else ""
+    if made.gates:
+        passed = all(verdict.passed for verdict in made.gates)
+        text = made.gate.corpus if made.gate else None
+        amount = f" on {text.amount}" if text and text.amount else ""
         found["gate"] = ("passed" if passed else "FAILED") + amount
     return found
 

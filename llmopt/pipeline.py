@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llmopt import artifact, machine, preflight, soundness
-from llmopt.artifact import Artifact, ManifestJson, ParentEntry
+from llmopt.artifact import Artifact, GateEntry, ManifestJson, ParentEntry
 from llmopt.errors import LlmoptError
 from llmopt.model.results import Verdict
 from llmopt.planner import MODEL, Plan, PlannedStep, yields_model
@@ -217,7 +217,7 @@ def _judge(
             work = _work(step, parents, folder / "built", folder / "state", options, reporter)
             outcome = _run_verb(step, work, reporter)
         said = _said(outcome)
-        verdict = {"key": key, "evidence": said["evidence"], "corpus": said["corpus"]}
+        verdict: GateEntry = {"key": key, "evidence": said["evidence"], "corpus": said["corpus"]}
         manifest: ManifestJson = target.manifest | {"gates": said["gates"], "gate": verdict}
         artifact.write_records(target.path, *card.finish(manifest))
         target = artifact.open_artifact(target.name, target.path)

@@ -67,7 +67,14 @@ from llmopt.artifact.manifest import (
     versions,
     write_records,
 )
-from llmopt.artifact.members import FileEntry, ManifestJson, ParentEntry
+from llmopt.artifact.members import (
+    CardEntry,
+    FileEntry,
+    GateEntry,
+    ManifestJson,
+    OriginalEntry,
+    ParentEntry,
+)
 from llmopt.artifact.trust import check_trusted, contents_digest, trust
 from llmopt.artifact.workspace import clean, complete, publish, workspace
 
@@ -78,9 +85,12 @@ __all__ = [
     "RUN_RECORD",
     "SCHEMA",
     "Artifact",
+    "CardEntry",
     "FileEntry",
+    "GateEntry",
     "JsonObject",
     "ManifestJson",
+    "OriginalEntry",
     "ParentEntry",
     "at",
     "cache_folder",

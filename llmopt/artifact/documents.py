@@ -9,10 +9,12 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import JsonValue
+
 from llmopt.errors import RequestError
 
 #: an object of JSON; what its members are is for whoever reads it to check
-JsonObject = dict[str, Any]
+JsonObject = dict[str, JsonValue]
 
 #: far above any manifest: that of a model of 100,000 tensors takes 20 MB
 _LARGEST = 1 << 28

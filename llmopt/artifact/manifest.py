@@ -41,7 +41,7 @@ class Artifact:
     @property
     def failed_gates(self) -> list[str]:
         """The gates that it did not pass."""
-        return [v["gate"] for v in self.manifest.get("gates", ()) if not v["passed"]]
+        return [str(v["gate"]) for v in self.manifest.get("gates", ()) if not v["passed"]]
 
 
 def step_key(

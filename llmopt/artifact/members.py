@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 from llmopt.artifact.documents import JsonObject
@@ -29,6 +30,31 @@ class ParentEntry(TypedDict):
     revision: NotRequired[str | None]
 
 
+class GateEntry(TypedDict):
+    """What the gate was held to: its step's key, what it measured, and on which text."""
+
+    key: str
+    evidence: Mapping[str, object]
+    corpus: JsonObject | None
+
+
+class OriginalEntry(TypedDict):
+    """The first ancestor that is known."""
+
+    source: str
+    digest: str
+    revision: str | None
+
+
+class CardEntry(TypedDict):
+    """What the card is made from: its front matter and the original; then its SHA-256 and maker."""
+
+    metadata: dict[str, str | list[str]]
+    original: OriginalEntry
+    sha256: NotRequired[str]
+    rendered_by: NotRequired[str]
+
+
 class ManifestJson(TypedDict, total=False):
     """llmopt.json. Without a member it is that of a foreign model, of which nothing is known."""
 
@@ -47,7 +73,7 @@ class ManifestJson(TypedDict, total=False):
     manifest_digest: str
     ledger: list[JsonObject]
     config_changes: list[JsonObject]
-    evidence: JsonObject
+    evidence: Mapping[str, object]
     gates: list[JsonObject]
-    gate: JsonObject
-    card: JsonObject
+    gate: GateEntry
+    card: CardEntry

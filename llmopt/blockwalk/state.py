@@ -87,7 +87,9 @@ class WalkState:
     def _same_threads(self) -> Iterator[None]:
         """Compute with as many threads as the walk began with: sums depend on it."""
         before = torch.get_num_threads()
-        torch.set_num_threads(read_json(self._folder / _SETTINGS)["threads"])
+        threads = read_json(self._folder / _SETTINGS)["threads"]
+        assert isinstance(threads, int)
+        torch.set_num_threads(threads)
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ def show_bench(folders: list[Path], output: Output) -> None:
 def bench_result(bench: Path, folders: list[Path]) -> dict[str, object]:
     """A bench step's results for machines, with the verdict on them."""
     (comparison,) = collect([*folders, bench])
-    return bench_document(bench) | {"verdict": choose(comparison).document()}
+    return {**bench_document(bench), "verdict": choose(comparison).document()}
 
 
 def write_report(folders: list[Path], path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llmopt.artifact import ManifestJson, file_of
+from llmopt.artifact import file_of
 from llmopt.cli.output import Output, found, reporting
 from llmopt.errors import GateFailed
 from llmopt.model import ledger as ledgers
@@ -83,58 +83,56 @@ def document(result: StepResult) -> dict[str, object]:
 
 def summary_line(result: StepResult) -> str:
     """One line on what was written, what was left alone, and how good it is."""
-    manifest = result.artifact.manifest
-    ledger, evidence = manifest["ledger"], manifest["evidence"]
-    files = {file["path"]: file["bytes"] for file in manifest["files"]}
+    made = Manifest.model_validate(result.artifact.manifest)
+    files = {file.path: file.bytes for file in made.files}
     size = numbers.megabytes(numbers.weight_bytes(files))
     path = file_of(result.artifact.path) or result.artifact.path
-    parts = [f"{path}: {manifest['format']}, {size} MB of weights"]
-    if ledger:
-        counts = ledgers.in_words(ledgers.count(entry["actions"] for entry in ledger))
+    parts = [f"{path}: {made.format}, {size} MB of weights"]
+    if made.ledger:
+        counts = ledgers.in_words(ledgers.count(entry.actions for entry in made.ledger))
         parts[0] += f"; tensors: {counts}"
-    if moved := evidence.get("certificate"):
-        parts.append(f"{moved['exact']} exact")
-        if moved["rounded"]:
-            largest = numbers.percent(moved["largest_error"])
-            parts[-1] += f", {moved['rounded']} rounded (by up to {largest})"
-    parts += _remarks(manifest)
-    if cold := {entry["name"].rsplit(".", 2)[0] for entry in ledger if entry.get("cold")}:
+    if moved := made.evidence.certificate:
+        parts.append(f"{moved.exact} exact")
+        if moved.rounded:
+            largest = numbers.percent(moved.largest_error)
+            parts[-1] += f", {moved.rounded} rounded (by up to {largest})"
+    parts += _remarks(made)
+    if cold := {entry.name.rsplit(".", 2)[0] for entry in made.ledger if entry.cold}:
         experts = counted(len(cold), "cold expert")
         parts.append(f"{experts} (few tokens) on the statistics of their block's")
-    parts += _quality(manifest)
+    parts += _quality(made)
     return "; ".join(parts)
 
 
-def _quality(manifest: ManifestJson) -> list[str]:
+def _quality(made: Manifest) -> list[str]:
     """What the gate measured and on how much text, and what the allocation predicted."""
-    made, said = Manifest.model_validate(manifest), list[str]()
+    said: list[str] = []
     entry, corpus = (made.gate.evidence, made.gate.corpus) if made.gate else (None, None)
     if entry and corpus and (kl := entry.metrics.get("kl.mean")) is not None:
         words = f"{class_of(entry)}: mean KL {numbers.interval(kl)} to {made.compared_with}"
         if (agreement := entry.value("agreement")) is not None:
             words += f", {numbers.percent(agreement)} same top token"
         said.append(f"{words}, on {corpus.amount}")
-    if allocation := manifest["evidence"].get("allocation"):
-        bits = numbers.short(allocation["bits_per_weight"])
-        predicted = numbers.short(allocation["predicted_kl"])
+    if allocation := made.evidence.allocation:
+        bits = numbers.short(allocation.bits_per_weight)
+        predicted = numbers.short(allocation.predicted_kl)
         said.append(f"KL {predicted} predicted at {bits} bits per quantized weight")
     return said
 
 
-def _remarks(manifest: ManifestJson) -> Iterator[str]:
+def _remarks(made: Manifest) -> Iterator[str]:
     """What came out otherwise than one might think."""
-    evidence, corpus = manifest["evidence"], manifest.get("corpus") or {}
-    if differences := evidence.get("tokenizer"):
-        yield f"tokenizer: {'; '.join(differences)}"
-    loading = evidence.get("loading", {})
-    if loading.get("apart"):
-        yield f"vLLM and SGLang cannot load it: {card.apart(loading)}"
-    if evidence.get("no_tokenizer"):
+    evidence, corpus = made.evidence, made.corpus
+    if evidence.tokenizer:
+        yield f"tokenizer: {'; '.join(evidence.tokenizer)}"
+    if apart := card.apart(evidence.loading):
+        yield f"vLLM and SGLang cannot load it: {apart}"
+    if evidence.no_tokenizer:
         yield "no tokenizer came with the model: it cannot generate without one"
-    if "cut_from" in corpus:
-        yield f"calibrated on {corpus['length']} tokens a sequence, the model's context"
-    if left_out := evidence.get("left_out"):
-        yield f"left out: {_some(left_out)}"
+    if corpus and corpus.cut_from is not None:
+        yield f"calibrated on {corpus.length} tokens a sequence, the model's context"
+    if evidence.left_out:
+        yield f"left out: {_some(evidence.left_out)}"
 
 
 def _some(left_out: dict[str, str], most: int = 3) -> str:

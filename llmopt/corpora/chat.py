@@ -99,7 +99,7 @@ class _Renderer:
             )
         return str(answer["text"])
 
-    def _ask(self, document: object, seconds: float) -> JsonObject | None:
+    def _ask(self, document: object, seconds: float) -> dict[str, str] | None:
         """The answer; None where there is none in time, or the program has ended."""
         assert self._process.stdin is not None
         try:
@@ -108,7 +108,7 @@ class _Renderer:
             line = self._answers.get(timeout=seconds)
         except (queue.Empty, BrokenPipeError):
             return None
-        answer: JsonObject | None = json.loads(line) if line else None
+        answer: dict[str, str] | None = json.loads(line) if line else None
         return answer
 
     def _listen(self) -> None:

@@ -64,13 +64,11 @@ def _of_object(path: Path, found: JsonObject, field: str) -> Iterator[Record]:
 
 def _only_list(found: JsonObject) -> str | None:
     """The name of the list of records that an object is there for."""
-    lists = [name for name, value in found.items() if isinstance(value, list) and value]
+    lists = {name: value for name, value in found.items() if isinstance(value, list) and value}
     if len(lists) != 1:
         return None
-    name = lists[0]
-    return (
-        name if len(found) == 1 or name == "data" or not isinstance(found[name][0], str) else None
-    )
+    [(name, value)] = lists.items()
+    return name if len(found) == 1 or name == "data" or not isinstance(value[0], str) else None
 
 
 def _members(path: Path, items: Iterable[Any], field: str) -> Iterator[Record]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from pydantic import TypeAdapter, ValidationError
 
 from llmopt.artifact import JsonObject
 from llmopt.corpora.files import Record, chosen_field
@@ -20,6 +22,14 @@ _SPLIT_NAMES = {
     "evaluation": ("evaluation", "validation", "test"),
 }
 """Names of a dataset's own splits that serve each use of ours, the first that is there."""
+
+
+class _DataFile(TypedDict):
+    filename: str
+
+
+_DATA_FILES = TypeAdapter(list[_DataFile])
+"""What state.json says of a saved dataset's files."""
 
 
 def is_dataset(folder: Path) -> bool:
@@ -36,8 +46,9 @@ def shards(path: Path, split: str) -> tuple[str, list[Path]]:
     if path.is_file():
         return "", [path]
     if (path / "dataset_dict.json").is_file():
-        names = _read_json(path / "dataset_dict.json").get("splits", [])
-        chosen = _choose(path, names, split)
+        splits = _read_json(path / "dataset_dict.json").get("splits")
+        names = splits if isinstance(splits, list) else []
+        chosen = _choose(path, [str(name) for name in names], split)
         return chosen, _saved_files(path / chosen)
     if (path / "state.json").is_file():
         return "", _saved_files(path)
@@ -91,9 +102,10 @@ def _saved_files(folder: Path) -> list[Path]:
     if not state.is_file():
         raise RequestError(f"{folder}: not a saved dataset (no state.json)")
     try:
-        files = [folder / entry["filename"] for entry in _read_json(state)["_data_files"]]
-    except (KeyError, TypeError) as error:
+        listed = _DATA_FILES.validate_python(_read_json(state).get("_data_files"))
+    except ValidationError as error:
         raise RequestError(f"{state}: does not list the dataset's files") from error
+    files = [folder / entry["filename"] for entry in listed]
     for file in files:
         if file.parent != folder or not file.is_file():
             raise RequestError(f"{state}: lists {file.name}, which is not in the folder")

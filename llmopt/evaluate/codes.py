@@ -22,6 +22,8 @@ from llmopt.formats.codec import decode
 from llmopt.grids.base import Grid, Quantized
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.levels import spacing
+from llmopt.model.results import parse
+from llmopt.report.manifest import Manifest
 from llmopt.specs import GRIDS, load, lookup
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.metrics import Metrics
@@ -107,7 +109,8 @@ def stand_for(model: Artifact, base: Artifact) -> bool:
 
     A transform before rounding has moved scales between the weights of the base.
     """
-    if any("folded" in entry["actions"] for entry in model.manifest.get("ledger", ())):
+    made = parse(Manifest, model.manifest, f"the manifest of {model.name}")
+    if any("folded" in entry.actions for entry in made.ledger):
         return False
     return base.digest in [parent["digest"] for parent in model.manifest.get("parents", ())]
 

@@ -79,7 +79,7 @@ def quantization_config(
         "bits": 4,
         "group_size": usual,
         "zero_point": True,
-        "modules_to_not_convert": skipped or None,
+        "modules_to_not_convert": [*skipped] or None,
         "meta": {"quantizer": [f"llmopt:{__version__}"]},
     }
 

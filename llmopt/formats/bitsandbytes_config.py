@@ -107,7 +107,7 @@ def quantization_config(
         "quant_method": "bitsandbytes",
         "load_in_4bit": version == FOUR_BIT,
         "load_in_8bit": version == EIGHT_BIT,
-        "llm_int8_skip_modules": names.all_of(plain),
+        "llm_int8_skip_modules": [*names.all_of(plain)],
         "llm_int8_threshold": 6.0,
         "llm_int8_has_fp16_weight": False,
         "llm_int8_enable_fp32_cpu_offload": False,

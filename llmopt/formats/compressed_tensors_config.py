@@ -131,7 +131,7 @@ def quantization_config(
             f"group_{index}": _scheme(layout, targets, own_format=len(formats) > 1)
             for index, (layout, targets) in enumerate(groups)
         },
-        "ignore": names.all_of(plain),
+        "ignore": [*names.all_of(plain)],
     }
 
 
@@ -275,5 +275,5 @@ def _scheme(layout: Layout, targets: list[str], *, own_format: bool) -> JsonObje
         }
         if layout.blocks:
             inputs |= {"strategy": "group", "group_size": layout.group_size}
-    scheme = {"targets": targets, "weights": weights, "input_activations": inputs}
+    scheme: JsonObject = {"targets": [*targets], "weights": weights, "input_activations": inputs}
     return {**scheme, "format": sub_format(layout)} if own_format else scheme

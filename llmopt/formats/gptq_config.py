@@ -69,7 +69,7 @@ def quantization_config(
     is the output head's name, `names` are those that engines have for these modules.
     """
     usual = Counter(layers.values()).most_common(1)[0][0]
-    dynamic = {f"-:{p}": JsonObject() for p in names.patterns(unquantized)}
+    dynamic: JsonObject = {f"-:{p}": JsonObject() for p in names.patterns(unquantized)}
     for other in dict.fromkeys(layer for layer in layers.values() if layer != usual):
         alike = [name for name, layer in layers.items() if layer == other]
         dynamic |= {f"+:{p}": _settings(other) for p in names.patterns(alike)}

@@ -43,13 +43,15 @@ def read_config(folder: Path) -> JsonObject:
 
 def shard_names(index: Path) -> tuple[dict[str, str], list[str]]:
     """The map of tensor to file in an index, and the files, which stand beside it, sorted."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    stated = read_json(index).get("weight_map")
+    if not isinstance(stated, dict) or not stated:
         raise RequestError(f"{index.name} has no weight_map")
-    for name in weight_map.values():
+    weight_map: dict[str, str] = {}
+    for tensor, name in stated.items():
         # an index must not reach outside its directory
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise RequestError(f"{index.name} names {name!r}, which is not a file beside it")
         if not (index.parent / name).is_file():
             raise RequestError(f"{index.name} names {name}, which is missing from {index.parent}")
+        weight_map[tensor] = name
     return weight_map, sorted(set(weight_map.values()))

@@ -33,9 +33,9 @@ def read_file_headers(path: Path) -> dict[str, TensorHeader]:
 def read_metadata(path: Path) -> dict[str, str]:
     """The free-form metadata of a safetensors file."""
     text, _, _ = _header_text(path)
-    metadata: dict[str, str]
-    metadata = json_object(text, f"the header of {path.name}").get("__metadata__", {})
-    return metadata
+    found = json_object(text, f"the header of {path.name}").get("__metadata__")
+    stated = found if isinstance(found, dict) else {}
+    return {key: value for key, value in stated.items() if isinstance(value, str)}
 
 
 def _header_text(path: Path) -> tuple[bytes, int, int]:

@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
 )
 
@@ -49,7 +50,7 @@ class CorpusName(Document):
     #: the length by default, where the model's context has no room for it
     cut_from: int | None = None
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, JsonValue]:
         """What a manifest holds."""
         return self.model_dump(exclude_none=True)
 
@@ -72,7 +73,7 @@ class Verdict(Document):
     model: str | None = None
     corpus: CorpusName | None = None
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, JsonValue]:
         """What a manifest holds."""
         return self.model_dump(exclude={"corpus"}, exclude_none=True)
 
@@ -156,7 +157,7 @@ class Bench(Document):
     base: str | None = None
     entries: Annotated[list[BenchEntry], AfterValidator(_named_once)] = Field(min_length=1)
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, JsonValue]:
         """What is written."""
         return self.model_dump(by_alias=True, exclude_none=True)
 

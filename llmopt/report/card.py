@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import yaml
 
 from llmopt import __version__
-from llmopt.artifact import ManifestJson, finite
+from llmopt.artifact import CardEntry, ManifestJson, finite
 from llmopt.model import ledger as ledgers
 from llmopt.model.results import BenchEntry, CorpusName, Parent
 from llmopt.report import numbers
@@ -42,8 +42,9 @@ def finish(manifest: ManifestJson) -> tuple[ManifestJson, str | None]:
         return manifest, None
     manifest = finite(manifest)
     text = render(manifest)
-    kept = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "rendered_by": __version__}
-    return manifest | {"card": manifest["card"] | kept}, text
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    card: CardEntry = {**manifest["card"], "sha256": digest, "rendered_by": __version__}
+    return {**manifest, "card": card}, text
 
 
 def render(manifest: Mapping[str, object]) -> str:

@@ -7,14 +7,13 @@ licence file; an artifact of llmopt has it in its manifest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeGuard
 
 import yaml
 from yaml.constructor import BaseConstructor
 
-from llmopt.artifact import CARD, Artifact
+from llmopt.artifact import CARD, Artifact, CardEntry, ParentEntry
 from llmopt.errors import RecipeError, RequestError
 from llmopt.recipe.reader import compose
 
@@ -49,16 +48,15 @@ _LICENCES = (
 )
 
 
-def describe(
-    parent: Artifact, entry: Mapping[str, object], *, quantized: bool
-) -> dict[str, object]:
+def describe(parent: Artifact, entry: ParentEntry, *, quantized: bool) -> CardEntry:
     """What the manifest of a model made from `parent` keeps for its card.
 
     `entry` is the parent as the manifest names it; it has a revision where it came from the hub.
     The result has `metadata` (front matter) and `original`, the first ancestor that is known.
     """
     inherited = parent.manifest.get("card")
-    own_id = [str(entry["source"])] if entry.get("revision") else []
+    source = entry.get("source") or entry["name"]
+    own_id = [source] if entry.get("revision") else []
     if inherited:
         metadata = dict(inherited["metadata"])
         bases = [*_as_list(metadata.get("base_model")), *own_id]
@@ -67,7 +65,7 @@ def describe(
         metadata = declared(parent.path)
         bases = own_id or _as_list(metadata.get("base_model"))
         original = {
-            "source": entry.get("source", entry["name"]),
+            "source": source,
             "revision": entry.get("revision"),
             "digest": entry["digest"],
         }

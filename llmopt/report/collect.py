@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmopt.artifact import RUN_RECORD, canonical, file_digest, file_of, read_manifest, read_object
+from llmopt.artifact import (
+    RUN_RECORD,
+    JsonObject,
+    canonical,
+    file_digest,
+    file_of,
+    read_manifest,
+    read_object,
+)
 from llmopt.errors import RequestError
 from llmopt.model.results import BENCH_SCHEMA, Bench, BenchEntry, Timings, parse
 from llmopt.report.comparison import Comparison, Machine
@@ -27,7 +35,7 @@ class _Found:
     bench: str
 
 
-def bench_document(folder: Path) -> dict[str, object]:
+def bench_document(folder: Path) -> JsonObject:
     """A bench step's results and, apart, the speeds of this run."""
     path = folder / BENCH
     if not path.is_file():
@@ -45,12 +53,12 @@ def bench_document(folder: Path) -> dict[str, object]:
     return document | {"speed": _members(run_record(folder).get("speed"))}
 
 
-def _members(value: object) -> dict[str, object]:
+def _members(value: object) -> JsonObject:
     """An object in a run record, which no digest covers; {} where something else stands there."""
     return value if isinstance(value, dict) else {}
 
 
-def run_record(folder: Path) -> dict[str, object]:
+def run_record(folder: Path) -> JsonObject:
     """What differs from run to run, of the artifact in `folder`."""
     path = folder / RUN_RECORD
     return read_object(path) if path.is_file() else {}
@@ -113,7 +121,7 @@ def _results(benches: list[tuple[Path, Bench]], made: dict[Path, Manifest]) -> C
 
 def _measured(folder: Path, bench: Bench) -> Iterator[_Found]:
     record, versions = run_record(folder), read_manifest(folder).get("versions", {})
-    about = {key: record.get(key) for key in ("threads", "finished")}
+    about: dict[str, object] = {key: record.get(key) for key in ("threads", "finished")}
     about |= {**_members(record.get("machine")), "versions": sorted(versions.items())}
     machine = parse(Machine, about, f"the run record in {folder}")
     for entry in bench.entries:

@@ -50,10 +50,20 @@ class Certificate(Document):
     largest_error: float
 
 
+class Allocation(Document):
+    """What was predicted of the layouts that a search chose."""
+
+    predicted_kl: float | None
+    bits_per_weight: float
+
+
 class Evidence(Document):
-    """What a step says of its work."""
+    """What a step says of its work. left_out: why a file of the parent stays behind, by name."""
 
     certificate: Certificate | None = None
+    allocation: Allocation | None = None
+    tokenizer: list[str] | None = None
+    left_out: dict[str, str] | None = None
     loading: dict[str, JsonValue] | None = None
     no_tokenizer: bool = False
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llmopt.artifact import JsonObject
+#: what foreign files say of a tokenizer: of any shape, and of many versions of other libraries
+TokenizerJson = dict[str, Any]
 
 
 def declared(
     settings: Mapping[str, Any], added: Mapping[str, int], special: Iterable[str]
-) -> list[JsonObject]:
+) -> list[TokenizerJson]:
     """Tokens of the files beside tokenizer.json, by id. added: the content of added_tokens.json.
 
     special: the texts of those that are special wherever added_tokens.json names them.
@@ -34,7 +35,7 @@ def declared(
     return sorted(tokens, key=lambda token: token["id"])
 
 
-def special_tokens(named: Iterable[str], *files: Mapping[str, Any]) -> list[JsonObject]:
+def special_tokens(named: Iterable[str], *files: Mapping[str, Any]) -> list[TokenizerJson]:
     """Special tokens of which the settings in `files` may know only the texts.
 
     named: those that have a part to play, as the first of a text.
@@ -48,9 +49,9 @@ def special_tokens(named: Iterable[str], *files: Mapping[str, Any]) -> list[Json
     return [{**token, "special": True} for token in tokens if token["content"]]
 
 
-def with_ids(pieces: Mapping[str, int], tokens: Iterable[Mapping[str, Any]]) -> list[JsonObject]:
+def with_ids(pieces: Mapping[str, int], tokens: Iterable[Mapping[str, Any]]) -> list[TokenizerJson]:
     """Each token once, with the id that it gets; of two of a text, what the later one says."""
-    found: dict[str, JsonObject] = {}
+    found: dict[str, TokenizerJson] = {}
     following = len(pieces)
     for token in tokens:
         text = str(token["content"])

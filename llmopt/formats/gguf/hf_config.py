@@ -118,7 +118,7 @@ def _experts(facts: Facts, family: str) -> JsonObject:
             "intermediate_size": inner,
             "sliding_window": None,
         }
-    found = {
+    found: JsonObject = {
         "num_experts": count,
         "num_experts_per_tok": used,
         "moe_intermediate_size": inner,

@@ -84,8 +84,8 @@ def _longrope(facts: Facts) -> JsonObject:
     scaling: JsonObject = {
         "type": "longrope",
         "rope_type": "longrope",
-        "long_factor": facts.floats("rope_factors_long.weight"),
-        "short_factor": facts.floats("rope_factors_short.weight"),
+        "long_factor": [*facts.floats("rope_factors_long.weight")],
+        "short_factor": [*facts.floats("rope_factors_short.weight")],
     }
     usual = (
         math.sqrt(1 + math.log(whole / length) / math.log(length)) if whole > length > 1 else 1.0
@@ -115,7 +115,7 @@ def _llama3(facts: Facts, values: list[float], theta: float) -> JsonObject:
             shortest_length = wave * _HIGH
     if not lengths:  # any length between two frequencies will do
         lengths = [shortest_length * 1.01]
-    scaling = {
+    scaling: JsonObject = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": _LOW,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.added_tokens import TokenizerJson
 
 #: the regex inside the ByteLevel pre-tokenizer
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -142,7 +142,7 @@ for _known in (*PRE_TOKENIZERS, _FALCON):
     _BY_STEPS.setdefault(tuple(map(normal_form, _known.steps)), []).append(_known)
 
 
-def steps_of(pre_tokenizer: JsonObject | None) -> tuple[str, ...]:
+def steps_of(pre_tokenizer: TokenizerJson | None) -> tuple[str, ...]:
     """The regexes that a byte-level chain of tokenizer.json cuts by, in normal form.
 
     RequestError where it holds a step that no pre-tokenizer of llama.cpp has.
@@ -157,7 +157,7 @@ def steps_of(pre_tokenizer: JsonObject | None) -> tuple[str, ...]:
     return tuple(steps)
 
 
-def _step(part: JsonObject) -> tuple[str, ...]:
+def _step(part: TokenizerJson) -> tuple[str, ...]:
     kind = part.get("type")
     if kind == "ByteLevel":
         if part.get("add_prefix_space"):
@@ -189,7 +189,7 @@ def named(steps: tuple[str, ...]) -> list[PreTokenizer]:
     return found
 
 
-def tokenizer_json_of(name: str) -> tuple[JsonObject, bool]:
+def tokenizer_json_of(name: str) -> tuple[TokenizerJson, bool]:
     """The `pre_tokenizer` of a tokenizer.json that cuts as llama.cpp's `name`, and ignore_merges.
 
     RequestError for a name that is not known here.
@@ -198,7 +198,7 @@ def tokenizer_json_of(name: str) -> tuple[JsonObject, bool]:
     if known is None:
         raise RequestError(f"the pre-tokenizer {name!r} of this GGUF file is not known to llmopt")
     cut = {"type": "Split", "behavior": "Isolated", "invert": False}
-    steps: list[JsonObject] = [cut | {"pattern": {"Regex": regex}} for regex in known.steps]
+    steps: list[TokenizerJson] = [cut | {"pattern": {"Regex": regex}} for regex in known.steps]
     steps.append(
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     )

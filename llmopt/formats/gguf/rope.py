@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 
 #: what float32 holds
 _LARGEST = 3.4e38
 
 
-def parameters(text: Mapping[str, Any], kind: str = "full_attention") -> JsonObject:
+def parameters(text: Mapping[str, Any], kind: str = "full_attention") -> Mapping[str, Any]:
     """rope_theta, rope_type and what belongs to it, for the blocks with this kind of attention.
 
     Reads both ways that configs have said it: `rope_parameters`, per kind of attention or not, and

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.added_tokens import TokenizerJson
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _UNIGRAM, _BPE = 1, 2
@@ -35,7 +35,7 @@ class SentencePieceModel:
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
 
-    def tokenizer_json(self) -> JsonObject:
+    def tokenizer_json(self) -> TokenizerJson:
         """The tokenizer.json that cuts text as this model does (of the parts read here)."""
         marked = [
             {"id": i, "content": text, "special": kind != USER_DEFINED, "normalized": False}
@@ -49,7 +49,7 @@ class SentencePieceModel:
             "model": self._model(),
         }
 
-    def _model(self) -> JsonObject:
+    def _model(self) -> TokenizerJson:
         if self.kind == "Unigram":
             pieces = [[text, score] for text, score, _ in self.pieces]
             return {"type": "Unigram", "vocab": pieces, "byte_fallback": self._has_bytes()}
@@ -66,8 +66,8 @@ class SentencePieceModel:
     def _has_bytes(self) -> bool:
         return any(kind == BYTE for _, _, kind in self.pieces)
 
-    def _normalizer(self) -> JsonObject:
-        steps: list[JsonObject] = []
+    def _normalizer(self) -> TokenizerJson:
+        steps: list[TokenizerJson] = []
         if self.charsmap:
             text = base64.b64encode(self.charsmap).decode("ascii")
             steps.append({"type": "Precompiled", "precompiled_charsmap": text})

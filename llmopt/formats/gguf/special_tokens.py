@@ -6,11 +6,12 @@ tokens that end generation in transformers do so in llama.cpp, too: by a key or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.added_tokens import TokenizerJson
 from llmopt.formats.gguf.container import Metadata
 from llmopt.formats.gguf.tokenizer_source import TokenizerSource, parts_of_chain
 
@@ -55,7 +56,9 @@ class SpecialKeys:
         } | {f"tokenizer.ggml.add_{kind}_token": add for kind, add in self.adds.items()}
 
 
-def special_keys(source: TokenizerSource, config: JsonObject, tokens: Sequence[str]) -> SpecialKeys:
+def special_keys(
+    source: TokenizerSource, config: Mapping[str, Any], tokens: Sequence[str]
+) -> SpecialKeys:
     """Keys of the special tokens among all `tokens` of the model.
 
     RequestError where the first or the last token of a text is none of them.
@@ -90,7 +93,7 @@ def _named(source: TokenizerSource, kind: str) -> int | None:
     return _unknown(source.tokenizer["model"]) if kind == "unk" else None
 
 
-def _stated(source: TokenizerSource, config: JsonObject, kind: str) -> list[int]:
+def _stated(source: TokenizerSource, config: Mapping[str, Any], kind: str) -> list[int]:
     """The ids that the model's settings give it: those of the first file that has any."""
     files = {
         "generation_config.json": source.generation,
@@ -111,7 +114,7 @@ def _stated(source: TokenizerSource, config: JsonObject, kind: str) -> list[int]
     return []
 
 
-def _unknown(model: JsonObject) -> int | None:
+def _unknown(model: TokenizerJson) -> int | None:
     """The id of the token that a model of tokenizer.json has for what it cannot cut, if any."""
     number = model["vocab"].get(model.get("unk_token")) if model.get("unk_token") else None
     return number if number is not None else model.get("unk_id")
@@ -161,7 +164,7 @@ def _other_ends(found: SpecialKeys, ends: Sequence[int], tokens: Sequence[str]) 
         )
 
 
-def template_ends(processor: JsonObject | None) -> tuple[str | None, str | None]:
+def template_ends(processor: TokenizerJson | None) -> tuple[str | None, str | None]:
     """The tokens that a post-processor puts before and behind a text."""
     first = last = None
     for part in parts_of_chain(processor, "processors"):

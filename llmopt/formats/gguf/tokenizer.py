@@ -7,12 +7,13 @@ things that no metadata can mend and that touch little text: `tokenizer_differen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.added_tokens import TokenizerJson
 from llmopt.formats.gguf.container import Metadata
 from llmopt.formats.gguf.pretokenizers import PreTokenizer, named, steps_of
 from llmopt.formats.gguf.sentencepiece import (
@@ -37,7 +38,7 @@ from llmopt.formats.gguf.tokenizer_spm import is_byte_token, sentencepiece_rules
 NO_MERGES = ["[no] [merges]"]
 
 
-def tokenizer_metadata(folder: Path, config: JsonObject) -> Metadata:
+def tokenizer_metadata(folder: Path, config: Mapping[str, Any]) -> Metadata:
     """The `tokenizer.*` keys of a GGUF file for the tokenizer in a Hugging Face model folder.
 
     config: of the model; its vocab_size is how many tokens there are, those without a name being
@@ -81,7 +82,7 @@ def _blamed_on(folder: Path) -> Iterator[None]:
         raise RequestError(f"the tokenizer in {folder} has a part that is malformed") from error
 
 
-def tokenizer_differences(folder: Path, config: JsonObject) -> list[str]:
+def tokenizer_differences(folder: Path, config: Mapping[str, Any]) -> list[str]:
     """What llama.cpp will cut otherwise than the tokenizer in `folder` does, in sentences.
 
     Empty where it cuts every text alike. RequestError as `tokenizer_metadata`.
@@ -155,7 +156,7 @@ def _rules(source: TokenizerSource) -> Rules:
     raise RequestError(f"llama.cpp has no counterpart of {kind} tokenizers for decoders")
 
 
-def _is_byte_level(tokenizer: JsonObject) -> bool:
+def _is_byte_level(tokenizer: TokenizerJson) -> bool:
     steps = parts_of_chain(tokenizer.get("pre_tokenizer"), "pretokenizers")
     return any(step["type"] == "ByteLevel" for step in steps)
 
@@ -178,7 +179,7 @@ def _byte_level_rules(source: TokenizerSource) -> Rules:
     )
 
 
-def _check_normalizer(normalizer: JsonObject | None) -> None:
+def _check_normalizer(normalizer: TokenizerJson | None) -> None:
     for part in parts_of_chain(normalizer, "normalizers"):
         if part["type"] != "NFC":
             raise RequestError(
@@ -210,7 +211,7 @@ def _merges_reach_all(source: TokenizerSource) -> bool:
     return all([part.value for part in bpe.tokenize(token)] == [token] for token in vocabulary)
 
 
-def _rows(source: TokenizerSource, config: JsonObject) -> int:
+def _rows(source: TokenizerSource, config: Mapping[str, Any]) -> int:
     """How many tokens the model has; RequestError for ids that no model has."""
     ids = source.vocabulary.values()
     text = config.get("text_config") or {}
@@ -221,7 +222,7 @@ def _rows(source: TokenizerSource, config: JsonObject) -> int:
 
 
 def _tokens(
-    source: TokenizerSource, rules: Rules, config: JsonObject
+    source: TokenizerSource, rules: Rules, config: Mapping[str, Any]
 ) -> tuple[list[str], list[int], list[float]]:
     """Tokens, types and scores (none where the rules have none), up to the rows of the model."""
     rows = _rows(source, config)
@@ -248,7 +249,7 @@ def _tokens(
     return tokens, types, [rules.scores.get(token, -10000.0) for token in tokens]
 
 
-def _added(token: JsonObject, unknown: str | None, over_bytes: bool) -> tuple[int, str]:
+def _added(token: TokenizerJson, unknown: str | None, over_bytes: bool) -> tuple[int, str]:
     """Type and text of an added token: llama.cpp looks for it before it does anything else."""
     text = str(token["content"])
     if not over_bytes:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
-from llmopt.formats.gguf.added_tokens import declared, moved, special_tokens, with_ids
+from llmopt.formats.gguf.added_tokens import (
+    TokenizerJson,
+    declared,
+    moved,
+    special_tokens,
+    with_ids,
+)
 from llmopt.formats.gguf.bytelevel import bytes_to_text
 from llmopt.formats.gguf.pretokenizers import tokenizer_json_of
 from llmopt.formats.gguf.sentencepiece import SentencePieceModel, read_sentencepiece
@@ -33,7 +39,7 @@ class Rules:
     """How llama.cpp is to cut text: its keys, whether tokens are bytes in GPT-2's alphabet, and
     the scores of pieces where it goes by scores."""
 
-    metadata: JsonObject
+    metadata: TokenizerJson
     over_bytes: bool = False
     scores: dict[str, float] | None = None
 
@@ -48,13 +54,13 @@ class TokenizerSource:
     """
 
     folder: Path
-    tokenizer: JsonObject
-    settings: JsonObject
+    tokenizer: TokenizerJson
+    settings: TokenizerJson
     special: dict[str, str]
     templates: dict[str, str]
     sentencepiece: SentencePieceModel | None = None
-    generation: JsonObject = field(default_factory=dict)
-    added: tuple[JsonObject, ...] = ()
+    generation: TokenizerJson = field(default_factory=dict)
+    added: tuple[TokenizerJson, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property
@@ -77,7 +83,7 @@ class TokenizerSource:
         return self.pieces | {token["content"]: token["id"] for token in self.added}
 
 
-def read_tokenizer(folder: Path, config: JsonObject) -> TokenizerSource:
+def read_tokenizer(folder: Path, config: Mapping[str, object]) -> TokenizerSource:
     """Read the tokenizer of a model folder; RequestError where there is none that can be read."""
     settings = _json(folder / "tokenizer_config.json")
     model = folder / "tokenizer.model"
@@ -112,23 +118,23 @@ def read_tokenizer(folder: Path, config: JsonObject) -> TokenizerSource:
     )
 
 
-def parts_of_chain(chain: JsonObject | None, name: str) -> list[JsonObject]:
+def parts_of_chain(chain: TokenizerJson | None, name: str) -> list[TokenizerJson]:
     """The steps of a chain of tokenizer.json, which may be a single one or none."""
     return list((chain or {}).get(name, [chain] if chain else ()))
 
 
-def _pieces(tokenizer: JsonObject) -> dict[str, int]:
+def _pieces(tokenizer: TokenizerJson) -> dict[str, int]:
     found = tokenizer["model"]["vocab"]
     return found if isinstance(found, dict) else {piece: i for i, (piece, _) in enumerate(found)}
 
 
 def _added(
     folder: Path,
-    tokenizer: JsonObject,
-    settings: JsonObject,
-    mapping: JsonObject,
+    tokenizer: TokenizerJson,
+    settings: TokenizerJson,
+    mapping: TokenizerJson,
     special: dict[str, str],
-) -> tuple[list[JsonObject], list[str]]:
+) -> tuple[list[TokenizerJson], list[str]]:
     """Added tokens with their ids, and sentences on what is not as the files say."""
     names = _json(folder / "added_tokens.json")
     listed = special_tokens(dict.fromkeys(special.values()), mapping, settings)
@@ -149,7 +155,7 @@ def _added(
     return found, remarks
 
 
-def _json(path: Path) -> JsonObject:
+def _json(path: Path) -> TokenizerJson:
     if not path.is_file():
         return {}
     try:
@@ -162,7 +168,7 @@ def _json(path: Path) -> JsonObject:
 
 
 def _special(
-    settings: JsonObject, mapping: JsonObject, pieces: SentencePieceModel | None
+    settings: TokenizerJson, mapping: TokenizerJson, pieces: SentencePieceModel | None
 ) -> dict[str, str]:
     """Texts of the special tokens that the files name.
 
@@ -180,7 +186,7 @@ def _special(
     return found
 
 
-def _templates(folder: Path, settings: JsonObject) -> dict[str, str]:
+def _templates(folder: Path, settings: TokenizerJson) -> dict[str, str]:
     """Chat templates by name; a file of their own wins over tokenizer_config.json."""
     found: dict[str, str] = {}
     said = settings.get("chat_template")
@@ -198,7 +204,7 @@ def _templates(folder: Path, settings: JsonObject) -> dict[str, str]:
     return found
 
 
-def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -> JsonObject:
+def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -> TokenizerJson:
     chain, whole_words = tokenizer_json_of(pre)
     return {
         "pre_tokenizer": chain,
@@ -211,7 +217,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[list[str]], pre: str) -
     }
 
 
-def _from_vocab_and_merges(folder: Path, settings: JsonObject) -> JsonObject:
+def _from_vocab_and_merges(folder: Path, settings: TokenizerJson) -> TokenizerJson:
     name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
     if name not in _CLASS_PRE:
         raise RequestError(
@@ -240,7 +246,9 @@ def _is_tiktoken(path: Path) -> bool:
         return False
 
 
-def _from_tiktoken(path: Path, config: JsonObject, settings: JsonObject) -> JsonObject:
+def _from_tiktoken(
+    path: Path, config: Mapping[str, object], settings: TokenizerJson
+) -> TokenizerJson:
     pre = _TIKTOKEN_PRE.get(str(config.get("model_type")))
     if pre is None:
         raise RequestError(

@@ -13,8 +13,8 @@ import binascii
 import re
 from itertools import groupby, pairwise
 
-from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
+from llmopt.formats.gguf.added_tokens import TokenizerJson
 from llmopt.formats.gguf.tokenizer_source import Rules, TokenizerSource
 
 #: how llama.cpp's BPE over plain text cuts it first
@@ -63,7 +63,7 @@ def sentencepiece_rules(source: TokenizerSource) -> Rules:
     )
 
 
-def _space_prefix(tokenizer: JsonObject, merges: list[tuple[str, str]]) -> bool:
+def _space_prefix(tokenizer: TokenizerJson, merges: list[tuple[str, str]]) -> bool:
     """Whether text gets a space in front; RequestError for steps other than spaces made ▁."""
     prefix = spaces = False
     normalizer = tokenizer.get("normalizer")
@@ -134,7 +134,7 @@ def _scores(source: TokenizerSource, merges: list[tuple[str, str]]) -> dict[str,
 def unigram_rules(source: TokenizerSource) -> Rules:
     """Rules of a unigram model; RequestError for steps that llama.cpp does not have."""
     model = source.tokenizer["model"]
-    keys: JsonObject = {
+    keys: TokenizerJson = {
         "tokenizer.ggml.model": "t5",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.add_space_prefix": False,
@@ -147,7 +147,7 @@ def unigram_rules(source: TokenizerSource) -> Rules:
     return Rules(keys, scores={text: float(score) for text, score in model["vocab"]})
 
 
-def _unigram_step(step: JsonObject) -> JsonObject:
+def _unigram_step(step: TokenizerJson) -> TokenizerJson:
     """The keys by which llama.cpp takes a step of a unigram model's chains."""
     kind = step["type"]
     if kind == "Precompiled":

@@ -111,6 +111,5 @@ def _end_tokens(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
     path = folder / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
     ids = settings.get("eos_token_id", config.get("eos_token_id"))
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    listed = ids if isinstance(ids, list) else [ids]
+    return frozenset(each for each in listed if isinstance(each, int))

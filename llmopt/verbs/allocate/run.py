@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from llmopt.allocate import document
@@ -41,6 +42,8 @@ from llmopt.verbs.shared.solving import Solver
 _MOST_SEEN, _MOST_HELD_OUT = 64, 16
 #: exchanges tried on real divergence
 _TRIES = 24
+#: what measured.json holds: the divergence of each choice
+_KNOWN = TypeAdapter(dict[str, float])
 
 
 def run(work: Work) -> Outcome:
@@ -140,7 +143,7 @@ class _Measurements:
     ) -> None:
         self._groups, self._sensitivity = groups, sensitivity
         self._windows, self._path = windows, path
-        self.known: dict[str, float] = read_json(path) if path.is_file() else {}
+        self.known = _KNOWN.validate_python(read_json(path)) if path.is_file() else {}
         self.on_measured: Callable[[int], None] = lambda _: None
 
     def __call__(self, settings: Sequence[Layout | None]) -> float:
