@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from llmopt.artifact import JsonObject
 from llmopt.corpora.files import Record, chosen_field
@@ -24,7 +24,7 @@ _SPLIT_NAMES = {
 """Names of a dataset's own splits that serve each use of ours, the first that is there."""
 
 
-class _DataFile(TypedDict):
+class _DataFile(BaseModel):
     filename: str
 
 
@@ -105,7 +105,7 @@ def _saved_files(folder: Path) -> list[Path]:
         listed = _DATA_FILES.validate_python(_read_json(state).get("_data_files"))
     except ValidationError as error:
         raise RequestError(f"{state}: does not list the dataset's files") from error
-    files = [folder / entry["filename"] for entry in listed]
+    files = [folder / entry.filename for entry in listed]
     for file in files:
         if file.parent != folder or not file.is_file():
             raise RequestError(f"{state}: lists {file.name}, which is not in the folder")

@@ -113,12 +113,13 @@ def _from_gguf(file: GgufFile) -> Imatrix:
                 pairs.setdefault(tensor.name.removesuffix(suffix), {})[suffix] = tensor
     if not pairs:
         raise RequestError(f"{name} holds no importance matrix")
-    numbers = [metadata.get(key) for key in (_CHUNKS, _CHUNK_SIZE)]
+    stated = [metadata.get(key) for key in (_CHUNKS, _CHUNK_SIZE)]
+    numbers = [number for number in stated if type(number) is int]
     datasets = metadata.get(_DATASETS, [])
-    if any(type(number) is not int for number in numbers) or not isinstance(datasets, list):
+    if len(numbers) < len(stated) or not isinstance(datasets, list):
         raise RequestError(f"{name} does not say what its importance matrix was made from")
     entries = {tensor: _entry(name, tensor, pair) for tensor, pair in pairs.items()}
-    chunks, chunk_size = (int(number or 0) for number in numbers)
+    chunks, chunk_size = numbers
     names = tuple(str(dataset) for dataset in datasets if dataset)
     return Imatrix(entries=entries, chunks=chunks, chunk_size=chunk_size or CHUNK, datasets=names)
 

@@ -21,8 +21,8 @@ from llmopt.formats.files import open_regular
 from llmopt.specs.ggml import GGML_TYPES
 
 MAGIC = b"GGUF"
-#: keys and values: scalars, strings, bytes for arrays of uint8, and lists for other arrays
-Metadata = dict[str, Any]
+#: keys and values: scalars, strings, bytes for arrays of uint8, lists for other arrays, and Typed
+Metadata = dict[str, object]
 
 #: struct formats of the scalars, by the number that files give a type
 _SCALARS = {

@@ -50,10 +50,9 @@ class SpecialKeys:
     @property
     def metadata(self) -> Metadata:
         """As the file has them."""
-        return {
-            f"tokenizer.ggml.{SPECIAL_KEYS[kind]}_token_id": number
-            for kind, number in self.ids.items()
-        } | {f"tokenizer.ggml.add_{kind}_token": add for kind, add in self.adds.items()}
+        ids = {f"{SPECIAL_KEYS[kind]}_token_id": number for kind, number in self.ids.items()}
+        adds = {f"add_{kind}_token": add for kind, add in self.adds.items()}
+        return {f"tokenizer.ggml.{key}": value for key, value in (ids | adds).items()}
 
 
 def special_keys(

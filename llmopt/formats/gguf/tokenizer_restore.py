@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
-from llmopt.formats.gguf.added_tokens import TokenizerJson
 from llmopt.formats.gguf.pretokenizers import ADDS_BOS, tokenizer_json_of
 from llmopt.formats.gguf.sentencepiece import (
     BYTE,
@@ -88,7 +87,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
             (folder / "additional_chat_templates" / f"{name}.jinja").write_text(other, "utf-8")
 
 
-def _write_json(path: Path, content: TokenizerJson) -> None:
+def _write_json(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
@@ -129,7 +128,7 @@ def _vocabulary(tokens: list[str], types: list[int]) -> dict[str, int]:
 
 def _added_tokens(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int]
-) -> list[TokenizerJson]:
+) -> list[dict[str, object]]:
     """Tokens that are looked for in the text before all else; those of control are special.
 
     As llama.cpp does, whatever the file says: what ends generation by its name is special, and
@@ -163,7 +162,7 @@ def _merges(metadata: Mapping[str, Any]) -> list[list[str]]:
     return merges
 
 
-def _bpe(vocabulary: dict[str, int], merges: list[list[str]], **options: Any) -> TokenizerJson:
+def _bpe(vocabulary: dict[str, int], merges: list[list[str]], **options: Any) -> dict[str, object]:
     known = vocabulary.keys()
     return {
         "type": "BPE",
@@ -180,7 +179,9 @@ def _bpe(vocabulary: dict[str, int], merges: list[list[str]], **options: Any) ->
     }
 
 
-def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> TokenizerJson:
+def _byte_level(
+    metadata: Mapping[str, Any], tokens: list[str], types: list[int]
+) -> dict[str, object]:
     name = str(metadata.get("tokenizer.ggml.pre", "default"))
     chain, whole_words = tokenizer_json_of(name)
     return {
@@ -191,8 +192,8 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     }
 
 
-def _decoder(prefix: bool) -> TokenizerJson:
-    steps: list[TokenizerJson] = [
+def _decoder(prefix: bool) -> dict[str, object]:
+    steps: list[dict[str, object]] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
@@ -204,7 +205,7 @@ def _decoder(prefix: bool) -> TokenizerJson:
 
 def _plain_text(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int], special: dict[str, str]
-) -> TokenizerJson:
+) -> dict[str, object]:
     model = _bpe(
         _vocabulary(tokens, types),
         _merges(metadata),
@@ -222,7 +223,7 @@ def _plain_text(
 
 def _sentencepiece(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int], special: dict[str, str]
-) -> TokenizerJson:
+) -> dict[str, object]:
     scores = _list(metadata, "scores", float, len(tokens))
     prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     # a piece of any type but byte can come of joining; what is found before is not text any more
@@ -248,9 +249,9 @@ def _sentencepiece(
 
 def _unigram(
     metadata: Mapping[str, Any], tokens: list[str], types: list[int], special: dict[str, str]
-) -> TokenizerJson:
+) -> dict[str, object]:
     scores = _list(metadata, "scores", float, len(tokens))
-    steps: list[TokenizerJson] = []
+    steps: list[dict[str, object]] = []
     if charsmap := _charsmap(metadata):
         text = base64.b64encode(charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": text})
@@ -286,20 +287,20 @@ def _charsmap(metadata: Mapping[str, Any]) -> bytes:
 
 def _post_processor(
     metadata: Mapping[str, Any], special: dict[str, str], tokens: list[str], kind: str
-) -> TokenizerJson | None:
+) -> dict[str, object] | None:
     """The first and last token that llama.cpp adds, by the file's switches or its own defaults."""
     defaults = {"bos": kind == "llama", "eos": kind == "t5"}
     pre = metadata.get("tokenizer.ggml.pre")
     if kind == "gpt2" and isinstance(pre, str):
         defaults["bos"] = pre in ADDS_BOS
-    ends: dict[str, TokenizerJson] = {}
+    ends: dict[str, dict[str, object]] = {}
     for end, default in defaults.items():
         if end in special and metadata.get(f"tokenizer.ggml.add_{end}_token", default):
             ends[end] = {"SpecialToken": {"id": special[end], "type_id": 0}}
     if not ends:
         return None
 
-    def around(name: str) -> list[TokenizerJson]:
+    def around(name: str) -> list[dict[str, object]]:
         first = [ends["bos"]] if "bos" in ends else []
         last = [ends["eos"]] if "eos" in ends else []
         return [*first, {"Sequence": {"id": name, "type_id": 0}}, *last]
@@ -319,7 +320,7 @@ def _post_processor(
     }
 
 
-def _settings(metadata: Mapping[str, Any], special: dict[str, str]) -> TokenizerJson:
+def _settings(metadata: Mapping[str, Any], special: dict[str, str]) -> dict[str, object]:
     """tokenizer_config.json."""
     length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     return {
@@ -330,7 +331,7 @@ def _settings(metadata: Mapping[str, Any], special: dict[str, str]) -> Tokenizer
     }
 
 
-def _generation(tokens: list[str], types: list[int], special: dict[str, str]) -> TokenizerJson:
+def _generation(tokens: list[str], types: list[int], special: dict[str, str]) -> dict[str, object]:
     """generation_config.json: llama.cpp ends at eos, eot, eom and at tokens it knows by name."""
     ids = {kind: tokens.index(text) for kind, text in special.items()}
     ends = [ids[kind] for kind in ("eos", "eot", "eom") if kind in ids]
@@ -339,7 +340,7 @@ def _generation(tokens: list[str], types: list[int], special: dict[str, str]) ->
             i for i, token in enumerate(tokens) if types[i] == CONTROL and token in ENDS_BY_NAME
         ]
         ends = list(dict.fromkeys(ends))
-    found: TokenizerJson = {f"{k}_token_id": ids[k] for k in ("bos", "pad") if k in ids}
+    found: dict[str, object] = {f"{k}_token_id": ids[k] for k in ("bos", "pad") if k in ids}
     if ends:
         found["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     return found
