@@ -29,12 +29,12 @@ _CPU_FEATURES = {
 _DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python"}
 
 
-def findings() -> dict[str, Any]:
+def findings() -> dict[str, dict[str, Any]]:
     """{"machine": {...}, "backends": {name: {"version", "install", "purpose"}}}."""
     return {"machine": _machine(), "backends": _backends()}
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> dict[str, object]:
     import torch
 
     from llmopt.runtimes.torch.int8 import computes_in_integers
@@ -66,7 +66,7 @@ def cpu_features() -> list[str]:
     return [name for flag, name in _CPU_FEATURES.items() if flag in flags]
 
 
-def _backends() -> dict[str, dict[str, Any]]:
+def _backends() -> dict[str, dict[str, str | None]]:
     return {
         name: {
             "version": _version(name),

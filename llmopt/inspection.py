@@ -30,12 +30,12 @@ def describe(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> dict[str, Any]:
+def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> dict[str, object]:
     family = family_of(headers.config)
     config = family.language_config(headers.config)
     size = numbers.megabytes(headers.weight_bytes)
     dtypes = Counter(header.dtype for header in headers.tensors.values())
-    summary: dict[str, Any] = {
+    summary: dict[str, object] = {
         "family": family.id,
         "blocks": family.naming(headers.tensors).block_count,
         "hidden size": config.get("hidden_size") or config.get("n_embd"),
@@ -49,7 +49,7 @@ def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> d
     return summary | _provenance(manifest)
 
 
-def _quantization(headers: Headers, source: ModelSource) -> dict[str, Any]:
+def _quantization(headers: Headers, source: ModelSource) -> dict[str, str]:
     """How the linears are stored, or why that cannot be read."""
     try:
         quantization = read_quantization(source.folder, headers.config)
@@ -65,7 +65,7 @@ def _quantization(headers: Headers, source: ModelSource) -> dict[str, Any]:
     return {"quantized": f"{quantization.format}: {found}", **unused}
 
 
-def _provenance(manifest: ManifestJson) -> dict[str, Any]:
+def _provenance(manifest: ManifestJson) -> dict[str, str]:
     if not manifest:
         return {}
     parents = ", ".join(str(p.get("source") or p["name"]) for p in manifest["parents"])
@@ -87,7 +87,7 @@ def _provenance(manifest: ManifestJson) -> dict[str, Any]:
     return found
 
 
-def _tensors(headers: Headers) -> list[dict[str, Any]]:
+def _tensors(headers: Headers) -> list[dict[str, object]]:
     return [
         {
             "name": name,

@@ -6,14 +6,13 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def describe() -> dict[str, Any]:
+def describe() -> dict[str, object]:
     """JSON; see report.comparison.Machine."""
     return {
         "processor": processor(),
