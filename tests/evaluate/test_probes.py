@@ -64,7 +64,8 @@ def test_codes_are_held_to_the_weights_that_they_were_chosen_for_alone(
     base, model = pair
     assert measure("codes", model, base)
     assert not measure("codes", base, model)
-    folded: dict[str, Any] = {**model.manifest, "ledger": [{"actions": ["folded", "quantized"]}]}
+    entry = {**model.manifest["ledger"][0], "actions": ["folded", "quantized"]}
+    folded: dict[str, Any] = {**model.manifest, "ledger": [entry]}
     assert not measure("codes", Artifact("q", model.path, model.digest, folded), base)
 
 
