@@ -50,7 +50,7 @@ class Certificate(Document):
     largest_error: float
 
 
-class Allocation(Document):
+class Allocated(Document):
     """What was predicted of the layouts that a search chose."""
 
     predicted_kl: float | None
@@ -61,7 +61,7 @@ class Evidence(Document):
     """What a step says of its work. left_out: why a file of the parent stays behind, by name."""
 
     certificate: Certificate | None = None
-    allocation: Allocation | None = None
+    allocation: Allocated | None = None
     tokenizer: list[str] | None = None
     left_out: dict[str, str] | None = None
     loading: dict[str, JsonValue] | None = None
