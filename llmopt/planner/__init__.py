@@ -83,7 +83,7 @@ def _shared(
     return Shared(
         texts=Texts(recipe, contents.config),
         names=names,
-        contents={MODEL: contents} | {name: read_contents(path) for name, path in folders.items()},
+        known={MODEL: contents} | {name: read_contents(path) for name, path in folders.items()},
         seed=recipe.seed,
         sequences=recipe.data.calibration.sequences,
         model_name=model.name,
@@ -106,18 +106,22 @@ def _planned(in_order: list[Expanded], shared: Shared) -> list[PlannedStep]:
         if failed & {member for _, name in named(item) for member in ids.get(name, [name])}:
             failed.add(step.id)
             continue
-        key = (*item.key, step.verb)
         try:
-            found = planned(step.verb, Context(step.id, key, item.source, step.settings, shared))
+            found = planned(step.verb, _context(item, shared))
         except RecipeError as error:
             mistakes.add(error.all)
             failed.add(step.id)
             continue
         steps += found.steps
         if found.contents is not None:
-            shared.contents[step.id] = found.contents
+            shared.known[step.id] = found.contents
     mistakes.raise_any()
     return steps
+
+
+def _context(item: Expanded, shared: Shared) -> Context:
+    step, key = item.step, (*item.key, item.step.verb)
+    return Context(**vars(shared), id=step.id, key=key, source=item.source, settings=step.settings)
 
 
 def _check_ids(steps: list[PlannedStep], source: Source) -> None:

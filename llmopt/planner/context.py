@@ -14,56 +14,40 @@ from llmopt.planner.graph import Names
 from llmopt.planner.texts import Texts
 from llmopt.recipe import Source
 from llmopt.recipe.fields import Settings
+from llmopt.recipe.models import settings_of
 from llmopt.recipe.source import Key
 from llmopt.specs import VERBS, load
 from llmopt.step import MODEL, Planned, PlannedStep, Plans, StepInput, Text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What all steps of a recipe share. `contents`: of the models known so far, by name."""
+    """What all steps of a recipe share. `known`: contents of the models known so far, by name."""
 
     texts: Texts
     names: Names
-    contents: dict[str, Contents]
+    known: dict[str, Contents]
     seed: int
     sequences: int
     model_name: str
     file_name: str | None
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, kw_only=True)
+class Context(Shared):
     """A step.PlanContext. `asked_by`: the written step, where a plan asked for this one."""
 
     id: str
     key: Key
     source: Source
     settings: Settings
-    shared: Shared
     asked_by: str | None = None
     judges: str | None = None
     changes: tuple[Change, ...] = ()
 
     @property
-    def seed(self) -> int:
-        return self.shared.seed
-
-    @property
-    def sequences(self) -> int:
-        return self.shared.sequences
-
-    @property
-    def model_name(self) -> str:
-        return self.shared.model_name
-
-    @property
-    def file_name(self) -> str | None:
-        return self.shared.file_name
-
-    @property
     def context_length(self) -> int | None:
-        return self.shared.texts.context_length
+        return self.texts.context_length
 
     def inputs(self, role: str) -> tuple[StepInput, ...]:
         return tuple(dict.fromkeys(StepInput(role, name) for _, name in self._named(role)))
@@ -85,40 +69,39 @@ class Context:
         for mark, field, typed in self.settings.inputs():
             if mark.role == role:
                 key = (*self.key, field)
-                for name in self.shared.names.members(typed, key, self.source):
+                for name in self.names.members(typed, key, self.source):
                     yield key, name
 
     def contents(self, name: str) -> Contents:
-        return self.shared.contents[name]
+        return self.known[name]
 
     def is_model(self, name: str) -> bool:
-        return name in self.shared.contents
+        return name in self.known
 
     def models(self) -> tuple[str, ...]:
-        return tuple(name for name in self.shared.contents if name not in self.shared.names.outside)
+        return tuple(name for name in self.known if name not in self.names.outside)
 
     def calibration(self, needed_by: str | None, key: Key) -> Text | None:
-        return self.shared.texts.calibration(needed_by, key, self.source)
+        return self.texts.calibration(needed_by, key, self.source)
 
     def evaluation(self, windows: int | None = None) -> Text:
-        return self.shared.texts.evaluation(windows, self.source)
+        return self.texts.evaluation(windows, self.source)
 
     def held_out(self) -> Text:
-        return self.shared.texts.held_out(self.source)
+        return self.texts.held_out(self.source)
 
     def step(
         self, verb: str, settings: Mapping[str, object], name: str, *,
         key: Key = (), contents: Contents | None = None, judges: bool = False,
         changes: Sequence[Change] = (),
     ) -> tuple[PlannedStep, ...]:  # fmt: skip
-        known = self.shared.contents | ({self.id: contents} if contents else {})
-        names = replace(self.shared.names, ids={**self.shared.names.ids, self.id: [self.id]})
-        asked = Context(
+        asked = replace(
+            self,
             id=f"{self.id}.{name}",
             key=key or self.key,
-            source=self.source,
             settings=_validated(verb, settings),
-            shared=replace(self.shared, contents=known, names=names),
+            known=self.known | ({self.id: contents} if contents else {}),
+            names=replace(self.names, ids={**self.names.ids, self.id: [self.id]}),
             asked_by=self.id,
             judges=self.id if judges else None,
             changes=tuple(changes),
@@ -132,9 +115,7 @@ def planned(verb: str, context: Context) -> Planned:
     found = plans.plan(context.settings, context)
     steps = (
         replace(
-            step,
-            asked_by=step.asked_by or context.asked_by,
-            judges=step.judges or context.judges,
+            step, asked_by=step.asked_by or context.asked_by, judges=step.judges or context.judges
         )
         for step in found.steps
     )
@@ -143,8 +124,7 @@ def planned(verb: str, context: Context) -> Planned:
 
 def _validated(verb: str, settings: Mapping[str, object]) -> Settings:
     """The settings that one verb asks another for; LlmoptError where that one has no such."""
-    made: type[Settings] = load(f"{VERBS[verb].package}.settings").SETTINGS
     try:
-        return made.model_validate(dict(settings))
+        return settings_of(verb).model_validate(dict(settings))
     except ValidationError as error:
         raise LlmoptError(f"a plan asks {verb} for what it cannot do: {error}") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from llmopt import artifact
 from llmopt.corpora import source as corpora
@@ -21,8 +22,9 @@ class Texts:
     """The recipe's texts as steps name them: by name and digest, cut to the model's context."""
 
     def __init__(self, recipe: Recipe, config: Mapping[str, object]) -> None:
-        self._recipe, self._digests = recipe, dict[tuple[str, str, str], str]()
-        self.context_length = context_length(config)
+        self._recipe = recipe
+        self._digest = cache(_digest)  # many steps share their text
+        self.context_length = _context_length(config)
 
     def calibration(self, needed_by: str | None, key: Key, source: Source) -> Text | None:
         """See PlanContext."""
@@ -54,22 +56,25 @@ class Texts:
     def held_out(self, source: Source) -> Text:
         """See PlanContext."""
         data = self._recipe.data.evaluation
-        length, cut_from = self._length("evaluation", data, source)
-        return Text(
-            split="evaluation", name=text_name(data.source), source=data.source, field=data.field,
-            count=data.windows, length=length, cut_from=cut_from,
-        )  # fmt: skip
+        return self._undigested("evaluation", data, data.source, data.windows, source)
 
     def _text(
-        self, split: Literal["calibration", "evaluation"], data: CalibrationData | EvaluationData,
+        self, split: corpora.Split, data: CalibrationData | EvaluationData,
         place: str, count: int, source: Source,
     ) -> Text:  # fmt: skip
         with source.at(("data", split, "source")):
             digest = self._digest(place, data.field, split)
+        return replace(self._undigested(split, data, place, count, source), digest=digest)
+
+    def _undigested(
+        self, split: str, data: CalibrationData | EvaluationData, place: str, count: int,
+        source: Source,
+    ) -> Text:  # fmt: skip
+        name = place if place == _DEMO else Path(place).resolve().name
         length, cut_from = self._length(split, data, source)
         return Text(
-            split=split, name=text_name(place), source=place, field=data.field, count=count,
-            length=length, cut_from=cut_from, digest=digest,
+            split=split, name=name, source=place, field=data.field, count=count,
+            length=length, cut_from=cut_from,
         )  # fmt: skip
 
     def _length(
@@ -90,14 +95,8 @@ class Texts:
             )
         return context, data.length
 
-    def _digest(self, place: str, field: str, split: corpora.Split) -> str:
-        asked = (place, field, split)
-        if asked not in self._digests:  # many steps share their text
-            self._digests[asked] = corpus_digest(place, field, split)
-        return self._digests[asked]
 
-
-def context_length(config: Mapping[str, object]) -> int | None:
+def _context_length(config: Mapping[str, object]) -> int | None:
     """The longest sequence a model was made for, in tokens, where its config says so."""
     text = family_of(config).language_config(config)
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
@@ -107,12 +106,7 @@ def context_length(config: Mapping[str, object]) -> int | None:
     return None
 
 
-def text_name(source: str) -> str:
-    """What manifests call a text: its file's name, not where it lies."""
-    return source if source == _DEMO else Path(source).resolve().name
-
-
-def corpus_digest(source: str, field: str, split: corpora.Split) -> str:
+def _digest(source: str, field: str, split: corpora.Split) -> str:
     """What identifies the text behind `source`, without tokenizing it."""
     corpora.check(source, split=split, field=field)
     if source == _DEMO:

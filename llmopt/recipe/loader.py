@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from llmopt.errors import Mistakes, RequestError
-from llmopt.recipe.mistakes import all_of
+from llmopt.errors import RequestError
+from llmopt.recipe.mistakes import validated
 from llmopt.recipe.models import Recipe, recipe_class
 from llmopt.recipe.overrides import apply
 from llmopt.recipe.reader import parse, read_text
@@ -57,7 +55,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Sou
     source = parse(read_text(path), str(path))
     for override in overrides:
         apply(override, source)
-    return validate(source), source
+    return validated(recipe_class(), source.data, source), source
 
 
 def from_data(
@@ -65,15 +63,4 @@ def from_data(
 ) -> tuple[Recipe, Source]:
     """Validate a recipe that the command line built, its keys from `flags` (see Source)."""
     source = Source(COMMAND_LINE, data, flags=flags or {})
-    return validate(source), source
-
-
-def validate(source: Source) -> Recipe:
-    """The recipe in `source`, or a RecipeError about its first mistake, with all others."""
-    try:
-        return recipe_class().model_validate(source.data)
-    except ValidationError as error:
-        mistakes = Mistakes()
-        mistakes.add(all_of(source, error.errors(include_url=False)))
-    mistakes.raise_any()
-    raise AssertionError("a validation error without a mistake")
+    return validated(recipe_class(), source.data, source), source

@@ -8,11 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from pydantic import ValidationError
-
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.recipe.fields import settings_in
-from llmopt.recipe.mistakes import all_of
+from llmopt.recipe.mistakes import validated
 from llmopt.recipe.models import RESERVED_IDS, Recipe, Step, step_class
 from llmopt.recipe.source import Key, Source
 from llmopt.specs import suggestion
@@ -112,14 +110,7 @@ def _combine(step: Step, values: Mapping[str, object], source: Source, key: Key)
     given = source.value((*key, step.verb))
     name = "-".join([step.id, *(_word(value) for value in values.values())])
     data = {"id": name, step.verb: {**given, **values}}
-    try:
-        return step_class().model_validate(data)
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-    mistakes = Mistakes()
-    mistakes.add(all_of(source, [{**each, "loc": (*key, *each["loc"])} for each in found]))
-    mistakes.raise_any()
-    raise AssertionError("a validation error without a mistake")
+    return validated(step_class(), data, source, key)
 
 
 def _word(value: object) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from llmopt.errors import RecipeError, RequestError
+from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.recipe.fields import Flag, Setting, Settings, Short, marks, models_in, settings_in
 from llmopt.recipe.models import Data, recipe_class, step_class
 from llmopt.recipe.source import Key, Source, dotted
 from llmopt.specs import nearest, suggestion
 from llmopt.specs.base import shortened
 
+M = TypeVar("M", bound=BaseModel)
 #: what pydantic says in terms of Python
 _SAID = {
     "model_type": "input should be a mapping of keys to values",
@@ -25,14 +26,25 @@ _SAID = {
 }
 
 
-def all_of(source: Source, errors: Iterable[Any]) -> Iterator[RecipeError]:
+def validated(model: type[M], data: object, source: Source, place: Key = ()) -> M:
+    """What stands at `place`, as `model`; RecipeError about its first mistake, with all others."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        found = [{**each, "loc": (*place, *each["loc"])} for each in error.errors()]
+    (mistakes := Mistakes()).add(_all_of(source, found))
+    mistakes.raise_any()
+    raise AssertionError("a validation error without a mistake")
+
+
+def _all_of(source: Source, errors: Iterable[Any]) -> Iterator[RecipeError]:
     """A sentence for each of pydantic's error records, in the order of their places."""
     placed = [{**error, "loc": _flat(error["loc"])} for error in errors]
     errors = sorted(placed, key=lambda error: source.place(source.given_at(error["loc"]))[0] or 0)
     typos = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
     for error in errors:
         if not _follows(error, typos):
-            yield explain(source, error, source.existing(source.given_at(error["loc"])))
+            yield _explain(source, error, source.existing(source.given_at(error["loc"])))
 
 
 def _follows(error: Any, typos: list[Key]) -> bool:
@@ -45,7 +57,7 @@ def _follows(error: Any, typos: list[Key]) -> bool:
     return any(typo[:-1] == around and nearest(str(typo[-1]), missing) for typo in typos)
 
 
-def explain(source: Source, mistake: Any, key: Key) -> RecipeError:
+def _explain(source: Source, mistake: Any, key: Key) -> RecipeError:
     """One of pydantic's error records as a sentence about what stands at `key`."""
     kind, location = mistake["type"], mistake["loc"]
     if kind == "extra_forbidden":
@@ -83,7 +95,7 @@ def _not_a_choice(source: Source, mistake: Any, key: Key) -> RecipeError:
 
 def _not_a_key(source: Source, loc: Key) -> RecipeError:
     """What is wrong with a key that its place does not have."""
-    name, known = str(loc[-1]), _keys_at(loc[:-1])
+    name, known = str(loc[-1]), settings_in(_model_at(loc[:-1]))
     if name in known:
         return _of_another_choice(source, loc, known[name])
     given = source.value(loc)
@@ -129,8 +141,8 @@ def _flag_of_verb(name: str, given: object, known: Mapping[str, Setting]) -> str
 
 def _flag_of_text(flag: str) -> str | None:
     """The key of the recipe's texts that a flag sets."""
-    for key, text in settings_in(Data).items():
-        for inner, setting in settings_in(_inside(text.info.annotation)).items():
+    for key in Data.model_fields:
+        for inner, setting in settings_in(_model_at(("data", key))).items():
             names = [each.name for each in marks(setting.info, Flag)] or [f"--{inner}"]
             if flag in names:
                 return f"data.{key}.{inner}, beside steps"
@@ -182,11 +194,6 @@ def _info(model: type[BaseModel], part: str) -> FieldInfo | None:
     return next(named, None)
 
 
-def _keys_at(loc: Key) -> dict[str, Setting]:
-    """The keys that what stands at `loc` may have."""
-    return settings_in(_model_at(loc))
-
-
 def _model_at(loc: Key) -> type[BaseModel]:
     """The class that validates what stands at `loc`."""
     model: type[BaseModel] = recipe_class()
@@ -194,7 +201,3 @@ def _model_at(loc: Key) -> type[BaseModel]:
         if not isinstance(part, int) and (setting := settings_in(model).get(part)):
             model = next(iter(models_in(setting.info.annotation)), model)
     return model
-
-
-def _inside(annotation: object) -> type[BaseModel]:
-    return next(iter(models_in(annotation)))
