@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -98,11 +99,9 @@ def run(plan: Plan, options: RunOptions, reporter: Reporter) -> Ran:
             reporter.refused(step, why)
             continue
         parents = {name: artifacts[name] for name in step.parents}
+        doing = _Doing(plan, step, parents, options, reporter)
         with _disk_errors(plan.outputs[step.judges or step.id]):
-            if step.judges is None:
-                result = _run_step(plan, step, parents, options, reporter)
-            else:
-                result = _judge(plan, step, parents, options, reporter)
+            result = _run_step(doing) if step.judges is None else _judge(doing)
         artifacts[result.artifact.name] = result.artifact
         ran.results.append(result)
         reporter.finished(step, result)
@@ -117,16 +116,14 @@ def table(plan: Plan, verb: str, options: RunOptions, reporter: Reporter) -> Tab
     """The table that the plan's first step of a verb would begin with; leaves no file."""
     step = next(step for step in plan.steps if step.verb == verb)
     parents = {name: artifact.open_artifact(name, plan.folder_of(name)) for name in step.parents}
+    doing = _Doing(plan, step, parents, options, reporter)
     reporter.phase("loading torch and transformers")
     tabulates: Tabulates = load(f"{VERBS[verb].package}.run")
     from llmopt.runtimes.choice import computing_threads
 
-    _check_models(plan, step, parents, reporter)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        work = _work(step, parents, folder / "built", folder / "state", options, reporter)
-        with computing_threads(options.threads):
-            return tabulates.table(work)
+    doing.check_models()
+    with tempfile.TemporaryDirectory() as name, computing_threads(options.threads):
+        return tabulates.table(doing.work(Path(name)))
 
 
 def _refusal(
@@ -156,41 +153,72 @@ def _disk_errors(destination: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_models(
-    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], reporter: Reporter
-) -> None:
-    """RequestError where a model that a step reads is not sound, before anything is made of it."""
-    reporter.phase(f"{step.id}: looking at the model")
+@dataclass(frozen=True)
+class _Doing:
+    """A step of a plan, and the artifacts that it reads."""
 
-    def progress(done: int, total: int) -> None:
-        if total > _LONG_TO_READ:
-            reporter.progress(step, "MB looked at", done // 10**6, total // 10**6)
+    plan: Plan
+    step: PlannedStep
+    parents: dict[str, Artifact]
+    options: RunOptions
+    reporter: Reporter
 
-    for name, parent in parents.items():
-        if plan.is_model(name):
-            soundness.check_model(parent.path, progress)
+    @property
+    def key(self) -> str:
+        return self.step.digest_key({name: each.digest for name, each in self.parents.items()})
+
+    def phase(self, what: str) -> None:
+        self.reporter.phase(f"{self.step.id}: {what}")
+
+    def check_models(self) -> None:
+        """RequestError where a model that is read is not sound, before anything is made of it."""
+        self.phase("looking at the model")
+
+        def progress(done: int, total: int) -> None:
+            if total > _LONG_TO_READ:
+                self.reporter.progress(self.step, "MB looked at", done // 10**6, total // 10**6)
+
+        for name, parent in self.parents.items():
+            if self.plan.is_model(name):
+                soundness.check_model(parent.path, progress)
+
+    def work(self, folder: Path) -> Work:
+        """The work, done in `folder`."""
+        built, state = folder / "built", folder / "state"
+        built.mkdir(exist_ok=True)
+        state.mkdir(exist_ok=True)
+        progress = partial(self.reporter.progress, self.step)
+        return Work(
+            step=self.step, artifacts=self.parents, folder=built, state=state,
+            options=self.options, progress=progress,
+        )  # fmt: skip
+
+    def outcome(self, folder: Path) -> Outcome:
+        """What the verb says, once the work is done in `folder`."""
+        work = self.work(folder)
+        self.phase("loading torch and transformers")
+        verb: Runs = load(f"{VERBS[self.step.verb].package}.run")
+        from llmopt.runtimes.choice import computing_threads
+
+        self.phase("reading text and model")
+        with computing_threads(self.options.threads):
+            return verb.run(work)
 
 
-def _run_step(
-    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
-    reporter: Reporter,
-) -> StepResult:  # fmt: skip
+def _run_step(doing: _Doing) -> StepResult:
+    plan, step, parents, key = doing.plan, doing.step, doing.parents, doing.key
     destination = plan.outputs[step.id]
-    key = step.digest_key({name: parent.digest for name, parent in parents.items()})
     reused = artifact.complete(destination, key)
     started = time.monotonic()
     if not reused:
-        reporter.started(step)
-        _check_models(plan, step, parents, reporter)
+        doing.reporter.started(step)
+        doing.check_models()
         with artifact.workspace(destination, key) as folder:
-            built = folder / "built"
-            built.mkdir(exist_ok=True)
-            work = _work(step, parents, built, folder / "state", options, reporter)
-            outcome = _run_verb(step, work, reporter)
-            reporter.phase(f"{step.id}: publishing")
+            outcome, built = doing.outcome(folder), folder / "built"
+            doing.phase("publishing")
             if yields_model(step):
                 written.check(step, outcome, parents[step.inputs[0].name].path, built)
-            manifest, text = card.finish(_manifest(plan, step, key, parents, outcome, built))
+            manifest, text = card.finish(_manifest(doing, outcome, built))
             record = _run_record(outcome, time.monotonic() - started)
             artifact.publish(built, destination, manifest, record, text)
     artifact.clean(destination)
@@ -201,22 +229,17 @@ def _run_step(
     return StepResult(step, done, reused, time.monotonic() - started, verdicts, notes)
 
 
-def _judge(
-    plan: Plan, step: PlannedStep, parents: dict[str, Artifact], options: RunOptions,
-    reporter: Reporter,
-) -> StepResult:  # fmt: skip
+def _judge(doing: _Doing) -> StepResult:
     """Measure a finished artifact and write the verdict into its manifest."""
-    target = parents[step.judges or ""]
-    key = step.digest_key({name: parent.digest for name, parent in parents.items()})
+    step, key = doing.step, doing.key
+    target = doing.parents[step.judges or ""]
     started = time.monotonic()
     reused = target.manifest.get("gate", {}).get("key") == key
     if not reused:
-        reporter.started(step)
-        _check_models(plan, step, parents, reporter)
+        doing.reporter.started(step)
+        doing.check_models()
         with artifact.workspace(target.path, key) as folder:
-            work = _work(step, parents, folder / "built", folder / "state", options, reporter)
-            outcome = _run_verb(step, work, reporter)
-        said = _said(outcome)
+            said = _said(doing.outcome(folder))
         verdict: GateEntry = {"key": key, "evidence": said["evidence"], "corpus": said["corpus"]}
         manifest: ManifestJson = target.manifest | {"gates": said["gates"], "gate": verdict}
         artifact.write_records(target.path, *card.finish(manifest))
@@ -258,50 +281,17 @@ def _mended(plan: Plan, step: PlannedStep, folder: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _run_verb(step: PlannedStep, work: Work, reporter: Reporter) -> Outcome:
-    reporter.phase(f"{step.id}: loading torch and transformers")
-    verb: Runs = load(f"{VERBS[step.verb].package}.run")
-    from llmopt.runtimes.choice import computing_threads
-
-    reporter.phase(f"{step.id}: reading text and model")
-    with computing_threads(work.options.threads):
-        return verb.run(work)
-
-
-def _work(
-    step: PlannedStep, parents: dict[str, Artifact], built: Path, state: Path,
-    options: RunOptions, reporter: Reporter,
-) -> Work:  # fmt: skip
-    built.mkdir(exist_ok=True)
-    state.mkdir(exist_ok=True)
-
-    def progress(what: str, done: int, total: int) -> None:
-        reporter.progress(step, what, done, total)
-
-    return Work(
-        step=step,
-        artifacts=parents,
-        folder=built,
-        state=state,
-        options=options,
-        progress=progress,
-    )
-
-
-def _manifest(
-    plan: Plan, step: PlannedStep, key: str, parents: dict[str, Artifact], outcome: Outcome,
-    built: Path,
-) -> ManifestJson:  # fmt: skip
-    files = artifact.describe_files(built)
+def _manifest(doing: _Doing, outcome: Outcome, built: Path) -> ManifestJson:
+    step, parents, files = doing.step, doing.parents, artifact.describe_files(built)
     manifest: ManifestJson = {
         "schema": artifact.SCHEMA,
         "name": step.id,
         "verb": step.verb,
-        "key": key,
+        "key": doing.key,
         "format": outcome.format,
         "settings": step.document(),
-        "parents": [_parent(plan, each, parents[each.name]) for each in step.inputs],
-        "seed": plan.recipe.seed,
+        "parents": [_parent(doing.plan, each, parents[each.name]) for each in step.inputs],
+        "seed": doing.plan.recipe.seed,
         "versions": artifact.versions(),
         "files": files,
         "digest": artifact.digest_of(files),
