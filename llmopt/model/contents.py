@@ -11,6 +11,7 @@ from llmopt.model.layout import Layout
 from llmopt.specs.base import CHECKPOINT
 from llmopt.specs.families import FamilySpec, Naming
 from llmopt.specs.formats import PLAIN
+from llmopt.specs.ggml import GGML_TYPES
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class LogicalTensor:
     layout: Layout | None = None
     dtype: str = ""
     settled: bool = True
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether it is no linear, and yet stored in blocks of a type of GGUF files."""
+        return self.dtype in GGML_TYPES and GGML_TYPES[self.dtype].block > 1
 
 
 @dataclass(frozen=True)

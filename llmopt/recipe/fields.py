@@ -167,6 +167,8 @@ def _group_size(value: int) -> int:
     raise ValueError(f"{value} is not a multiple of 16 from 16 up, or -1 for one group a row")
 
 
+#: the model that a step is made from
+From = Annotated[str, Input("model")]
 StepId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 GridId = Annotated[str, Choice("grid", lambda: GRIDS)]
 MethodId = Annotated[str, Choice("method", lambda: METHODS)]
@@ -339,3 +341,8 @@ def bits_of_grid(text: str) -> str:
     if text not in bits:
         raise RequestError(f"{text} is not {', '.join(bits[:-1])} or {bits[-1]}")
     return f"int{text}"
+
+
+#: how the command line spells `grid` and `symmetric`, too
+BITS = Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4.")
+ASYMMETRIC = Flag(off="--asymmetric", help="--asymmetric: a zero point per group.")

@@ -35,7 +35,7 @@ def run(work: Work) -> Outcome:
     windows, corpus = text.evaluation(work.step.evaluation, (base or work.input()).path)
     entries = _entries(work, windows)
     # by now no model is left in this process
-    timed = _settings(work).speed
+    timed = work.asked(Benchmark).speed
     speeds = _speeds(work, [entry.name for entry in entries], windows) if timed else {}
     if work.step.judges is None:
         against = base.name if base else None
@@ -74,19 +74,13 @@ def _entries(work: Work, windows: Tensor) -> list[BenchEntry]:
     return found
 
 
-def _settings(work: Work) -> Benchmark:
-    settings = work.step.settings
-    assert isinstance(settings, Benchmark)
-    return settings
-
-
 def _base(work: Work) -> Artifact | None:
     return next(iter(work.inputs(BASE)), None)
 
 
 def _measured(work: Work, subject: Subject) -> tuple[BenchEntry, Metrics]:
     """What the probes find of one model, judged as they do; and what they find of its base."""
-    name, judge = subject.model.name, Judge(_gates(_settings(work).gates, subject))
+    name, judge = subject.model.name, Judge(_gates(work.asked(Benchmark).gates, subject))
     metrics, of_base = dict[str, Measurement](), dict[str, Measurement]()
     for spec in PROBES.values():
         if spec.alone:
@@ -125,7 +119,7 @@ def _entry(work: Work, subject: Subject, metrics: Metrics) -> BenchEntry:
     return BenchEntry(
         name=model.name,
         format=stored,
-        runtime=_settings(work).runtimes[model.name],
+        runtime=work.asked(Benchmark).runtimes[model.name],
         digest=model.digest,
         manifest_digest=model.manifest_digest,
         is_base=model is base,
@@ -150,7 +144,7 @@ class _Engines:
         return self._of_base
 
     def _load(self, model: Artifact) -> Engine:
-        runtime = _settings(self._work).runtimes[model.name]
+        runtime = self._work.asked(Benchmark).runtimes[model.name]
         device, dtype = _opening(self._work, runtime)
         return open_engine(runtime, model.path, device=device, dtype=dtype)
 
@@ -166,12 +160,12 @@ def _opening(work: Work, runtime: str) -> tuple[str, str]:
 
 def _speeds(work: Work, names: list[str], windows: Tensor) -> dict[str, Metrics]:
     """Speed and memory of each model by itself, after a prompt from the evaluation text."""
-    new_tokens = _settings(work).new_tokens
+    new_tokens = work.asked(Benchmark).new_tokens
     prompt = windows[0, : max(1, min(_PROMPT, windows.shape[1] - new_tokens))].tolist()
     found = dict[str, Metrics]()
     with stopwatch() as watch:
         for done, name in enumerate(names):
-            runtime = _settings(work).runtimes[name]
+            runtime = work.asked(Benchmark).runtimes[name]
             device, dtype = _opening(work, runtime)
             work.progress("models timed", done, len(names))
             job = Job(

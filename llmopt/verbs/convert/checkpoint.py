@@ -87,12 +87,8 @@ class _Conversion:
         """
         settings = self._settings
         undecided = isinstance(settings, CheckpointTarget) and settings.symmetric is None
-        asymmetric = [
-            f for f in self._changes.values() if f.quantized and not f.quantized.symmetric
-        ]
-        undecided &= bool(asymmetric) and len(asymmetric) == sum(
-            change.quantized is not None for change in self._changes.values()
-        )
+        chosen = [change.quantized for change in self._changes.values() if change.quantized]
+        undecided &= bool(chosen) and not any(layout.symmetric for layout in chosen)
         if not undecided and not settings.exact:
             return
         refused: list[str] = []

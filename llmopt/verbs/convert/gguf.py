@@ -43,6 +43,7 @@ from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.encoding import Encode
 from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget
 from llmopt.verbs.shared import texts as text
+from llmopt.verbs.shared.changes import linear_names
 from llmopt.verbs.shared.config import bare_config
 from llmopt.verbs.shared.gguf_about import description, of_imatrix
 from llmopt.verbs.shared.records import certificate, energy, ratio, too_small
@@ -142,14 +143,9 @@ class _Conversion:
             for module in self._modules(each.placement)
             if each.has_blocks
         }
-        linears = {
-            n for block in range(naming.block_count) for i in naming.linears(block) for n in i
-        }
-        if not types.keys() & {*linears, naming.head}:
+        if not types.keys() & linear_names(naming, head=True):
             return None
-        tokens, corpus = None, None
-        if self._work.step.calibration is not None:
-            tokens, corpus = text.checked_calibration(self._work, checkpoint.folder)
+        tokens, corpus = text.any_calibration(self._work, checkpoint.folder)
         importance = self._importance(types)
         encode = Encode(
             checkpoint, Solver(settings.solving), types, importance,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +14,15 @@ from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.model.layout import Layout, ggml_layout
 from llmopt.recipe.source import Key
-from llmopt.specs import FORMATS
 from llmopt.specs.formats import IMATRIX
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.presets import find_preset
-from llmopt.step import NamedFile, PlanContext, Planned, PlannedStep, StepInput
+from llmopt.step import NamedFile, PlanContext, Planned, PlannedStep
 from llmopt.verbs.convert import gguf_types as gguf
 from llmopt.verbs.convert.layouts import refuse_loss
 from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget, ImatrixTarget, PlannedGguf
-from llmopt.verbs.shared.budget import CANDIDATES_ALONE
+from llmopt.verbs.shared import budget
+from llmopt.verbs.shared.changes import has_head
 from llmopt.verbs.shared.config import bare_config
 from llmopt.verbs.shared.footprints import quantize_footprint
 
@@ -79,10 +78,7 @@ def _with_budget(
     with context.source.at((*context.key, "candidates")):
         changes = tuple(with_types(step.changes, found, settings))
     assert isinstance(step.settings, ConvertSettings)
-    asked = {"from": step.inputs[0].name, "asking": step.settings.target}
-    before = context.step("allocate", asked, "allocation", changes=changes)
-    inputs = (*step.inputs, StepInput("allocation", before[-1].id))
-    return (*before, replace(step, changes=changes, inputs=inputs))
+    return budget.after_allocation(step, step.settings.target, changes, context)
 
 
 def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
@@ -147,8 +143,7 @@ class GgufRequest:
             (settings.has_budget and guided, "imatrix",
              ("a budget takes calibration text to measure on", None)),
             (settings.candidates and not settings.has_budget, "candidates",
-             (CANDIDATES_ALONE,
-              self._source.says((*self._place, "target_bpw"), 4.5))),
+             (budget.CANDIDATES_ALONE, self._source.says((*self._place, "target_bpw"), 4.5))),
             (feedback and not self.rounds, "method", idle),
             (guided and not self.rounds, "imatrix", idle),
         ):  # fmt: skip
@@ -172,13 +167,11 @@ class GgufRequest:
         return None, self._place
 
     def wanted(self, contents: Contents, *, guided: bool) -> list[gguf.Wanted]:
-        """The tensors of the file; see `conversion.gguf.wanted`."""
-        head = f"{contents.naming.head}.weight"
-        tied = head not in contents.tensors
+        """The tensors of the file; see `gguf_types.wanted`."""
         name = "overrides" if self._settings.overrides else "preset"
         key = (*self._place, name if name in self._settings.model_fields_set else "to")
         with self._source.at(key):
-            return gguf.wanted(contents, self._settings, tied=tied, guided=guided)
+            return gguf.wanted(contents, self._settings, tied=not has_head(contents), guided=guided)
 
     def files(self) -> dict[str, NamedFile]:
         """The importance matrix, where one is given."""
@@ -211,10 +204,7 @@ _LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 def with_types(
     changes: Sequence[Change], found: Sequence[gguf.Wanted], settings: GgufTarget
 ) -> Iterator[Change]:
-    """The changes with the types that a budget may give each linear in a block.
-
-    `bytes` of those is their share of the target, until the allocation is known.
-    """
+    """The changes with the types that a budget may give each linear in a block."""
     inside = {
         source: each.settled
         for each in found
@@ -227,14 +217,8 @@ def with_types(
         elif inside[change.name]:
             yield replace(change, options=(change.quantized,))
         else:
-            options = _options(change, settings)
-            sizes = [
-                option.bytes((change.shape[0], change.shape[1]), FORMATS["gguf"])
-                for option in options
-            ]
-            wanted = math.prod(change.shape) * (settings.target_bpw or 4.5) / 8
-            size = round(min(max(wanted, min(sizes)), max(sizes)))
-            yield replace(change, options=options, bytes=size, why=f"{change.why}, by budget")
+            bits, options = settings.target_bpw or 4.5, _options(change, settings)
+            yield budget.with_options(change, options, "gguf", bits)
 
 
 def _options(change: Change, settings: GgufTarget) -> tuple[Layout, ...]:

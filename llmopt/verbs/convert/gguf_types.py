@@ -28,7 +28,7 @@ from llmopt.specs.presets import (
 )
 from llmopt.verbs.convert.layouts import Conversion
 from llmopt.verbs.convert.settings import GgufTarget
-from llmopt.verbs.shared.changes import kept_because, tied_head
+from llmopt.verbs.shared.changes import DTYPES, kept_because, tied_head
 
 #: what files call a head of its own
 HEAD = "output.weight"
@@ -36,7 +36,6 @@ HEAD = "output.weight"
 USUAL = "Q4_K_M"
 #: types of plain numbers, and the dtypes all of whose values each holds
 _HELD = {"F16": {"F16"}, "BF16": {"BF16"}, "F32": {"F16", "BF16", "F32"}}
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,11 @@ def _own_type(contents: Contents, place: Placement, dtype: str) -> str:
     tensors = [contents.tensors[name] for name in place.sources]
     if place.float32 or not tensors or not is_quantized(place.name, place.shape):
         return "F32"
-    asked = _DTYPES.get(dtype)
+    asked = DTYPES.get(dtype)
     types = {
         _exact_type(t.layout) or asked or _decoded_type(contents)
         if t.layout
-        else _stored_type(t) or asked or _plain_type(contents, t)
+        else (t.dtype if t.in_blocks else asked or _plain_type(contents, t))
         for t in tensors
     }
     chosen = types.pop() if len(types) == 1 else asked or "F32"
@@ -158,12 +157,6 @@ def _own_type(contents: Contents, place: Placement, dtype: str) -> str:
 def is_stored_as(tensor: LogicalTensor, type_id: str) -> bool:
     """Whether a tensor of the source has this very type."""
     return type_id == (tensor.layout.grid if tensor.layout else tensor.dtype)
-
-
-def _stored_type(tensor: LogicalTensor) -> str | None:
-    """The type of a tensor that a GGUF file has in blocks."""
-    spec = GGML_TYPES.get(tensor.dtype)
-    return tensor.dtype if spec and spec.block > 1 else None
 
 
 def _exact_type(layout: Layout) -> str | None:
@@ -195,7 +188,7 @@ def _decoded_type(contents: Contents) -> str:
         return "F32"
     config = contents.family.language_config(contents.config)
     named = config.get("dtype") or config.get("torch_dtype") or contents.config.get("dtype")
-    return _DTYPES.get(str(named), "F16") if named != "float32" else "F16"
+    return DTYPES.get(str(named), "F16") if named != "float32" else "F16"
 
 
 def holds(type_id: str, tensor: LogicalTensor) -> bool:
@@ -203,7 +196,7 @@ def holds(type_id: str, tensor: LogicalTensor) -> bool:
 
     One of which only the size is known yet is taken for one of that size.
     """
-    if _stored_type(tensor):
+    if tensor.in_blocks:
         return type_id == "F32"
     if tensor.dtype:
         return tensor.dtype in _HELD[type_id]

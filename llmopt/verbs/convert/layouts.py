@@ -16,6 +16,7 @@ from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import PlanContext
 from llmopt.verbs.convert.settings import CheckpointTarget, ConvertSettings, PlainTarget
 from llmopt.verbs.shared.changes import (
+    DTYPES,
     has_head,
     kept,
     kept_because,
@@ -26,7 +27,6 @@ from llmopt.verbs.shared.changes import (
 from llmopt.verbs.shared.shapes import packing_fault
 
 _USUAL_GROUP = 128
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -68,7 +68,8 @@ def conversions(contents: Contents, settings: ConvertSettings) -> Iterator[Conve
             yield _plain(contents, tensor, shape, target, chosen)
             continue
         indexed = tensor.layout is not None and tensor.layout.desc_act
-        keeps = indexed and spec.group_index and _same_groups(tensor.layout, chosen)
+        same = tensor.layout is not None and tensor.layout.group_size == chosen.group_size
+        keeps = indexed and spec.group_index and same
         chosen = replace(chosen, desc_act=keeps)
         came = f"from {contents.format}, {tensor.layout.label}" if tensor.layout else "from plain"
         change = Change(
@@ -104,10 +105,6 @@ def _open(chosen: Layout, target: CheckpointTarget) -> tuple[Layout, ...]:
     return tuple(sorted(found, key=lambda each: each != chosen)) if len(found) > 1 else ()
 
 
-def _same_groups(layout: Layout | None, chosen: Layout) -> bool:
-    return layout is not None and layout.group_size == chosen.group_size
-
-
 def _kept(contents: Contents, tensor: LogicalTensor) -> Change:
     why = kept_because(contents.naming, tensor.name)
     if tensor.name.removesuffix(".weight") in linear_names(contents.naming, head=True):
@@ -123,7 +120,7 @@ def _plain(
     if tensor.layout is None:
         return Conversion(kept(tensor, why, None, None), None)
     if settings.dtype != "auto":
-        dtype, called = _DTYPES[settings.dtype], str(settings.dtype)
+        dtype, called = DTYPES[settings.dtype], str(settings.dtype)
     else:  # the embedding's, whatever the config says; blocks of a GGUF type are read as float32
         stored = contents.tensors[f"{contents.naming.embedding}.weight"].dtype
         dtype, called = stored if stored in _WIDTHS else "F32", "the model's own dtype"

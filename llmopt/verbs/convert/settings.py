@@ -10,19 +10,19 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from llmopt.errors import RequestError
 from llmopt.methods.quantize.settings import Feedback
 from llmopt.recipe.fields import (
+    ASYMMETRIC,
+    BITS,
     Choice,
     Flag,
+    From,
     GridId,
     GroupSize,
-    Input,
     PresetId,
     Settings,
-    Short,
     Size,
     Strict,
     TypeId,
     Variant,
-    bits_of_grid,
     checked,
     written_formats,
 )
@@ -73,14 +73,13 @@ class PlainTarget(Gated, Target):
 class CheckpointTarget(PlainTarget):
     """A checkpoint of quantized tensors."""
 
-    grid: Annotated[
-        GridId | None,
-        Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
-    ] = Field(None, description="default: the source's, where the format has it")
+    grid: Annotated[GridId | None, BITS] = Field(
+        None, description="default: the source's, where the format has it"
+    )
     group_size: GroupSize | None = Field(None, description="default: the source's, else 128")
-    symmetric: Annotated[
-        bool | None, Flag(off="--asymmetric", help="--asymmetric: a zero point per group.")
-    ] = Field(None, description="default: the source's, else true")
+    symmetric: Annotated[bool | None, ASYMMETRIC] = Field(
+        None, description="default: the source's, else true"
+    )
 
 
 class GgufTarget(PlainTarget, Rounding):
@@ -165,13 +164,9 @@ class ImatrixTarget(Calibrated, Target):
 
 def _targets() -> dict[str, type[Target]]:
     """What may be converted to, as recipes may write it."""
-    spelled: dict[str, type[Target]] = dict.fromkeys(written_formats(), CheckpointTarget)
-    spelled |= {PLAIN: PlainTarget, "gguf": GgufTarget}
-    return {
-        **spelled,
-        **{f"gguf:{preset}": GgufTarget for preset in PRESETS},
-        IMATRIX: ImatrixTarget,
-    }
+    found: dict[str, type[Target]] = dict.fromkeys(written_formats(), CheckpointTarget)
+    found |= {PLAIN: PlainTarget, "gguf": GgufTarget}
+    return found | {f"gguf:{preset}": GgufTarget for preset in PRESETS} | {IMATRIX: ImatrixTarget}
 
 
 def _target_ids() -> list[str]:
@@ -181,9 +176,7 @@ def _target_ids() -> list[str]:
 class ConvertSettings(Settings):
     """Another layout of the same values; what that cannot hold is rounded anew, and reported."""
 
-    from_: Annotated[str, Input("model")] = Field(
-        "model", alias="from", description="the model, or a step's id"
-    )
+    from_: From = Field("model", alias="from", description="the model, or a step's id")
     to: Annotated[str, Choice("target", _target_ids, _targets)] = Field(
         description="how the result lies on disk; hf: plain tensors; gguf:Q4_K_M names a "
         "preset; imatrix: an importance matrix for llama.cpp's tools"

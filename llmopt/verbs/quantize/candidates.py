@@ -13,6 +13,7 @@ from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, GRIDS, lookup
 from llmopt.verbs.quantize.changes import regroups
 from llmopt.verbs.quantize.settings import QuantizeSettings
+from llmopt.verbs.shared import budget
 
 #: group sizes that kernels know, the row among them
 _GROUP_SIZES = (32, 64, 128, -1)
@@ -48,10 +49,9 @@ def candidates(settings: QuantizeSettings) -> list[Layout]:
 def with_options(changes: Iterable[Change], settings: QuantizeSettings) -> Iterator[Change]:
     """The changes with those settings that each linear may get.
 
-    A linear that an override settles has that one option. `bytes` of the others is their share of
-    the target, until the allocation is known.
+    A linear that an override settles has that one option.
     """
-    choices, spec = candidates(settings), FORMATS[settings.format]
+    choices = candidates(settings)
     for change in changes:
         if change.quantized is None:
             yield change
@@ -59,16 +59,13 @@ def with_options(changes: Iterable[Change], settings: QuantizeSettings) -> Itera
         if change.why:  # an override settled it
             yield replace(change, options=(change.quantized,))
             continue
-        rows, cols = change.shape
+        cols = change.shape[1]
         options = tuple(choice for choice in choices if _fits(choice, cols, choices))
         if not options:
             raise RequestError(
                 f"no candidate's group size divides the {cols} inputs of {change.name}"
             )
-        sizes = [option.bytes((rows, cols), spec) for option in options]
-        wanted = rows * cols * settings.target_bpw / 8 if settings.target_bpw else sizes[-1]
-        size = round(min(max(wanted, min(sizes)), max(sizes)))
-        yield replace(change, options=options, bytes=size, why="by budget")
+        yield budget.with_options(change, options, settings.format, settings.target_bpw)
 
 
 def _fits(choice: Layout, cols: int, choices: Sequence[Layout]) -> bool:

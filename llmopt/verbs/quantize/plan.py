@@ -13,12 +13,12 @@ from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.recipe.source import Key
 from llmopt.specs import METHODS
-from llmopt.step import PlanContext, Planned, PlannedStep, StepInput, Text
+from llmopt.step import PlanContext, Planned, PlannedStep, Text
 from llmopt.verbs.quantize.candidates import with_options
 from llmopt.verbs.quantize.changes import quantize_changes, quantize_config
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.shared import gates
-from llmopt.verbs.shared.budget import CANDIDATES_ALONE, goal
+from llmopt.verbs.shared.budget import CANDIDATES_ALONE, after_allocation, goal
 from llmopt.verbs.shared.config import check_config
 from llmopt.verbs.shared.footprints import quantize_footprint
 
@@ -46,7 +46,8 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
     with mistakes.gathered():
         changes = tuple(quantize_changes(contents, settings, context.source, context.key))
     mistakes.raise_any()
-    wanted = goal(settings.target_bpw, settings.target_size)
+    grid = f"{settings.grid} g{settings.group_size}"
+    wanted = goal(settings.target_bpw, settings.target_size) or grid
     step = PlannedStep(
         id=context.id,
         verb="quantize",
@@ -59,15 +60,11 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
         held_out=context.held_out() if calibration else None,
         changes=changes,
         footprint=quantize_footprint(contents, changes, calibration, settings.batch_size),
-        summary=f"{settings.method} {wanted or _grid(settings)} -> {settings.format}",
+        summary=f"{settings.method} {wanted} -> {settings.format}",
     )
     if settings.has_budget:
         return _with_budget(step, settings, context)
     return _written(step, contents, settings)
-
-
-def _grid(settings: QuantizeSettings) -> str:
-    return f"{settings.grid} g{settings.group_size}"
 
 
 def _effective(
@@ -86,10 +83,7 @@ def _with_budget(step: PlannedStep, settings: QuantizeSettings, context: PlanCon
     with context.source.at((*context.key, "candidates")):
         changes = tuple(with_options(step.changes, settings))
     _check_mix(changes, contents, settings, context)
-    asked = {"from": step.inputs[0].name, "asking": step.settings}
-    before = context.step("allocate", asked, "allocation", changes=changes)
-    inputs = (*step.inputs, StepInput("allocation", before[-1].id))
-    planned = replace(step, changes=changes, inputs=inputs)
+    *before, planned = after_allocation(step, step.settings, changes, context)
     return _written(planned, contents, settings, before)
 
 

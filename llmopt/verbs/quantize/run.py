@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from torch import Tensor
-
 from llmopt.allocate import document
 from llmopt.blockwalk import Pass, Sink, walk
 from llmopt.errors import LlmoptError, RequestError
@@ -19,7 +17,6 @@ from llmopt.model.apply import own_config
 from llmopt.model.change import Action, Change
 from llmopt.model.contents import Contents
 from llmopt.model.ledger import LedgerEntry, Measured
-from llmopt.model.results import CorpusName
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import FORMATS
 from llmopt.step import Outcome, Work
@@ -40,7 +37,7 @@ def run(work: Work) -> Outcome:
     checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
     others = copy_side_files(checkpoint, work.folder)
     device = pick_device(work.options.device)
-    tokens, corpus = _calibration(work, checkpoint)
+    tokens, corpus = text.any_calibration(work, checkpoint.folder)
     spec = FORMATS[settings.format]
     work, allocation = _settled(work, contents)
     if not any(change.quantized for change in work.step.changes):
@@ -101,13 +98,6 @@ def _check_held(checkpoint: Checkpoint, held: Iterable[str], codec: Codec[Quanti
                 f"{module} is left as it came, and cannot be written so: {reason}",
                 hint="make plain weights of the model first: llmopt convert --to hf",
             )
-
-
-def _calibration(work: Work, checkpoint: Checkpoint) -> tuple[Tensor | None, CorpusName | None]:
-    """The calibration windows int64 [sequences, length], and what the manifest says of them."""
-    if work.step.calibration is None:
-        return None, None
-    return text.checked_calibration(work, checkpoint.folder)
 
 
 def _carried_out(

@@ -9,19 +9,20 @@ from pydantic import Field
 from llmopt.errors import RequestError
 from llmopt.methods.quantize.settings import MethodSettings
 from llmopt.recipe.fields import (
+    ASYMMETRIC,
+    BITS,
     ActivationsId,
     Flag,
     FormatId,
+    From,
     GridId,
     GroupSize,
-    Input,
     MethodId,
     Settings,
     Short,
     Strict,
     TransformId,
     Variant,
-    bits_of_grid,
 )
 from llmopt.specs import METHODS
 from llmopt.specs.base import load_class
@@ -64,9 +65,7 @@ def _methods() -> dict[str, type[MethodSettings]]:
 class QuantizeSettings(Gated, Rounding):
     """Codes for the linears of a model, and a check of the result."""
 
-    from_: Annotated[str, Input("model")] = Field(
-        "model", alias="from", description="the model, or a step's id"
-    )
+    from_: From = Field("model", alias="from", description="the model, or a step's id")
     method: MethodId = Field("gptq", description="how codes are chosen")
     solver: Annotated[Settings, Variant("method", _methods, "method {}")] = Field(
         default_factory=MethodSettings, description="what the method reads"
@@ -74,14 +73,11 @@ class QuantizeSettings(Gated, Rounding):
     transform: TransformId = Field(
         "auto", description="what is done to weights first; auto: what the method asks for"
     )
-    grid: Annotated[
-        GridId,
-        Short("--bits", bits_of_grid, metavar="BITS", help="--bits 4 is short for --grid int4."),
-    ] = Field("int4", description="which values a weight may take")
+    grid: Annotated[GridId, BITS] = Field("int4", description="which values a weight may take")
     group_size: GroupSize = Field(128, description="input channels that share a scale; -1: a row")
-    symmetric: Annotated[
-        bool, Flag(off="--asymmetric", help="--asymmetric: a zero point per group.")
-    ] = Field(True, description="fixed zero point; false: a zero point per group")
+    symmetric: Annotated[bool, ASYMMETRIC] = Field(
+        True, description="fixed zero point; false: a zero point per group"
+    )
     format: FormatId = Field("gptq", description="how the result lies on disk")
     activations: ActivationsId = Field(
         "none", description="grid that activations are rounded to, per token, when it computes"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llmopt.model.change import Change
+from llmopt.model.layout import Layout
+from llmopt.recipe.fields import Settings
 from llmopt.report.numbers import megabytes
+from llmopt.specs import FORMATS
+from llmopt.step import PlanContext, PlannedStep, StepInput
 
 #: what is wrong with candidates where there is no budget
 CANDIDATES_ALONE = "only a budget chooses among candidates"
@@ -28,6 +33,27 @@ def byte_budget(
     kept = sum(change.bytes + len(change.name) + _ENTRY for change in changes if not change.options)
     headers = sum(_PARTS * (len(change.name) + _ENTRY) for change in quantized) + _FILE
     return (target_size or 0) - kept - headers
+
+
+def with_options(
+    change: Change, options: tuple[Layout, ...], format_id: str, bits: float | None
+) -> Change:
+    """A linear's change, open among these. `bytes` is its share of a target in bits a weight."""
+    rows, cols = change.shape
+    sizes = [option.bytes((rows, cols), FORMATS[format_id]) for option in options]
+    wanted = rows * cols * bits / 8 if bits else sizes[-1]
+    size, why = min(max(wanted, min(sizes)), max(sizes)), f"{change.why}, by budget"
+    return replace(change, options=options, bytes=round(size), why=why.removeprefix(", "))
+
+
+def after_allocation(
+    step: PlannedStep, asking: Settings, changes: tuple[Change, ...], context: PlanContext
+) -> tuple[PlannedStep, ...]:
+    """The step with these changes, after the allocation that chooses among their options."""
+    asked = {"from": step.inputs[0].name, "asking": asking}
+    before = context.step("allocate", asked, "allocation", changes=changes)
+    inputs = (*step.inputs, StepInput("allocation", before[-1].id))
+    return (*before, replace(step, changes=changes, inputs=inputs))
 
 
 def goal(target_bpw: float | None, target_size: int | None) -> str:

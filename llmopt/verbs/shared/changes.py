@@ -10,7 +10,9 @@ from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.specs import FORMATS
 from llmopt.specs.families import Naming
-from llmopt.specs.ggml import GGML_TYPES
+
+#: what headers call the dtypes of settings and configs
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | None) -> Change:
@@ -23,8 +25,7 @@ def kept(tensor: LogicalTensor, why: str, format_id: str | None, source: str | N
         (rows, cols), spec = tensor.shape, FORMATS[format_id]
         scale = FORMATS[source].scale_bytes if source and spec.any_scale else None
         size = layout.bytes((rows, cols), spec, scale)
-    ggml = GGML_TYPES.get(tensor.dtype)
-    blocks = ggml is not None and ggml.block > 1
+    blocks = tensor.in_blocks
     return Change(
         name=tensor.name,
         actions=("decoded",) if blocks else ("kept",),

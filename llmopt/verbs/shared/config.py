@@ -20,13 +20,13 @@ from llmopt.recipe.source import Key
 from llmopt.specs import FORMATS
 from llmopt.specs.families import Naming
 from llmopt.specs.formats import PLAIN
-from llmopt.verbs.shared.changes import unquantized
+from llmopt.verbs.shared.changes import DTYPES, unquantized
 
 #: names the code that comes with a model, which stays behind
 AUTO_MAP = "auto_map"
 QUANTIZATION = "quantization_config"
 #: what transformers calls the dtypes of headers
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def config_changes(
@@ -124,7 +124,7 @@ def _rewritten(contents: Contents, changes: Sequence[Change]) -> Iterator[Config
     )
     if dtype := next(decoded, None):
         key = "torch_dtype" if "torch_dtype" in contents.config else "dtype"
-        yield from _everywhere(contents, key, _DTYPES[dtype], f"decoded linears are {dtype}")
+        yield from _everywhere(contents, key, _NAMES[dtype], f"decoded linears are {dtype}")
     yield from _own_head(contents, changes)
 
 

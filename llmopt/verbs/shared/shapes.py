@@ -89,7 +89,6 @@ def misfit(layout: Layout, shape: tuple[int, int], spec: FormatSpec, *, head: bo
     Whether its scales and zero points can is seen when they are read.
     """
     size = layout.group_size
-    packs = not (layout.grid == "fp8" or layout.activations)
     for refused, why in (
         (layout.grid not in spec.grids, f"cannot hold {layout.grid}"),
         (layout.activations not in (None, *spec.activations),
@@ -101,7 +100,7 @@ def misfit(layout: Layout, shape: tuple[int, int], spec: FormatSpec, *, head: bo
     ):  # fmt: skip
         if refused:
             return f"format {spec.id} {why}"
-    return packing_fault("it", shape, spec, packs)
+    return packing_fault("it", shape, spec, layout.packs)
 
 
 def _remedy(

@@ -40,6 +40,11 @@ def checked_calibration(work: Work, folder: Path) -> tuple[Tensor, CorpusName]:
     return windows, corpus
 
 
+def any_calibration(work: Work, folder: Path) -> tuple[Tensor | None, CorpusName | None]:
+    """The same; None of a step that reads no text."""
+    return checked_calibration(work, folder) if work.step.calibration else (None, None)
+
+
 def evaluation(text: Text, folder: Path) -> tuple[Tensor, CorpusName]:
     """Windows int64 [windows, length], and their name; see `calibration`."""
     tokens, corpus = _read(text, "evaluation", folder)

@@ -18,7 +18,6 @@ from llmopt.model.layout import Layout, ggml_layout
 from llmopt.model.ledger import LedgerEntry
 from llmopt.specs import FORMATS
 from llmopt.specs.formats import PLAIN
-from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Outcome, PlannedStep
 
 
@@ -130,8 +129,7 @@ def _check_tensor(expected: LogicalTensor, found: LogicalTensor, format_id: str 
 
 def _layout(tensor: LogicalTensor) -> Layout | None:
     """How a tensor is stored, None for plain numbers."""
-    spec = GGML_TYPES.get(tensor.dtype)
-    return ggml_layout(tensor.dtype) if spec and spec.block > 1 else tensor.layout
+    return ggml_layout(tensor.dtype) if tensor.in_blocks else tensor.layout
 
 
 def _said(layout: Layout | None, format_id: str | None) -> str | None:
