@@ -63,10 +63,6 @@ class StepResult:
     verdicts: Sequence[Verdict]
     notes: tuple[str, ...] = ()
 
-    @property
-    def failed(self) -> bool:
-        return any(not verdict.passed for verdict in self.verdicts)
-
 
 @dataclass
 class Ran:

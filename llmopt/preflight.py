@@ -115,21 +115,18 @@ def _check_texts(plan: Plan, todo: Sequence[PlannedStep]) -> None:
     """RequestError where text that a later step measures on is too short, or is not the model's."""
     seen: list[Text] = []
     for step in todo[1:]:  # the first looks at its own
-        if step.evaluation is not None and step.evaluation not in seen:
-            _check_text(step, step.evaluation, plan.model.folder)
-            seen.append(step.evaluation)
+        if step.evaluation is None or step.evaluation in seen:
+            continue
+        seen.append(step.evaluation)
+        from llmopt.verbs.shared import texts
 
-
-def _check_text(step: PlannedStep, text: Text, folder: Path) -> None:
-    from llmopt.verbs.shared import texts
-
-    try:
-        texts.evaluation(text, folder)
-    except RequestError as error:
-        if step.judges is None:
-            raise
-        ways = [*([error.hint] if error.hint else []), "take no gate (--gate none)"]
-        raise RequestError(error.message, hint=", or ".join(ways)) from None
+        try:
+            texts.evaluation(step.evaluation, plan.model.folder)
+        except RequestError as error:
+            if step.judges is None:
+                raise
+            ways = [*([error.hint] if error.hint else []), "take no gate (--gate none)"]
+            raise RequestError(error.message, hint=", or ".join(ways)) from None
 
 
 def _size(folder: Path) -> int:

@@ -7,7 +7,7 @@ command builds its one-step recipe from the flags that were typed, and errors na
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,22 +21,11 @@ from llmopt.recipe.models import Recipe, settings_of
 from llmopt.recipe.source import CommandOption
 
 #: keys of the recipe beside its step that commands have flags for, where they read such text
-SEED, REVISION = {"seed": Flag(help="Seed of everything random.")}, {"revision": Flag()}
-CALIBRATION = {
-    "data.calibration.source": Flag("--calibration", metavar="TEXT"),
-    "data.calibration.field": Flag(),
-    "data.calibration.sequences": Flag(),
-    "data.calibration.length": Flag(),
-    "data.evaluation.source": Flag("--evaluation", metavar="TEXT"),
-    "data.evaluation.windows": Flag(),
-}
-EVALUATION = {
-    "data.evaluation.source": Flag("--evaluation", metavar="TEXT"),
-    "data.evaluation.field": Flag(),
-    "data.evaluation.windows": Flag(),
-    "data.evaluation.length": Flag(),
-}
-
+CALIBRATION = (
+    *(f"data.calibration.{key}" for key in ("source", "field", "sequences", "length")),
+    *(f"data.evaluation.{key}" for key in ("source", "windows")),
+)
+EVALUATION = tuple(f"data.evaluation.{key}" for key in ("source", "field", "windows", "length"))
 
 #: what Typer makes of a flag that was typed: of a switch, of one that is given once, or many times
 Value = bool | str | list[str]
@@ -142,12 +131,12 @@ def _with(each: Setting, settings: Mapping[str, Setting]) -> Iterator[str]:
             yield f"{'not' if few else 'only'} with {name} {', '.join(lacking if few else having)}"
 
 
-def recipe_flags(keys: Mapping[str, Flag]) -> list[KeyFlag]:
+def recipe_flags(keys: Iterable[str]) -> list[KeyFlag]:
     """The flags of the recipe's own keys, as CALIBRATION names them."""
     found: list[KeyFlag] = []
-    for key, said in keys.items():
+    for key in keys:
         info, (*_, part, _) = _field(key), ("", *key.split("."))
-        words = f"{part.title()}: {info.description}".removeprefix(": ")
+        said, words = _said(info), f"{part.title()}: {info.description}".removeprefix(": ")
         found += _flags(key, info, said=replace(said, help=said.help or _help(words, info)))
     return found
 

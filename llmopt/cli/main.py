@@ -19,7 +19,7 @@ from llmopt.errors import LlmoptError
 
 _INTERRUPTED, _TERMINATED, _BROKEN_PIPE = 130, 143, 141
 _MOST_ERRORS = 20
-_RESUMES = "{}; the same command resumes"
+_STOPPED = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
 
 
 class _Terminated(BaseException):
@@ -38,24 +38,22 @@ def run() -> NoReturn:
     as_json = "--json" in sys.argv
     try:
         result = application()(standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-        if code == _INTERRUPTED:  # Typer turns an interrupt into this result
-            _print_error(_RESUMES.format("interrupted"), None, code, as_json)
+        code = result if isinstance(result, int) else 0  # Typer turns an interrupt into 130
     except LlmoptError as error:
         _print_errors(error, as_json)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
-        _print_error(_RESUMES.format("interrupted"), None, code, as_json)
     except _Terminated:
         code = _TERMINATED
-        _print_error(_RESUMES.format("terminated"), None, code, as_json)
     except typer.Exit as stop:
         code = stop.exit_code
     except SystemExit:  # how Typer and rich leave when nobody reads on
         code = _BROKEN_PIPE
     except Exception as error:
         code = _usage_or_bug(error, as_json)
+    if code in _STOPPED:
+        _print_error(f"{_STOPPED[code]}; the same command resumes", None, code, as_json)
     sys.exit(_flushed(code))
 
 

@@ -12,7 +12,6 @@ from llmopt.recipe.models import RESERVED_IDS
 from llmopt.recipe.source import CommandOption
 
 Typed = Mapping[KeyFlag, Value]
-NOTHING: Mapping[str, object] = {}
 
 
 def named(flags: Sequence[KeyFlag], typed: Typed) -> dict[str, CommandOption]:
@@ -30,7 +29,7 @@ def recipe_of(
     typed: Typed,
     out: Path,
     mistakes: Mistakes,
-    more: Mapping[str, object] = NOTHING,
+    more: Mapping[str, object],
 ) -> dict[str, object]:
     """The one-step recipe of a model, the flags that were typed, and `more` settings."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", out.absolute().name).lstrip("._-")[:80] or verb

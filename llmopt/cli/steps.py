@@ -56,10 +56,19 @@ def raise_if_failed(ran: Ran) -> None:
 
 def documents(ran: Ran) -> list[dict[str, object]]:
     """What came of each step as JSON; those that were refused are last."""
-    refused: list[dict[str, object]] = [
-        {"step": name, "refused": why} for name, why in ran.refused.items()
+    done: list[dict[str, object]] = [
+        {
+            "step": result.step.id,
+            "path": str(result.artifact.path),
+            "reused": result.reused,
+            "notes": list(result.notes),
+            "manifest": result.artifact.manifest,
+            "run": run_record(result.artifact.path),
+        }
+        for result in ran.results
     ]
-    return [*(document(result) for result in ran.results), *refused]
+    done += ({"step": name, "refused": why} for name, why in ran.refused.items())
+    return done
 
 
 def _amount(result: StepResult) -> str:
@@ -67,18 +76,6 @@ def _amount(result: StepResult) -> str:
     manifest = result.artifact.manifest
     corpus = (manifest["gate"] if result.step.judges else manifest)["corpus"]
     return f" on {CorpusName.model_validate(corpus).amount}"
-
-
-def document(result: StepResult) -> dict[str, object]:
-    """A step's result as JSON: its manifest and run record, and whether it was reused."""
-    return {
-        "step": result.step.id,
-        "path": str(result.artifact.path),
-        "reused": result.reused,
-        "notes": list(result.notes),
-        "manifest": result.artifact.manifest,
-        "run": run_record(result.artifact.path),
-    }
 
 
 def summary_line(result: StepResult) -> str:

@@ -68,30 +68,26 @@ class LedgerEntry(Measured, Change):
 
 def document(change: Change) -> dict[str, JsonValue]:
     """The members of a change or an entry, without those that say nothing."""
-    usual: dict[str, object] = {
-        "sources": (change.name,), "layout": None, "dtype": "", "why": "", "options": (),
-        "settled": True,
-    }  # fmt: skip
+    usual = {each.name: each.default for each in fields(change)} | {"sources": (change.name,)}
     members = {"name": change.name, "sources": change.sources, "actions": change.actions}
     members |= _members(change)
     return {
         name: _plain(value)
         for name, value in members.items()
-        if value is not None and not (name in usual and value == usual[name])
+        if value is not None and value != usual[name]
     }
 
 
-def _members(value: Change | Measured) -> dict[str, Any]:
+def _members(value: Change | Measured | Layout) -> dict[str, Any]:
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
 def _plain(value: object) -> JsonValue:
     """A member as JSON has it; a layout without what it usually lacks."""
     if isinstance(value, Layout):
-        members = {each.name: getattr(value, each.name) for each in fields(value)}
         return {
             name: each
-            for name, each in members.items()
+            for name, each in _members(value).items()
             if each not in (False, None) or name == "symmetric"
         }
     if isinstance(value, tuple):

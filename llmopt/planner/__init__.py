@@ -66,8 +66,10 @@ def _model(
     """The model that the recipe begins with; its card is looked at where others are made of it."""
     with source.at(("model",)):
         model = resolve(recipe.model, recipe.revision, fetch=fetch)
-        if allow_pickle:
-            model = _unpickled(model)
+        if allow_pickle:  # torch is loaded for pickles alone
+            from llmopt.formats.pickles import unpickled
+
+            model = replace(model, folder=unpickled(model.folder, artifact.cache_folder()))
         if any(VERBS[item.step.verb].yields == "model" for item in steps):
             card_metadata.declared(model.folder)
     return model
@@ -165,10 +167,3 @@ def _place(step: PlannedStep, out: Path, *, single: bool) -> Path:
     if step.asked_by is None:
         return out
     return out.with_name(f".{out.name}.{step.id.removeprefix(f'{step.asked_by}.')}")
-
-
-def _unpickled(model: ModelSource) -> ModelSource:
-    """The model with weights that can be read; torch is loaded for pickles alone."""
-    from llmopt.formats.pickles import unpickled
-
-    return replace(model, folder=unpickled(model.folder, artifact.cache_folder()))

@@ -115,7 +115,9 @@ class Recipe(Strict):
     name: str = Field("recipe", description="what reports call this")
     model: str = Field(description="a directory, hub id, artifact, or demo")
     revision: str | None = Field(None, description="hub branch, tag or commit")
-    seed: int = Field(0, ge=0, lt=1 << 63, description="of everything random")
+    seed: Annotated[int, Flag(help="Seed of everything random.")] = Field(
+        0, ge=0, lt=1 << 63, description="of everything random"
+    )
     data: Data = Field(Data(), description="texts to calibrate and to measure on")
     steps: list[Step] = _STEPS
 

@@ -90,7 +90,6 @@ def test_a_variants_keys_stand_beside_the_others() -> None:
     settings = dreams(written)[0].steps[0].settings
     assert isinstance(settings.target, File)
     assert settings.target.solver == Feedback(damping=0.1)
-    assert settings.given == written.keys()
     whole = written | {"largest": 5_000_000, "dtype": "auto", "zeros": True}
     assert settings.document() == whole
     assert settings.model_dump(by_alias=True) == whole | {"from": "model", "teacher": None}

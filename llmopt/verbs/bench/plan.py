@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from llmopt.errors import Mistakes, RecipeError
+from llmopt.errors import Mistakes
 from llmopt.recipe.source import Key
 from llmopt.specs.runtimes import AUTO, runtime_for
 from llmopt.step import MODEL, PlanContext, Planned, PlannedStep, StepInput
@@ -21,16 +21,14 @@ _SHORTEST = 4
 
 def plan(settings: BenchSettings, context: PlanContext) -> Planned:
     """A measurement of what is named, or of all that was written so far."""
-    (mistakes := Mistakes()).add(_mistakes(settings, context))
+    mistakes = Mistakes()
+    if context.judges is None:  # else who asked has looked at them
+        alone = settings.against is None
+        mistakes.add(gates.mistakes(settings.gates, "gates", context, alone=alone))
     with mistakes.gathered():
         step = _step(settings, context)
     mistakes.raise_any()
     return Planned((step,))
-
-
-def _mistakes(settings: BenchSettings, context: PlanContext) -> Iterator[RecipeError]:
-    if context.judges is None:  # else who asked has looked at them
-        yield from gates.mistakes(settings.gates, "gates", context, alone=settings.against is None)
 
 
 def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
@@ -41,6 +39,8 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
         notes = (f"speed is that of {new_tokens} new tokens, for want of room in the context",)
     evaluation = context.evaluation(GATE_WINDOWS if context.judges else None)
     inputs = (*([base] if base else []), *measured)
+    said = f"gate: {', '.join(settings.gates)}"
+    summary = said if context.judges else f"bench {', '.join(names)}"
     models = len({each.name for each in inputs})
     return PlannedStep(
         id=context.id,
@@ -60,15 +60,9 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
             context.contents(MODEL), models, evaluation.length,
             speed=settings.speed, keeps=context.judges is None,
         ),
-        summary=_summary(settings, names, context),
+        summary=summary,
         notes=notes,
     )  # fmt: skip
-
-
-def _summary(settings: BenchSettings, names: Sequence[str], context: PlanContext) -> str:
-    if context.judges:
-        return f"gate: {', '.join(settings.gates)}"
-    return f"bench {', '.join(names)}"
 
 
 def _inputs(

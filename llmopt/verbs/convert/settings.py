@@ -92,7 +92,7 @@ class GgufTarget(PlainTarget, Rounding):
         "rtn", description="how codes are chosen: to nearest, or with errors fed back"
     )
     solver: Annotated[
-        Settings, Variant("method", lambda: {"rtn": Nearest, "gptq": Feedback}, "method {}")
+        Settings, Variant("method", lambda: {"rtn": Settings, "gptq": Feedback}, "method {}")
     ] = Field(default_factory=Settings, description="what the method reads")
     search: Search = Field(
         "best", description="best: in the same layout; reference: what llama.cpp writes"
@@ -152,10 +152,6 @@ class PlannedGguf(GgufTarget):
     @property
     def about(self) -> About:
         return About(self.model_name, self.name, self.metadata)
-
-
-class Nearest(Settings):
-    """Nothing to say of the nearest codes."""
 
 
 class ImatrixTarget(Calibrated, Target):
