@@ -52,9 +52,8 @@ def push(
     with reporting(output) as reporter:
         reporter.phase(f"{artifact}: reading every byte")
         manifest = hub.checked(artifact, failed_gate_ok=failed_gate_ok)
-    to = hub.Destination(
-        repo=repo_id, private=private, branch=revision, token=hub.find_token(token_env)
-    )
+    token = hub.find_token(token_env)
+    to = hub.Destination(repo=repo_id, private=private, branch=revision, token=token)
     size = megabytes(sum(file["bytes"] for file in manifest["files"]))
     count = len(manifest["files"])
     output.note(f"{artifact}: as written; pushing {count} files, {size} MB, to {repo_id} ...")

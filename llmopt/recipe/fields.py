@@ -126,6 +126,14 @@ def written_formats() -> list[str]:
     return [id_ for id_, spec in FORMATS.items() if spec.grids and spec.kind == CHECKPOINT]
 
 
+def _transforms() -> list[str]:
+    return list(dict.fromkeys(["none", *(spec.transform for spec in METHODS.values())]))
+
+
+def _activations() -> list[str]:
+    return sorted({grid for spec in FORMATS.values() for grid in spec.activations})
+
+
 _SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,18})?) ?(?P<unit>[kmgt]i?)?b?", re.IGNORECASE)
 _UNITS = {"": 1, **{u: 10 ** (3 * (i + 1)) for i, u in enumerate("kmgt")},
           **{f"{u}i": 1024 ** (i + 1) for i, u in enumerate("kmgt")}}  # fmt: skip
@@ -166,21 +174,9 @@ GridId = Annotated[str, Choice("grid", lambda: GRIDS)]
 MethodId = Annotated[str, Choice("method", lambda: METHODS)]
 FormatId = Annotated[str, Choice("format", written_formats)]
 #: what is done to weights before a method, as methods ask for it
-TransformId = Annotated[
-    str,
-    Choice(
-        "transform",
-        lambda: dict.fromkeys(["auto", "none", *(m.transform for m in METHODS.values())]),
-    ),
-]
+TransformId = Annotated[str, Choice("transform", lambda: ["auto", *_transforms()])]
 #: what activations may be rounded to in some format
-ActivationsId = Annotated[
-    str,
-    Choice(
-        "grid of activations",
-        lambda: ["none", *sorted({grid for spec in FORMATS.values() for grid in spec.activations})],
-    ),
-]
+ActivationsId = Annotated[str, Choice("grid of activations", lambda: ["none", *_activations()])]
 PresetId = Annotated[str, Choice("preset", lambda: PRESETS)]
 TypeId = Annotated[str, Choice("GGUF type", lambda: GGML_TYPES)]
 RuntimeId = Annotated[str, Choice("runtime", lambda: [AUTO, *RUNTIMES])]

@@ -112,11 +112,8 @@ def compose(text: str, file: str) -> yaml.Node | None:
     What aliases stand for is not written out: a node that has several is there once.
     """
     if (odd := Reader.NON_PRINTABLE.search(text)) is not None:
-        line, column = (
-            text.count("\n", 0, odd.start()) + 1,
-            odd.start() - text.rfind("\n", 0, odd.start()),
-        )
-        message = f"not valid YAML: the character {odd.group()!r}"
+        start, message = odd.start(), f"not valid YAML: the character {odd.group()!r}"
+        line, column = text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start)
         raise RecipeError(message, file=file, line=line, column=column)
     try:
         node: yaml.Node | None = _Nodes(text).get_single_node()

@@ -102,14 +102,11 @@ class _Conversion:
     def check_values(self) -> None:
         """RequestError for values that would be lost unseen, before any work is done."""
         for each in gguf.conversions(self._contents, self._wanted):
-            module, _, kind = each.change.name.rpartition(".")
-            filler = (
-                not each.change.written and kind == "bias" and module in self._checkpoint.layers
-            )
-            if filler and bool(self._checkpoint.read(each.change.name).any()):
-                raise RequestError(
-                    f"llama.cpp has no place for {each.change.name}, which is not zero"
-                )
+            name, written = each.change.name, each.change.written
+            module, _, kind = name.rpartition(".")
+            filler = not written and kind == "bias" and module in self._checkpoint.layers
+            if filler and bool(self._checkpoint.read(name).any()):
+                raise RequestError(f"llama.cpp has no place for {name}, which is not zero")
         for wanted in self._wanted if self._settings.exact else ():
             place = wanted.placement
             certain = not place.offset and all(
@@ -119,11 +116,10 @@ class _Conversion:
             if wanted.has_blocks or certain:
                 continue
             if not keeps_values(self._checkpoint, place, wanted.type_id):
-                what = (
-                    f"{place.offset:g} + w in {wanted.type_id}" if place.offset else wanted.type_id
-                )
+                held = f"{place.offset:g} + w in " if place.offset else ""
+                held += wanted.type_id
                 raise RequestError(
-                    f"{place.sources[0]} is not exact in the file, which holds {what}",
+                    f"{place.sources[0]} is not exact in the file, which holds {held}",
                     hint="without --exact it is rounded, and the error is reported",
                 )
 

@@ -192,7 +192,7 @@ class GgufRequest:
             message = f"several files of {size:,} bytes cannot be {file}"
             raise self._error(message, "split_size", "-o FOLDER, or a larger split size")
 
-    def _error(self, message: str, name: str, hint: str | None = None) -> RequestError:
+    def _error(self, message: str, name: str, hint: str | None) -> RequestError:
         return self._source.error(message, (*self._place, name), hint)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -76,10 +77,9 @@ def file_type(settings: GgufTarget, found: Sequence[Wanted]) -> int:
     """`general.file_type`: the preset's number, else that of the type with the most weights."""
     if settings.preset is not None and not settings.has_budget:
         return find_preset(settings.preset).file_type
-    weights: dict[str, int] = {}
+    weights = Counter[str]()
     for each in found:
-        count = math.prod(each.placement.shape)
-        weights[each.type_id] = weights.get(each.type_id, 0) + count
+        weights[each.type_id] += math.prod(each.placement.shape)
     return file_type_of(max(weights, key=lambda type_id: weights[type_id]))
 
 

@@ -66,7 +66,7 @@ class Quantize:
 
 
 def rows_of(
-    tensor: QuantizedTensor, start: int, stop: int, activations: str | None = None
+    tensor: QuantizedTensor, start: int, stop: int, activations: str | None
 ) -> QuantizedTensor:
     """Output channels start to stop of a tensor that was solved together with others."""
     p = tensor.params

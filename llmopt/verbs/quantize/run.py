@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from llmopt.allocate import document
-from llmopt.blockwalk import Pass, Sink, walk
+from llmopt.blockwalk import Sink, walk
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of
@@ -33,28 +33,25 @@ from llmopt.verbs.shared.solving import Solver
 def run(work: Work) -> Outcome:
     """Quantize the parent model into `work.folder`."""
     settings = work.asked(QuantizeSettings)
-    parent = work.input()
-    checkpoint, contents = Checkpoint.open(parent.path), read_contents(parent.path)
+    path = work.input().path
+    checkpoint, contents = Checkpoint.open(path), read_contents(path)
     others = copy_side_files(checkpoint, work.folder)
     device = pick_device(work.options.device)
     tokens, corpus = text.any_calibration(work, checkpoint.folder)
-    spec = FORMATS[settings.format]
     work, allocation = _settled(work, contents)
     if not any(change.quantized for change in work.step.changes):
         raise RequestError("nothing was quantized: every linear is skipped by an override")
-    codec = codec_of(spec.id)
+    codec = codec_of(settings.format)
     held = [change.module for change in work.step.changes if change.held]
     _check_held(checkpoint, held, codec)
     quantize_config(contents, work.step.changes, settings)  # refuses what no config can say
     changes = {change.module: change for change in work.step.changes}
     quantize = Quantize(Solver(settings.solving), changes, sequential=in_order(settings))
-    passes: list[Pass] = [quantize]
-    if settings.transform == "awq":
-        passes.insert(0, Awq(quantize.options_of, frozenset(held)))
+    awq = [Awq(quantize.options_of, frozenset(held))] if settings.transform == "awq" else []
     writer = ShardWriter(work.state / "parts")
     work.progress("blocks", 0, checkpoint.naming.block_count + settings.head)
     records = walk(
-        checkpoint, tokens, passes, Sink(writer, codec),
+        checkpoint, tokens, [*awq, quantize], Sink(writer, codec),
         work.state / "walk",
         head=settings.head,
         batch_size=settings.batch_size,
@@ -64,10 +61,10 @@ def run(work: Work) -> Outcome:
     writer.finalize(work.folder)
     ledger = list(_carried_out(work.step.changes, records))
     config = quantize_config(contents, ledger, settings)
-    write_config(own_config(contents), work.folder, config, format_id=spec.id)
+    write_config(own_config(contents), work.folder, config, format_id=settings.format)
     others |= {"loading": loading(checkpoint.naming, ledger)}
     return Outcome(
-        format=spec.id,
+        format=settings.format,
         ledger=ledger,
         config_changes=config,
         corpus=corpus,

@@ -79,7 +79,7 @@ def allocate_footprint(
 
 
 def bench_footprint(
-    contents: Contents, models: int, length: int, *, speed: bool, keeps: bool = True
+    contents: Contents, models: int, length: int, *, speed: bool, keeps: bool
 ) -> Footprint:
     """Two models in float32 at a time, and the logits of one window from both.
 
