@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -278,3 +279,27 @@ def test_no_two_public_classes_have_one_name() -> None:
                 found.setdefault(node.name, []).append(name_of(path))
     del found[Codec.__name__]
     assert not {name: where for name, where in found.items() if len(where) > 1}
+
+
+def test_modules_and_most_functions_fit_a_screen_or_two() -> None:
+    lengths = []
+    for path in modules():
+        text = path.read_text("utf-8")
+        assert text.count("\n") <= 400, path
+        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        lengths += [(node.end_lineno or 0) - node.lineno + 1 for node in nodes]
+    assert sorted(lengths)[len(lengths) * 9 // 10] <= 22
+
+
+def test_few_types_say_nothing_of_what_they_hold() -> None:
+    """Uses of dict[str, Any], under whatever name."""
+    texts = [path.read_text("utf-8") for path in modules()]
+    names = {
+        name for text in texts for name in re.findall(r"^(\w+) = dict\[str, Any\]", text, re.M)
+    }
+    count = 0
+    for text in texts:
+        lines = [line for line in text.splitlines() if not line.startswith(("from ", "    from "))]
+        count += sum(line.count("dict[str, Any]") for line in lines)
+        count += sum(len(re.findall(rf"\b{name}\b", line)) for name in names for line in lines)
+    assert count < 100
