@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def rounded(weight: torch.Tensor, importance: torch.Tensor | None = None) -> Qua
     return QuantizedTensor(grid="int4", codes=codes.reshape(rows, cols), params=params)
 
 
-class EachInlet:
+class EachInlet(ABC):
     """A pass that does the same to every inlet of every block."""
 
     changes = True
@@ -50,8 +51,9 @@ class EachInlet:
         for inlet in block.inlets(sequential=self.sequential):
             self.visit(inlet)
 
+    @abstractmethod
     def visit(self, inlet: Inlet) -> None:
-        raise NotImplementedError
+        """What is done to one."""
 
 
 class Watch(EachInlet):

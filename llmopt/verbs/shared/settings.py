@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -57,9 +58,9 @@ class Rounding(Calibrated):
         return self.target_bpw is not None or self.target_size is not None
 
     @property
+    @abstractmethod
     def solving(self) -> Solving:
         """How codes are chosen."""
-        raise NotImplementedError
 
     @property
     def about(self) -> About:
