@@ -13,7 +13,7 @@ from llmopt import artifact
 from llmopt.artifact import Artifact
 from llmopt.model.change import Change, ConfigChange
 from llmopt.model.contents import Contents
-from llmopt.model.footprint import NOTHING, Footprint
+from llmopt.model.footprint import IN_MEMORY, NOTHING, Arrangement, Footprint
 from llmopt.model.ledger import LedgerEntry
 from llmopt.model.results import CorpusName, Verdict
 from llmopt.recipe.fields import Settings
@@ -106,6 +106,7 @@ class PlannedStep:
     changes: tuple[Change, ...] = ()
     config_changes: tuple[ConfigChange, ...] = ()
     footprint: Footprint = NOTHING
+    arrangement: Arrangement = IN_MEMORY
     summary: str = ""
     notes: tuple[str, ...] = ()
 
