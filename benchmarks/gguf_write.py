@@ -21,48 +21,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.random_checkpoint import write_model as write_checkpoint
 from tests.gguf_files import write_model
 
-WIDTH, INNER, VOCABULARY = 1024, 2816, 16000
-
-
-def make(folder: Path, blocks: int, dtype: torch.dtype) -> Path:
-    """The checkpoint; returns its weight file."""
-    config = {
-        "model_type": "llama",
-        "hidden_size": WIDTH,
-        "intermediate_size": INNER,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    shapes = {
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (WIDTH // 2, WIDTH),
-        "self_attn.v_proj": (WIDTH // 2, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH),
-        "mlp.gate_proj": (INNER, WIDTH),
-        "mlp.up_proj": (INNER, WIDTH),
-        "mlp.down_proj": (WIDTH, INNER),
-        "input_layernorm": (WIDTH,),
-        "post_attention_layernorm": (WIDTH,),
-    }
-    named = {
-        f"model.layers.{block}.{name}.weight": shape
-        for block in range(blocks)
-        for name, shape in shapes.items()
-    }
-    named |= {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "model.norm.weight": (WIDTH,)}
-    path = folder / "model.safetensors"
-    save_file({name: torch.randn(shape).to(dtype) for name, shape in named.items()}, path)
-    return path
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 16000,
+    "tie_word_embeddings": True,
+}
 
 
 def copy(source: Path, target: Path) -> None:
@@ -89,8 +62,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        folder = Path(name)
-        source = make(folder, given.blocks, getattr(torch, given.dtype))
+        folder = Path(name) / "model"
+        config = CONFIG | {"num_hidden_layers": given.blocks}
+        write_checkpoint(folder, config, dtype=getattr(torch, given.dtype))
+        source = folder / "model.safetensors"
         rows = []
         for _ in range(given.runs + 1):
             plain = seconds(lambda: copy(source, folder / "copy"))

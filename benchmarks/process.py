@@ -1,6 +1,6 @@
 """Run a command and measure it from outside: wall time, CPU time, peak memory. Linux only.
 
-Two memory counters, because they answer different questions:
+Three memory counters, because they answer different questions:
 
 - `peak_anonymous`: the largest RssAnon seen in /proc/PID/status, sampled every 20 ms. Memory that
   only this process can give back: heaps, tensors, packed buffers. Pages of mapped files are not in
@@ -8,8 +8,13 @@ Two memory counters, because they answer different questions:
 - `peak_resident`: VmHWM of the same file, kept by the kernel, so no peak is missed. Everything
   resident, mapped file pages included.
 
-Both are the command's own process; the tools measured here do their work in one. VmHWM starts
+These are of the command's own process; the tools measured here do their work in one. VmHWM starts
 anew at exec, unlike getrusage's ru_maxrss, which begins with the size of the process that forked.
+
+- unique memory, where a `Watch` is given: Private_Clean and Private_Dirty of
+  /proc/PID/smaps_rollup, summed over the command and all that it started, so pages that a child
+  shares with its parent do not count twice. The kernel walks page tables for it: a process of
+  10 GB takes it 0.1 s, so it is read as often as costs 3% of a core.
 """
 
 from __future__ import annotations
@@ -18,10 +23,42 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 INTERVAL = 0.02
+#: the share of a core that reading unique memory may take
+_SHARE = 0.03
+
+
+@dataclass
+class Watch:
+    """What is seen of a command while it runs, with the seconds since it began.
+
+    unique: bytes of unique memory. lines: what it printed, line by line, where there is a log.
+    """
+
+    unique: list[tuple[float, int]] = field(default_factory=list)
+    lines: list[tuple[float, str]] = field(default_factory=list)
+    _next: float = 0.0
+    _rest: str = ""
+
+    def look(self, pid: int, now: float, printed: str) -> None:
+        """Note what was printed since the last look, and the memory, if it is time for that."""
+        *whole, self._rest = (self._rest + printed).split("\n")
+        self.lines += ((now, line) for line in whole)
+        if now >= self._next:
+            began = time.perf_counter()
+            self.unique.append((now, sum(map(_unique, _family(pid)))))
+            self._next = now + (time.perf_counter() - began) / _SHARE
+
+    def peak(self, begin: float = 0.0, end: float = float("inf")) -> int:
+        """The most unique memory in a part of the run, in bytes; 0 where nothing was seen."""
+        return max((size for at, size in self.unique if begin <= at < end), default=0)
+
+    def when(self, text: str) -> float | None:
+        """When a line with this text was printed first."""
+        return next((at for at, line in self.lines if text in line), None)
 
 
 @dataclass(frozen=True)
@@ -41,9 +78,11 @@ def measure(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     check: bool = True,
+    watch: Watch | None = None,
 ) -> Measured:
     """Run to the end. Output goes to `log`, or nowhere. SystemExit on failure where `check`."""
-    with (log or Path(os.devnull)).open("wb") as sink:
+    log = log or Path(os.devnull)
+    with log.open("wb") as sink, log.open() as printed:
         started = time.perf_counter()
         process = subprocess.Popen(
             command,
@@ -59,6 +98,8 @@ def measure(
                 break
             now = _memory(process.pid)
             anonymous, resident = max(anonymous, now[0]), max(resident, now[1])
+            if watch is not None:
+                watch.look(process.pid, time.perf_counter() - started, printed.read())
             time.sleep(INTERVAL)
         seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -81,3 +122,33 @@ def _memory(pid: int) -> tuple[int, int]:
         if key in found:
             found[key] = int(value.split()[0]) * 1024
     return found["RssAnon"], found["VmHWM"]
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it started, and those, as far as they still run."""
+    found, parents = [pid], _parents()
+    for one in found:
+        found += (child for child, parent in parents.items() if parent == one)
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """The parent of every process."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # after the name, which may hold anything: the state, then the parent
+            found[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    return found
+
+
+def _unique(pid: int) -> int:
+    """Bytes that only this process has; 0 in the moment when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    private = (line.split()[1] for line in lines if line.startswith("Private_"))
+    return sum(int(size) * 1024 for size in private)

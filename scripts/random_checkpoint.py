@@ -1,12 +1,14 @@
 """Write a checkpoint of random weights in any shape, a tensor in memory at a time.
 
     python scripts/random_checkpoint.py llama-8b -o OUT [--blocks 4] [--dtype bfloat16] [--seed 0]
+    python scripts/random_checkpoint.py llama-70b -o OUT --hollow
 
 The first argument is a config.json, or one of the shapes in SHAPES. What is written is a model
 folder as a hub has it: config, shards of at most 4 GiB with an index, and the demo model's
 tokenizer, whose vocabulary any larger one contains. Such a model says nothing of quality; it has
 the sizes of a real one, and activations of ordinary size, so that memory, disk and time are those
-of a real one.
+of a real one. 100 MB a second is usual. With --hollow the files have headers, and holes for the
+weights: at once, in next to no disk, for what reads headers alone, as `llmopt plan` does.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ import json
 import math
 import shutil
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from llmopt.formats.experts import unfuse
 from llmopt.formats.safetensors import DTYPE_NAMES
+from llmopt.formats.transformers_config import using_config
 from llmopt.pretrained import model_config, model_of
 from llmopt.sources import DEMO_MODEL
 from llmopt.specs.families import FamilySpec, family_of
@@ -44,7 +49,7 @@ _LLAMA = {
     "eos_token_id": 2,
 }
 #: config.json of what is usual
-SHAPES: dict[str, dict[str, object]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "llama-1b": _LLAMA
     | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True},
@@ -57,115 +62,161 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 SHARD_BYTES = 4 << 30
+#: what a config.json says of weights that are not these
+_OF_OTHER_WEIGHTS = ("dtype", "torch_dtype", "quantization_config")
 #: weights that are drawn together
-_ROWS_ELEMENTS = 1 << 24
+_ELEMENTS_AT_ONCE = 1 << 24
 
-Shapes = dict[str, tuple[int, ...]]
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Values:
+    """A tensor's shape, and its values: normal with a deviation, or all the same."""
+
+    shape: tuple[int, ...]
+    deviation: float = 0.0
+    constant: float = 0.0
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def parts(self, seed: int) -> Iterator[Tensor]:
+        """float32 [n, ...], runs of rows, in order."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = max(1, _ELEMENTS_AT_ONCE // math.prod(self.shape[1:]))
+        for start in range(0, self.shape[0], rows):
+            part = (min(rows, self.shape[0] - start), *self.shape[1:])
+            if self.deviation:
+                yield torch.randn(part, generator=generator).mul_(self.deviation)
+            else:
+                yield torch.full(part, self.constant)
 
 
 def write_model(
-    folder: Path, config: Mapping[str, object], *, dtype: torch.dtype, seed: int = 0
+    folder: Path, config: Config, *, dtype: torch.dtype, seed: int = 0, hollow: bool = False
 ) -> int:
     """Write the folder, which must not be there; returns the weights' bytes.
 
-    Linears are normal with a variance of 1 / inputs, embeddings with 1, gains are one and biases
-    zero. `config` is a config.json of a supported family; each tensor depends on the seed and its
-    name alone, so that models of more blocks begin as those of fewer do.
+    `config` is a config.json of a supported family. Each tensor depends on the seed and its name
+    alone, so that models of more blocks begin as those of fewer do. `hollow`: headers alone, and
+    zeros that take no disk.
     """
     folder.mkdir(parents=True)
-    said = json.dumps({**config, "torch_dtype": str(dtype).removeprefix("torch.")}, indent=2)
-    (folder / "config.json").write_text(said + "\n", encoding="utf-8")
+    kept = {key: value for key, value in config.items() if key not in _OF_OTHER_WEIGHTS}
+    _write_json(folder / "config.json", kept | {"torch_dtype": str(dtype).removeprefix("torch.")})
     for name in TOKENIZER_FILES:
         shutil.copyfile(DEMO_MODEL / name, folder / name)
-    shards = list(_dealt(shapes_of(config), dtype.itemsize))
+    shards = list(_dealt(tensors_of(kept), dtype.itemsize))
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    size = sum(each.elements for shard in shards for each in shard.values()) * dtype.itemsize
     if len(shards) == 1:
         names = ["model.safetensors"]
     else:
-        placed = {
-            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
-        }
-        index = json.dumps({"metadata": {}, "weight_map": placed}, indent=2)
-        (folder / "model.safetensors.index.json").write_text(index + "\n", encoding="utf-8")
+        held = zip(names, shards, strict=True)
+        placed = {tensor: name for name, shard in held for tensor in shard}
+        index = {"metadata": {"total_size": size}, "weight_map": placed}
+        _write_json(folder / "model.safetensors.index.json", index)
     for name, shard in zip(names, shards, strict=True):
-        _write_shard(folder / name, shard, dtype, seed)
-    return sum(math.prod(shape) for shard in shards for shape in shard.values()) * dtype.itemsize
+        _write_shard(folder / name, shard, dtype, None if hollow else seed)
+    return size
 
 
-def shapes_of(config: Mapping[str, object]) -> Shapes:
-    """Every tensor of a checkpoint with this config, under the names that checkpoints have."""
-    from accelerate import init_empty_weights
+def tensors_of(config: Config) -> dict[str, Values]:
+    """Every tensor of a checkpoint with this config, under the names that checkpoints have.
 
+    Linears have a variance of 1 / inputs, and so have embeddings that are the head, too; others 1.
+    Norms scale by one, biases are zero.
+    """
     family = family_of(config)
-    with init_empty_weights(include_buffers=False):
-        settings = model_config(family.language_config(config))
+    model = _empty_model(config, family)
+    tied = bool(model.config.tie_word_embeddings)
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
+    if tied:
+        shapes.pop(f"{family.head}.weight", None)
+    naming = family.naming(list(shapes))
+    return {
+        naming.rename(name): _values(name, shape, family, tied=tied)
+        for name, shape in shapes.items()
+    }
+
+
+def _empty_model(config: Config, family: FamilySpec) -> nn.Module:
+    """transformers' model on the meta device, its experts apart; of several parts all of them."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForImageTextToText
+
+    with using_config(), init_empty_weights(include_buffers=False):
+        settings = model_config(config)
+        if family.text_config is not None:
+            whole: nn.Module = AutoModelForImageTextToText.from_config(settings)
+            return whole
         model: nn.Module = model_of(settings, dtype=torch.float32, attention=family.attention)
     unfuse(model, family)
-    return dict(_named(model, family, tied=bool(config.get("tie_word_embeddings", True))))
+    return model
 
 
-def _named(
-    model: nn.Module, family: FamilySpec, *, tied: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    naming = family.naming(list(parameters))
-    for name, parameter in parameters.items():
-        if not (tied and name == f"{family.head}.weight"):
-            yield naming.name(name), tuple(parameter.shape)
+def _values(name: str, shape: tuple[int, ...], family: FamilySpec, *, tied: bool) -> Values:
+    if len(shape) == 1:
+        offset = 0.0 if "vision" in name else family.norm_gain_offset
+        return Values(shape, constant=0.0 if name.endswith("bias") else 1.0 - offset)
+    if name.endswith(f"{family.embedding}.weight") and not tied:
+        return Values(shape, deviation=1.0)
+    transposed = family.conv1d and f".{family.blocks}." in name
+    inputs = shape[0] if transposed else math.prod(shape[1:])
+    return Values(shape, deviation=inputs**-0.5)
 
 
-def _dealt(shapes: Shapes, width: int) -> Iterator[Shapes]:
-    shard: Shapes = {}
+def with_blocks(config: Config, blocks: int) -> Config:
+    """The config of as many blocks; kinds of layers repeat as they do in the config's own."""
+    if isinstance(part := config.get("text_config"), dict):
+        return {**config, "text_config": with_blocks(part, blocks)}
+    kinds = config.get("layer_types")
+    kinds = {"layer_types": (kinds * blocks)[:blocks]} if kinds else {}
+    return {**config, "n_layer" if "n_layer" in config else "num_hidden_layers": blocks, **kinds}
+
+
+def _dealt(tensors: Mapping[str, Values], width: int) -> Iterator[dict[str, Values]]:
+    shard: dict[str, Values] = {}
     size = 0
-    for name, shape in shapes.items():
-        needed = math.prod(shape) * width
+    for name, each in tensors.items():
+        needed = each.elements * width
         if shard and size + needed > SHARD_BYTES:
             yield shard
             shard, size = {}, 0
-        shard[name] = shape
+        shard[name] = each
         size += needed
     yield shard
 
 
-def _write_shard(path: Path, shapes: Shapes, dtype: torch.dtype, seed: int) -> None:
+def _write_shard(
+    path: Path, tensors: Mapping[str, Values], dtype: torch.dtype, seed: int | None
+) -> None:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, shape in shapes.items():
-        size = math.prod(shape) * dtype.itemsize
-        place = [position, position + size]
-        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": place}
-        position += size
+    end = 0
+    for name, each in tensors.items():
+        begin, end = end, end + each.elements * dtype.itemsize
+        place = {"shape": list(each.shape), "data_offsets": [begin, end]}
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], **place}
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for name, shape in shapes.items():
-            _write_tensor(file, name, shape, dtype, seed)
+        if seed is None:
+            file.truncate(file.tell() + end)
+            return
+        for name, each in tensors.items():
+            _write_tensor(file, each, dtype, zlib.crc32(name.encode()) ^ seed)
 
 
-def _write_tensor(
-    file: BinaryIO, name: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(hash_of(name) ^ seed)
-    if len(shape) == 1:
-        _write(file, (torch.zeros if name.endswith("bias") else torch.ones)(shape).to(dtype))
-        return
-    deviation = 1.0 if "embed" in name or ".wte" in name else shape[1] ** -0.5
-    rows = max(1, _ROWS_ELEMENTS // math.prod(shape[1:]))
-    for start in range(0, shape[0], rows):
-        part = (min(rows, shape[0] - start), *shape[1:])
-        _write(file, torch.randn(part, generator=generator).mul_(deviation).to(dtype))
+def _write_tensor(file: BinaryIO, values: Values, dtype: torch.dtype, seed: int) -> None:
+    for part in values.parts(seed):
+        file.write(part.to(dtype).view(torch.uint8).numpy().data)
 
 
-def hash_of(name: str) -> int:
-    """A number that is a name's on every machine."""
-    import zlib
-
-    return zlib.crc32(name.encode())
-
-
-def _write(file: BinaryIO, tensor: Tensor) -> None:
-    file.write(tensor.view(torch.uint8).numpy().data)
+def _write_json(path: Path, document: Config) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -175,12 +226,17 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="other than the shape's own number")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hollow", action="store_true", help="headers, and holes for weights")
     arguments = parser.parse_args()
-    config = SHAPES.get(arguments.shape) or json.loads(Path(arguments.shape).read_text("utf-8"))
+    if arguments.out.exists():
+        parser.error(f"{arguments.out} is there already")
+    config: Config = SHAPES.get(arguments.shape) or json.loads(Path(arguments.shape).read_text())
     if arguments.blocks:
-        config = {**config, "num_hidden_layers": arguments.blocks}
+        config = with_blocks(config, arguments.blocks)
     dtype = getattr(torch, arguments.dtype)
-    size = write_model(arguments.out, config, dtype=dtype, seed=arguments.seed)
+    size = write_model(
+        arguments.out, config, dtype=dtype, seed=arguments.seed, hollow=arguments.hollow
+    )
     print(f"{arguments.out}: {size / 1e9:.2f} GB of weights")
 
 

@@ -12,24 +12,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from process import Measured, measure
 
-from llmopt.sources import DEMO_MODEL
+from scripts.random_checkpoint import write_model
 
 # head and embeddings are small, so that what grows is what is measured
-WIDTH = 1024
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": WIDTH,
+    "hidden_size": 1024,
     "intermediate_size": 2816,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
@@ -39,51 +40,7 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "hidden_act": "silu",
     "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
-def write_model(folder: Path, blocks: int) -> int:
-    """A random model with the demo model's tokenizer; returns the weights' bytes."""
-    import torch
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": blocks}))
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(DEMO_MODEL / name, folder / name)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.ones(shape, dtype=torch.bfloat16)
-        if len(shape) == 1
-        else (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(torch.bfloat16)
-        for name, shape in _shapes(blocks).items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _shapes(blocks: int) -> dict[str, tuple[int, ...]]:
-    inner, key_value = CONFIG["intermediate_size"], WIDTH // 2
-    block = {
-        "input_layernorm": (WIDTH,),
-        "post_attention_layernorm": (WIDTH,),
-        "self_attn.q_proj": (WIDTH, WIDTH),
-        "self_attn.k_proj": (key_value, WIDTH),
-        "self_attn.v_proj": (key_value, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH),
-        "mlp.gate_proj": (inner, WIDTH),
-        "mlp.up_proj": (inner, WIDTH),
-        "mlp.down_proj": (WIDTH, inner),
-    }
-    shapes = {
-        "model.embed_tokens.weight": (CONFIG["vocab_size"], WIDTH),
-        "model.norm.weight": (WIDTH,),
-    }
-    for index in range(blocks):
-        shapes |= {f"model.layers.{index}.{name}.weight": shape for name, shape in block.items()}
-    return shapes
 
 
 def quantize(model: Path, out: Path, arguments: argparse.Namespace) -> Measured:
@@ -112,7 +69,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for blocks in arguments.blocks:
         with tempfile.TemporaryDirectory() as scratch:
-            size = write_model(Path(scratch) / "model", blocks)
+            config = CONFIG | {"num_hidden_layers": blocks}
+            size = write_model(Path(scratch) / "model", config, dtype=torch.bfloat16)
             measured = quantize(Path(scratch) / "model", Path(scratch) / "out", arguments)
         rows.append({"blocks": blocks, "weight_bytes": size} | asdict(measured))
         print(_line(rows[-1], rows[0]), flush=True)
