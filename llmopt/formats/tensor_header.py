@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmopt.artifact import JsonObject
-from llmopt.formats.gguf.order import Arrangement
+from llmopt.formats.gguf.order import Rearrangement
 from llmopt.formats.side_files import SideFiles, side_files
 
 #: bytes of an element of each dtype that a checkpoint may hold
@@ -46,7 +46,7 @@ class TensorHeader:
     start: int
     end: int
     stored_shape: tuple[int, ...] | None = None
-    arranged: Arrangement | None = None
+    arranged: Rearrangement | None = None
 
     @property
     def nbytes(self) -> int:

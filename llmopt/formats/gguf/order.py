@@ -17,7 +17,7 @@ RowOrder = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrangement:
+class Rearrangement:
     """How a tensor in a file differs from the model's.
 
     Row i of the file is row order[i] of the model, and `offset` was added to every weight;

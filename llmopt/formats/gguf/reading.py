@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmopt.formats.gguf.order import Arrangement, inverse
+from llmopt.formats.gguf.order import Rearrangement, inverse
 from llmopt.grids import ggml
 from llmopt.specs.ggml import GGML_TYPES
 
@@ -17,7 +17,7 @@ def decoded(raw: Tensor, type_id: str, shape: tuple[int, ...]) -> Tensor:
     return ggml.decode(type_id, rows).reshape(shape)
 
 
-def undone(value: Tensor, arranged: Arrangement) -> Tensor:
+def undone(value: Tensor, arranged: Rearrangement) -> Tensor:
     """A tensor of the file with rows and values as in the model."""
     if arranged.order is not None:
         value = value[torch.tensor(inverse(arranged.order))]

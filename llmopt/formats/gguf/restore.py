@@ -10,7 +10,7 @@ from typing import Any
 from llmopt.errors import RequestError
 from llmopt.formats.gguf.container import GgufFile, GgufTensor
 from llmopt.formats.gguf.families import GgufFamily, gguf_family
-from llmopt.formats.gguf.order import Arrangement, row_order
+from llmopt.formats.gguf.order import Rearrangement, row_order
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.specs.families import FamilySpec, Naming, family_of
 from llmopt.specs.ggml import GGML_TYPES
@@ -142,7 +142,7 @@ class _Restorer:
         norm = tensor.name.removesuffix(f".{suffix}").endswith(("_norm", "_norm_2"))
         offset = self._family.norm_gain_offset if norm and suffix == "weight" else 0.0
         transposed = self._family.conv1d and module in self._linears and suffix == "weight"
-        arranged = Arrangement(order=order, offset=offset, transposed=transposed)
+        arranged = Rearrangement(order=order, offset=offset, transposed=transposed)
         name = self._naming.name(path)
         if suffix == "weight" and name in self._in_blocks and len(shape) != 2:
             raise RequestError(
@@ -151,12 +151,12 @@ class _Restorer:
             )
         return self._stored(
             tensor, name, suffix, shape, tensor.start, tensor.end,
-            None if arranged == Arrangement() else arranged,
+            None if arranged == Rearrangement() else arranged,
         )  # fmt: skip
 
     def _stored(
         self, tensor: GgufTensor, module: str, suffix: str, shape: tuple[int, ...],
-        start: int, end: int, arranged: Arrangement | None,
+        start: int, end: int, arranged: Rearrangement | None,
     ) -> TensorHeader:  # fmt: skip
         dtype, spec = tensor.type_id, GGML_TYPES[tensor.type_id]
         if spec.block > 1 and suffix == "weight" and module in self._in_blocks:

@@ -10,7 +10,7 @@ from torch import Tensor
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.names import Placement
-from llmopt.formats.gguf.order import Arrangement
+from llmopt.formats.gguf.order import Rearrangement
 from llmopt.formats.gguf.writer import Source
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids.ggml import Search, decode, encode
@@ -64,12 +64,12 @@ def unchanged(
     checkpoint: Checkpoint, placement: Placement, type_id: str
 ) -> list[TensorHeader] | None:
     """Where the bytes of a placement lie as they are, None where they have to be made."""
-    wanted = Arrangement(
+    wanted = Rearrangement(
         order=placement.order, offset=placement.offset, transposed=placement.transposed
     )
     found = [checkpoint.stored.get(name) for name in placement.sources]
     headers = [tensor.header for tensor in found if tensor is not None]
-    same = all(h.dtype == type_id and (h.arranged or Arrangement()) == wanted for h in headers)
+    same = all(h.dtype == type_id and (h.arranged or Rearrangement()) == wanted for h in headers)
     return headers if found and len(headers) == len(found) and same else None
 
 
