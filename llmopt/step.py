@@ -160,6 +160,10 @@ class PlanContext(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def max_memory(self) -> int | None:
+        """Bytes that no step may hold at once, where the recipe says so."""
+
+    @property
     def model_name(self) -> str:
         """What the recipe's model is called: a hub id, `demo`, or a folder's name."""
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 import torch
 from torch import Tensor, nn
 
+from llmopt.blockwalk.activations import Activations, Batch
 from llmopt.blockwalk.experts import Collected, Names, Pools, rounds
 from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.blockwalk.stream import BlockStream
@@ -49,7 +50,9 @@ class NoFlow:
 class HeadFlow(NoFlow):
     """What comes out of the last norm; logits are not computed."""
 
-    def __init__(self, stream: BlockStream, linears: Sequence[Names], activations: Tensor) -> None:
+    def __init__(
+        self, stream: BlockStream, linears: Sequence[Names], activations: Activations
+    ) -> None:
         super().__init__(linears, stream.device)
         self._stream, self._activations = stream, activations
 
@@ -64,7 +67,7 @@ class HeadFlow(NoFlow):
         """What flows into the head."""
         with self._stream.ending():
             for rows in self._stream.rows(self._activations):
-                yield self._stream.skeleton.finish(rows.to(self.device))
+                yield self._stream.skeleton.finish(rows)
 
 
 class BlockFlow:
@@ -77,14 +80,14 @@ class BlockFlow:
         self,
         stream: BlockStream,
         index: int,
-        activations: Tensor,
+        activations: Activations,
         weights: LiveWeights,
         known: Shortcuts,
     ) -> None:
         self.device = stream.device
         self._stream, self._index, self._activations = stream, index, activations
         self._weights, self._known = weights, known
-        self._targets: Tensor | None = None
+        self._targets: Activations | None = None
         self._advanced = False
 
     def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:
@@ -108,8 +111,7 @@ class BlockFlow:
     def inputs(self) -> Iterator[Tensor]:
         """What flows into the block."""
         self._check()
-        for rows in self._stream.rows(self._activations):
-            yield rows.to(self.device)
+        yield from self._stream.rows(self._activations)
 
     def forward(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The block's output for a batch of `inputs`."""
@@ -121,25 +123,25 @@ class BlockFlow:
         self._check()
         if self._targets is None:
             self._targets = self._original_outputs()
-        for rows in self._stream.rows(self._targets):
-            yield rows.to(self.device)
+        yield from self._stream.rows(self._targets)
 
     def advance(self) -> None:
         """Replace the activations by what comes out of the block, if that is still to be done."""
         if not self._advanced:
-            for rows in self._rows():
-                rows.copy_(self._stream.skeleton.call(self._index, rows.to(self.device)))
+            for batch, rows in self._rows():
+                self._activations[batch] = self._stream.skeleton.call(self._index, rows)
             self._advanced = True
 
-    def _original_outputs(self) -> Tensor:
-        found = self._activations.clone()
+    def _original_outputs(self) -> Activations:
+        stream, given = self._stream, self._activations
+        found = stream.room.make("targets", given.shape, given.dtype)
         self._known.clear()
         if not self._weights.changed:
-            self._stream.advance(self._index, found)
+            stream.advance(self._index, given, found)
             return found
-        self._stream.skeleton.fill(self._index, LiveWeights(self._weights.checkpoint))
-        self._stream.advance(self._index, found)
-        self._stream.skeleton.fill(self._index, self._weights)
+        stream.skeleton.fill(self._index, LiveWeights(self._weights.checkpoint))
+        stream.advance(self._index, given, found)
+        stream.skeleton.fill(self._index, self._weights)
         return found
 
     def _observed(
@@ -177,17 +179,16 @@ class BlockFlow:
 
     def _reach(self) -> None:
         """Push the activations into the block until a hook has seen enough."""
-        for rows in self._rows():
+        for _, rows in self._rows():
             with suppress(_Enough):
-                self._stream.skeleton.call(self._index, rows.to(self.device))
+                self._stream.skeleton.call(self._index, rows)
 
-    def _rows(self) -> Iterator[Tensor]:
-        """The activations of each batch, with what is known of it."""
-        start = 0
-        for rows in self._stream.rows(self._activations):
-            with self._known.batch(start, len(rows)):
-                yield rows
-            start += len(rows)
+    def _rows(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch and its activations, with what is known of it."""
+        stream = self._stream
+        for batch, rows in zip(stream.batches(), stream.rows(self._activations), strict=True):
+            with self._known.batch(batch):
+                yield batch, rows
 
     def _check(self) -> None:
         if self._advanced:

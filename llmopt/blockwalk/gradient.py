@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.blockwalk import memory
+from llmopt.blockwalk.activations import Activations, Room
 from llmopt.blockwalk.experts import Names, Pools
 from llmopt.blockwalk.parts import OnBlock
 from llmopt.blockwalk.skeleton import Skeleton
-from llmopt.blockwalk.state import WalkState, environment
+from llmopt.blockwalk.state import WalkState, environment, keep
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.safetensors import read_tensor, write_file
+from llmopt.formats.safetensors import read_rows
 from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.linalg import InputStatistics, accumulated
 
@@ -59,20 +60,26 @@ def walk_backward(
     batch_size: int = 2,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    activations_in_file: bool = False,
     on_block: OnBlock | None = None,
 ) -> None:
     """Show every block to `visit`, the last one first.
 
-    tokens: int64 [sequences, length]. `seed` draws the labels. A walk that was killed goes on
-    after the last block that `visit` returned from when it is called again with the same
-    arguments, so `visit` must keep its results in files, and may see a block twice. Another
-    device, software or CPU starts it anew; any other argument that differs needs another folder.
+    tokens: int64 [sequences, length]. `seed` draws the labels. `activations_in_file` as in `walk`:
+    of the one gradient that has their size. A walk that was killed goes on after the last block
+    that `visit` returned from when it is called again with the same arguments, so `visit` must keep
+    its results in files, and may see a block twice. Another device, software or CPU starts it anew;
+    any other argument that differs needs another folder.
     """
     state, device = WalkState(state_folder), torch.device(device)
     with state.resumed(environment(device)):
-        stream = BlockStream(checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device)
+        stream = BlockStream(
+            checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device,
+            room=Room(state_folder if activations_in_file else None),
+        )  # fmt: skip
         walk = _BackwardWalk(stream, tokens.numel(), state_folder)
         walk.run(state, visit, seed, on_block or (lambda *_: None))
+        state.forget()
 
 
 class _BackwardWalk:
@@ -82,7 +89,7 @@ class _BackwardWalk:
         self._stream, self._tokens, self._folder = stream, tokens, folder
 
     def run(self, state: WalkState, visit: Visit, seed: int, on_block: OnBlock) -> None:
-        saved, total = state.load(), self._stream.blocks
+        saved, total = state.load(self._stream.room), self._stream.blocks
         if saved is None:
             first, gradient = total, self._loss_gradient(self._forward(), seed)
             state.save(first, gradient)
@@ -99,43 +106,43 @@ class _BackwardWalk:
             memory.release()
             on_block(total - index, total)
 
-    def _forward(self) -> Tensor:
+    def _forward(self) -> Activations:
         """Write each block's input to its file; returns what comes out of the last one."""
         hidden = self._stream.embed()
         for index in range(self._stream.blocks):
-            write_file(self._inputs(index), {"inputs": hidden}, {})
+            keep(self._inputs(index), hidden, {})
             with self._stream.filled(index):
                 self._stream.advance(index, hidden)
         return hidden
 
-    def _loss_gradient(self, hidden: Tensor, seed: int) -> Tensor:
+    def _loss_gradient(self, hidden: Activations, seed: int) -> Activations:
         """The gradient at the last block's output, one sequence at a time; overwrites `hidden`."""
         device, skeleton = self._stream.device, self._stream.skeleton
         generator = torch.Generator(device).manual_seed(seed)
         with self._stream.ending(head=True), torch.enable_grad():
-            for row in torch.split(hidden, 1):
-                given = row.to(device, copy=True).requires_grad_()
+            for row in (slice(place, place + 1) for place in range(hidden.shape[0])):
+                given = hidden[row].to(device, copy=True).requires_grad_()
                 logits = skeleton.logits(skeleton.finish(given))[0].float()
                 probabilities = logits.detach().softmax(-1)
                 labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
                 loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-                row.copy_(torch.autograd.grad(loss, given)[0])
+                hidden[row] = torch.autograd.grad(loss, given)[0]
         return hidden
 
-    def _backward(self, index: int, gradient: Tensor) -> list[InletSensitivity]:
+    def _backward(self, index: int, gradient: Activations) -> list[InletSensitivity]:
         """Pull the gradient through a filled block, in place; what its inlets showed meanwhile."""
         stream, naming = self._stream, self._stream.checkpoint.naming
-        inputs = read_tensor(read_file_headers(self._inputs(index))["inputs"])
+        inputs = read_file_headers(self._inputs(index))["activations"]
         with ExitStack() as stack:
             meters = [
                 stack.enter_context(_Meter(stream.skeleton, names).attached())
                 for names in naming.linears(index)
             ]
-            for given, pulled in zip(stream.rows(inputs), stream.rows(gradient), strict=True):
+            for batch, pulled in zip(stream.batches(), stream.rows(gradient), strict=True):
+                given = read_rows(inputs, batch.start, batch.stop).to(stream.device)
                 with torch.enable_grad():
-                    given = given.to(stream.device).requires_grad_()
-                    output = stream.skeleton.call(index, given)
-                pulled.copy_(torch.autograd.grad(output, given, pulled.to(output.device))[0])
+                    output = stream.skeleton.call(index, given.requires_grad_())
+                gradient[batch] = torch.autograd.grad(output, given, pulled)[0]
         fisher = {meter.names: meter.fisher(self._tokens) for meter in meters}
         seen = [(meter.names, meter.statistics) for meter in meters]
         sorted_out = Pools(naming, index).sort(seen, stream.skeleton.width)

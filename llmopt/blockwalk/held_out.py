@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llmopt.blockwalk.activations import Activations
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
@@ -50,18 +51,19 @@ class HeldOut:
         """
         found, hidden = [], self._last_hidden(changed)
         with self._stream.ending(head=True):
-            for ours, theirs in zip(self._original, hidden, strict=True):
-                pair = (self._log_probabilities(ours), self._log_probabilities(theirs))
+            for row in (slice(place, place + 1) for place in range(hidden.shape[0])):
+                pair = [self._log_probabilities(each[row]) for each in (self._original, hidden)]
                 found.append(float(self._divergence(*pair).mean()))
         return found
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         skeleton = self._stream.skeleton
-        given = hidden.unsqueeze(0).to(self._stream.device)
-        return skeleton.logits(skeleton.finish(given))[0, :-1].float().log_softmax(-1)
+        finished = skeleton.finish(hidden.to(self._stream.device))
+        return skeleton.logits(finished)[0, :-1].float().log_softmax(-1)
 
-    def _last_hidden(self, changed: ChangedWeight) -> Tensor:
-        stream, hidden = self._stream, self._embedded.clone()
+    def _last_hidden(self, changed: ChangedWeight) -> Activations:
+        stream, given = self._stream, self._embedded
+        hidden = stream.room.make("hidden", given.shape, given.dtype)
         for index in range(stream.blocks):
             weights = LiveWeights(stream.checkpoint)
             with stream.filled(index, weights):
@@ -70,5 +72,6 @@ class HeldOut:
                         weight = changed(name)
                         if weight is not None:
                             stream.skeleton.put(f"{name}.weight", weights.oriented(name, weight))
-                stream.advance(index, hidden)
+                stream.advance(index, given, hidden)
+            given = hidden
         return hidden

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from llmopt.blockwalk.activations import Activations, Batch, Room
 from llmopt.blockwalk.skeleton import Forward, Skeleton
 
 #: bytes that may be kept, in those of the walk's activations
@@ -33,7 +33,7 @@ class _End:
     linear: nn.Module
     module: nn.Module
     inside: str
-    inputs: Tensor
+    inputs: Activations
     complete: bool = False
     others: int | None = None
 
@@ -41,11 +41,11 @@ class _End:
 class Shortcuts:
     """Those of one block, whose hidden states are `activations` [sequences, length, width].
 
-    Use as a context: at its end all modules are as they were.
+    What is kept lies in `room`. Use as a context: at its end all modules are as they were.
     """
 
-    def __init__(self, skeleton: Skeleton, activations: Tensor) -> None:
-        self._skeleton = skeleton
+    def __init__(self, skeleton: Skeleton, activations: Activations, room: Room) -> None:
+        self._skeleton, self._room = skeleton, room
         self._shape, self._dtype = activations.shape, activations.dtype
         self._left = _SHARE * activations.shape[-1]
         self._ends: dict[str, _End] = {}
@@ -81,12 +81,12 @@ class Shortcuts:
             self._drop(name)
             return
         end.inputs[self._batch] = x
-        end.complete = self._batch.stop == len(end.inputs)
+        end.complete = self._batch.stop == self._shape[0]
 
     @contextmanager
-    def batch(self, start: int, count: int) -> Iterator[None]:
+    def batch(self, sequences: Batch) -> Iterator[None]:
         """What runs inside runs on these sequences."""
-        self._batch = slice(start, start + count)
+        self._batch = sequences
         unknown = [e for e in self._ends.items() if e[1].complete and e[1].others is None]
         hooks = [hook for name, end in unknown for hook in self._watched(name, end)]
         try:
@@ -99,7 +99,7 @@ class Shortcuts:
         inside = name.rpartition(".")[0] + "."
         linear = self._skeleton.module(name)
         module = self._skeleton.module(inside[:-1])
-        inputs = torch.empty(*self._shape[:-1], width, dtype=self._dtype)
+        inputs = self._room.make(f"inputs.{name}", (*self._shape[:-1], width), self._dtype)
         return _End(linear, module, inside, inputs)
 
     def _watched(self, name: str, end: _End) -> Iterator[RemovableHandle]:
@@ -131,5 +131,6 @@ class Shortcuts:
     def _drop(self, name: str) -> None:
         end = self._ends.pop(name)
         self._left += end.inputs.shape[-1]
+        self._room.give_back(end.inputs)
         if end.others is not None:
             del end.module.forward

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from llmopt import processor
+from llmopt.blockwalk.activations import SCRATCH, Activations, Batch, Room
 from llmopt.errors import LlmoptError
 from llmopt.formats.files import read_json
-from llmopt.formats.safetensors import read_tensor, write_file
+from llmopt.formats.safetensors import read_rows, torch_dtype, write_rows
 from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 
 _LOCK = "lock"
@@ -55,20 +55,33 @@ class WalkState:
             if not self._matches(settings):
                 clear()
                 self._start(settings, torch.get_num_threads())
+            self._clear_scratch()
             with self._same_threads(), torch.no_grad():
                 yield
 
-    def save(self, block: int, activations: Tensor) -> None:
+    def save(self, block: int, activations: Activations) -> None:
         """Keep the activations that flow into a block."""
-        write_file(self._folder / _ACTIVATIONS, {"activations": activations}, {"block": str(block)})
+        keep(self._folder / _ACTIVATIONS, activations, {"block": str(block)})
 
-    def load(self) -> tuple[int, Tensor] | None:
+    def load(self, room: Room) -> tuple[int, Activations] | None:
         """The activations kept last, and the block they flow into."""
         path = self._folder / _ACTIVATIONS
         if not path.is_file():
             return None
-        block = int(read_metadata(path)["block"])
-        return block, read_tensor(read_file_headers(path)["activations"])
+        header = read_file_headers(path)["activations"]
+        activations = room.make("activations", header.shape, torch_dtype(header))
+        for rows in _sequences(activations):
+            activations[rows] = read_rows(header, rows.start, rows.stop)
+        return int(read_metadata(path)["block"]), activations
+
+    def forget(self) -> None:
+        """Remove activations: all blocks are done."""
+        (self._folder / _ACTIVATIONS).unlink(missing_ok=True)
+        self._clear_scratch()
+
+    def _clear_scratch(self) -> None:
+        for path in self._folder.glob(f"*{SCRATCH}"):
+            path.unlink()
 
     def _matches(self, settings: Mapping[str, object]) -> bool:
         """Whether the walk in this folder was started with the same settings."""
@@ -94,6 +107,16 @@ class WalkState:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def keep(path: Path, activations: Activations, metadata: Mapping[str, str]) -> None:
+    """Write activations to a safetensors file, a sequence in memory at a time."""
+    pieces = (activations[rows] for rows in _sequences(activations))
+    write_rows(path, "activations", activations.shape, activations.dtype, pieces, metadata)
+
+
+def _sequences(activations: Activations) -> Iterator[Batch]:
+    return (slice(start, start + 1) for start in range(activations.shape[0]))
 
 
 def environment(device: torch.device) -> dict[str, object]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk import memory
+from llmopt.blockwalk.activations import Activations, Batch, Room
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
@@ -17,9 +18,9 @@ from llmopt.formats.checkpoint import Checkpoint
 class BlockStream:
     """What every walk over a decoder does, whatever it does it for.
 
-    tokens: int64 [sequences, length]. Activations are [sequences, length, width] in the memory of
-    the processor; `batch_size` sequences at a time are computed with on `device`, where the
-    weights of one block lie at most.
+    tokens: int64 [sequences, length]. Activations are [sequences, length, width] in `room`, by
+    default the memory of the processor; `batch_size` sequences at a time are computed with on
+    `device`, where the weights of one block lie at most.
     """
 
     def __init__(
@@ -30,25 +31,25 @@ class BlockStream:
         batch_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        room: Room | None = None,
     ) -> None:
-        self.checkpoint, self.device = checkpoint, device
+        self.checkpoint, self.device, self.room = checkpoint, device, room or Room()
         self.blocks = checkpoint.naming.block_count
         self.skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
         self._batches = torch.split(tokens, batch_size)
-        self._batch_size = batch_size
         self._source = LiveWeights(checkpoint)
 
-    def embed(self) -> Tensor:
+    def embed(self) -> Activations:
         """What flows into the first block."""
-        activations, place = torch.empty(0), 0
+        activations: Activations = torch.empty(0)
         with self.skeleton.surroundings(self._source):
-            for batch in self._batches:
+            for rows, batch in zip(self.batches(), self._batches, strict=True):
                 hidden = self.skeleton.embed(batch)
-                if place == 0:
+                if rows.start == 0:
                     sequences = sum(len(each) for each in self._batches)
-                    activations = torch.empty(sequences, *hidden.shape[1:], dtype=hidden.dtype)
-                activations[place : place + len(hidden)] = hidden
-                place += len(hidden)
+                    shape = (sequences, *hidden.shape[1:])
+                    activations = self.room.make("activations", shape, hidden.dtype)
+                activations[rows] = hidden
         memory.release()
         return activations
 
@@ -69,14 +70,25 @@ class BlockStream:
         finally:
             self.skeleton.drop(index)
 
-    def rows(self, activations: Tensor) -> Iterator[Tensor]:
-        """The activations of each batch, to be read or overwritten."""
-        yield from torch.split(activations, self._batch_size)
+    def batches(self) -> Iterator[Batch]:
+        """The sequences of each batch."""
+        start = 0
+        for batch in self._batches:
+            yield slice(start, start + len(batch))
+            start += len(batch)
 
-    def advance(self, index: int, activations: Tensor) -> None:
-        """Replace the activations by what comes out of a filled block."""
-        for rows in self.rows(activations):
-            rows.copy_(self.skeleton.call(index, rows.to(self.device)))
+    def rows(self, activations: Activations) -> Iterator[Tensor]:
+        """The activations of each batch, where they are computed with; they are only read."""
+        for batch in self.batches():
+            yield activations[batch].to(self.device)
+
+    def advance(
+        self, index: int, activations: Activations, into: Activations | None = None
+    ) -> None:
+        """Replace the activations, or those of `into`, by what comes out of a filled block."""
+        target = activations if into is None else into
+        for batch, rows in zip(self.batches(), self.rows(activations), strict=True):
+            target[batch] = self.skeleton.call(index, rows)
 
     @contextmanager
     def ending(self, *, head: bool = False) -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk import memory
+from llmopt.blockwalk.activations import Activations, Room
 from llmopt.blockwalk.block import LiveBlock, Pass
 from llmopt.blockwalk.flow import BlockFlow, HeadFlow, NoFlow
 from llmopt.blockwalk.parts import OnBlock, Parts
@@ -33,6 +34,7 @@ def walk(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     save_every: int = 8,
+    activations_in_file: bool = False,
     on_block: OnBlock | None = None,
 ) -> dict[str, Record]:
     """Apply `passes`, in this order, to every block, and to the head if `head`.
@@ -42,6 +44,9 @@ def walk(
     does not change is kept there, so that each tensor of the checkpoint is accounted for once. A
     head that shares the embedding's weight gets one of its own: the result's config must then say
     that they are not tied.
+
+    activations_in_file: between blocks, and while a block lasts, activations lie in files of
+    `state_folder` rather than in memory; the bytes are the same.
 
     A walk that was killed goes on when it is called again with the same arguments, `state_folder`
     and sink, and gives the same bytes. Activations are saved every `save_every` blocks; what was
@@ -71,9 +76,11 @@ def walk(
                 tell(index + 1, parts.total)
         elif done < parts.total:
             stream = BlockStream(
-                checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device
-            )
+                checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device,
+                room=Room(state_folder if activations_in_file else None),
+            )  # fmt: skip
             _CalibratedWalk(stream, passes, parts, state, save_every, tell).run(done)
+        state.forget()
         return parts.keep_the_rest()
 
 
@@ -94,7 +101,7 @@ class _CalibratedWalk:
     ) -> None:
         self._stream, self._passes, self._parts = stream, passes, parts
         self._state, self._save_every, self._tell = state, save_every, tell
-        self._activations = torch.empty(0)
+        self._activations: Activations = torch.empty(0)
 
     def run(self, done: int) -> None:
         """Do what is left after `done` blocks, replaying what the saved activations lack."""
@@ -108,7 +115,7 @@ class _CalibratedWalk:
 
     def _begin(self) -> int:
         """Find or make the first activations; returns the block that they flow into."""
-        saved = self._state.load()
+        saved = self._state.load(self._stream.room)
         if saved is None:
             self._activations = self._stream.embed()
             return 0
@@ -126,7 +133,7 @@ class _CalibratedWalk:
         stream, weights = self._stream, LiveWeights(self._stream.checkpoint)
         with (
             stream.filled(index, weights),
-            Shortcuts(stream.skeleton, self._activations) as known,
+            Shortcuts(stream.skeleton, self._activations, stream.room) as known,
         ):
             flow = BlockFlow(stream, index, self._activations, weights, known)
             LiveBlock(index, self._parts.linears(index), weights, flow).run(self._passes)

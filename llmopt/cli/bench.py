@@ -33,7 +33,7 @@ def command(verb: VerbSpec) -> Callable[..., None]:
 
     The base is the artifacts' own source, unless a flag names another.
     """
-    flags = [*f.verb_flags(verb.id), *f.recipe_flags((*f.EVALUATION, "seed"))]
+    flags = [*f.verb_flags(verb.id), *f.recipe_flags((*f.EVALUATION, *f.COMMON))]
     own = {"artifacts": (_Artifacts, REQUIRED), "out": (_Out, None), "html": (_Html, None)}
     return function(verb, flags, own, _run)
 

@@ -34,7 +34,7 @@ def keys(ctx: typer.Context, incomplete: str) -> list[str]:
         recipe, _ = load(str(ctx.params.get("recipe") or next(iter(ctx.args), "")))
     except LlmoptError:
         return []
-    found = ["model", "revision", "seed"]
+    found = ["model", "revision", "seed", "max_memory"]
     found += [
         f"data.{part}.{name}" for part, data in recipe.data for name in type(data).model_fields
     ]

@@ -25,6 +25,8 @@ CALIBRATION = (
     *(f"data.calibration.{key}" for key in ("source", "field", "sequences", "length")),
     *(f"data.evaluation.{key}" for key in ("source", "windows")),
 )
+#: keys of the recipe that every verb's command has flags for
+COMMON = ("seed", "max_memory")
 EVALUATION = tuple(f"data.evaluation.{key}" for key in ("source", "field", "windows", "length"))
 
 #: what Typer makes of a flag that was typed: of a switch, of one that is given once, or many times

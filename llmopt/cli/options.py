@@ -38,6 +38,10 @@ Sets = Annotated[
         autocompletion=keys,
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="What no step may hold at once: 8GiB, 6GB, or bytes."),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -70,3 +74,8 @@ PrintRecipe = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the finished artifact that -o names.")
 ]
+
+
+def overrides(sets: list[str] | None, max_memory: str | None) -> list[str]:
+    """The keys of a recipe that --set and the options beside it give."""
+    return [*(sets or ()), *([f"max_memory={max_memory}"] if max_memory is not None else [])]

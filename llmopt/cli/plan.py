@@ -18,6 +18,7 @@ def plan(
     recipe: o.RecipeName,
     out: o.RunFolder = None,
     set_: o.Sets = None,
+    max_memory: o.MaxMemory = None,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="Show what happens to each tensor.")
     ] = False,
@@ -32,7 +33,7 @@ def plan(
     from llmopt.recipe import load
 
     output = Output(json, quiet)
-    loaded, source = load(recipe, set_ or ())
+    loaded, source = load(recipe, o.overrides(set_, max_memory))
     made = planner.plan(loaded, source, out or default_folder(loaded.name), fetch=False)
     states: dict[str, str] = {name: state.what for name, state in planner.states(made).items()}
     output.show(_steps_table(made, states))

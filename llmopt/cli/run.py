@@ -16,6 +16,7 @@ def run(
     recipe: o.RecipeName,
     out: o.RunFolder = None,
     set_: o.Sets = None,
+    max_memory: o.MaxMemory = None,
     device: o.Device = "auto",
     threads: o.Threads = None,
     allow_pickle: o.AllowPickle = False,
@@ -28,7 +29,7 @@ def run(
     from llmopt.recipe import load
 
     output = Output(json, quiet)
-    loaded, source = load(recipe, set_ or ())
+    loaded, source = load(recipe, o.overrides(set_, max_memory))
     folder = out or default_folder(loaded.name)
     output.note(f"{loaded.name}: checking the recipe ...")
     from llmopt import planner  # what takes long to import comes after the first line

@@ -65,7 +65,7 @@ class Call:
 
 def command(verb: VerbSpec) -> Callable[..., None]:
     """`llmopt VERB MODEL -o OUT [flags]`; further inputs by role are flags, too."""
-    flags = [*f.verb_flags(verb.id), *f.recipe_flags((*f.CALIBRATION, "seed", "revision"))]
+    flags = [*f.verb_flags(verb.id), *f.recipe_flags((*f.CALIBRATION, *f.COMMON, "revision"))]
     return function(verb, flags, {"model": (o.Model, REQUIRED), "out": (o.Out, REQUIRED)}, _run)
 
 

@@ -10,7 +10,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +67,14 @@ def read_tensor(header: TensorHeader) -> Tensor:
     return value if header.arranged is None else undone(value, header.arranged)
 
 
+def read_rows(header: TensorHeader, start: int, stop: int) -> Tensor:
+    """Some of a plain tensor along its first dimension, as they are stored."""
+    assert header.plain
+    row = header.nbytes // header.shape[0]
+    part = replace(header, start=header.start + start * row, end=header.start + stop * row)
+    return _read_range(part).view(TORCH_DTYPES[header.dtype]).reshape(-1, *header.shape[1:])
+
+
 def _read_range(header: TensorHeader) -> Tensor:
     """uint8 [n]: the bytes as they are in the file."""
     raw = torch.empty(header.nbytes, dtype=torch.uint8)
@@ -88,11 +98,31 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         for name, tensor in tensors.items()
     ]
     order, text = _header(layout, metadata)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with _appearing(path) as file:
         file.write(text)
         for name in order:
             _write_tensor(tensors[name], file)
+
+
+def write_rows(
+    path: Path, name: str, shape: Sequence[int], dtype: torch.dtype, pieces: Iterable[Tensor],
+    metadata: Mapping[str, str],
+) -> None:  # fmt: skip
+    """A file as `write_file` makes it of one tensor, whose rows come some at a time."""
+    size = math.prod(shape) * dtype.itemsize
+    _, text = _header([(name, DTYPE_NAMES[dtype], tuple(shape), size)], metadata)
+    with _appearing(path) as file:
+        file.write(text)
+        for piece in pieces:
+            _write_tensor(piece.contiguous(), file)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is on disk, under its name, when all is in it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        yield file
         _to_disk(file)
     partial.replace(path)
     _sync_folder(path.parent)

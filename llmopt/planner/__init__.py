@@ -87,6 +87,7 @@ def _shared(
         names=names,
         known={MODEL: contents} | {name: read_contents(path) for name, path in folders.items()},
         seed=recipe.seed,
+        max_memory=recipe.max_memory,
         sequences=recipe.data.calibration.sequences,
         model_name=model.name,
         file_name=file.name if file else None,

@@ -29,6 +29,7 @@ class Shared:
     known: dict[str, Contents]
     seed: int
     sequences: int
+    max_memory: int | None
     model_name: str
     file_name: str | None
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from llmopt.recipe.fields import Flag, Settings, StepId, Strict, settings_in
+from llmopt.recipe.fields import Flag, Settings, Size, StepId, Strict, settings_in
 from llmopt.specs import VERBS, VerbSpec, load
 
 RESERVED_IDS = frozenset({"model", "report"})
@@ -117,6 +117,9 @@ class Recipe(Strict):
     revision: str | None = Field(None, description="hub branch, tag or commit")
     seed: Annotated[int, Flag(help="Seed of everything random.")] = Field(
         0, ge=0, lt=1 << 63, description="of everything random"
+    )
+    max_memory: Annotated[Size | None, Flag(metavar="SIZE")] = Field(
+        None, description="what no step may hold at once: 8GiB, 6GB, or bytes; null: the machine's"
     )
     data: Data = Field(Data(), description="texts to calibrate and to measure on")
     steps: list[Step] = _STEPS

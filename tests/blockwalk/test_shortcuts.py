@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from llmopt.blockwalk import shortcuts
+from llmopt.blockwalk.activations import Room
 from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.formats.checkpoint import Checkpoint
 from tests import models
@@ -100,7 +101,7 @@ def passes(module: Wrapped, x: torch.Tensor, known: Shortcuts, count: int) -> li
     outputs = []
     for _ in range(count):
         for start in range(0, len(x), 2):
-            with known.batch(start, 2):
+            with known.batch(slice(start, start + 2)):
                 outputs.append(module(x[start : start + 2])[0])
         hook.remove()
     return outputs
@@ -117,7 +118,7 @@ def test_only_a_module_that_ends_in_the_linear_is_spared(changed: str) -> None:
         calls += 1
 
     module.first.register_forward_hook(count)
-    with Shortcuts(Known(module), x) as known:  # type: ignore[arg-type]
+    with Shortcuts(Known(module), x, Room()) as known:  # type: ignore[arg-type]
         outputs = passes(module, x, known, 3)
         assert calls == (6 if changed else 3)
         for again in (outputs[2:4], outputs[4:6]):
@@ -127,7 +128,7 @@ def test_only_a_module_that_ends_in_the_linear_is_spared(changed: str) -> None:
 
 def test_a_linear_that_is_changed_inside_ends_it() -> None:
     module, x = Wrapped(changed=""), torch.randn(2, 3, 8)
-    with Shortcuts(Known(module), x) as known:  # type: ignore[arg-type]
+    with Shortcuts(Known(module), x, Room()) as known:  # type: ignore[arg-type]
         passes(module, x, known, 2)
         known.forget([("block.inner.last",), ("block.other.first",)])
         assert "forward" in vars(module)

@@ -98,6 +98,7 @@ def _sensitivity(work: Work) -> tuple[Checkpoint, Sensitivity, Tensor, CorpusNam
         seed=work.step.seed,
         batch_size=_asking(work).batch_size,
         device=pick_device(work.options.device),
+        activations_in_file=work.step.arrangement.activations_in_file,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     return checkpoint, sensitivity, held_out, corpus

@@ -156,6 +156,7 @@ class _Conversion:
             head=naming.head in types,
             batch_size=settings.batch_size,
             device=self.device,
+            activations_in_file=self._work.step.arrangement.activations_in_file,
             on_block=lambda done, total: self._work.progress("blocks", done, total),
         )  # fmt: skip
         return corpus

@@ -40,6 +40,7 @@ def run(work: Work) -> Outcome:
         head=True,
         batch_size=target.batch_size,
         device=device,
+        activations_in_file=work.step.arrangement.activations_in_file,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     entries = _entries(checkpoint, squares)

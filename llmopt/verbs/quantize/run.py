@@ -56,6 +56,7 @@ def run(work: Work) -> Outcome:
         head=settings.head,
         batch_size=settings.batch_size,
         device=device,
+        activations_in_file=work.step.arrangement.activations_in_file,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
     writer.finalize(work.folder)
