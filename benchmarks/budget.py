@@ -34,7 +34,7 @@ from llmopt.corpora.source import load as load_corpus
 from llmopt.corpora.tokenize import tokenize
 from llmopt.corpora.windows import evaluation_windows
 from llmopt.evaluate.bootstrap import bootstrap_sums, interval
-from llmopt.evaluate.divergence import kl_divergence
+from llmopt.evaluate.positions import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors_header import read_file_headers

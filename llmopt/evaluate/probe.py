@@ -21,7 +21,8 @@ class Subject:
     """A model that is measured, and what it is compared with; None: nothing.
 
     open_engine: loads a model when a probe first asks for it. windows: held-out text, int64
-    [windows, length]. seed: of the bootstrap.
+    [windows, length]. seed: of the bootstrap. together: what is found of a model on the windows
+    where models are evaluated a block at a time rather than whole.
     """
 
     model: Artifact
@@ -29,6 +30,7 @@ class Subject:
     open_engine: Callable[[Artifact], Engine]
     windows: Tensor
     seed: int
+    together: Callable[[Subject], Iterator[Reading]] | None = None
 
 
 class Reading:

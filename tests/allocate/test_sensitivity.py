@@ -12,7 +12,7 @@ from llmopt.allocate.sensitivity import Sensitivity, cost
 from llmopt.blockwalk.gradient import InletSensitivity, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
 from llmopt.blockwalk.weights import LiveWeights
-from llmopt.evaluate.divergence import kl_divergence
+from llmopt.evaluate.positions import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.linalg import InputStatistics
 from llmopt.model.change import Change

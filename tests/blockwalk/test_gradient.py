@@ -9,7 +9,7 @@ import torch
 
 from llmopt.blockwalk.gradient import InletSensitivity, walk_backward
 from llmopt.blockwalk.held_out import HeldOut
-from llmopt.evaluate.divergence import kl_divergence
+from llmopt.evaluate.positions import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.specs.families import FAMILIES
 from tests import models

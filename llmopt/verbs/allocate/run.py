@@ -15,7 +15,7 @@ from llmopt.artifact import write_json
 from llmopt.blockwalk.gradient import walk_backward
 from llmopt.blockwalk.held_out import HeldOut
 from llmopt.errors import LlmoptError
-from llmopt.evaluate.divergence import kl_divergence
+from llmopt.evaluate.positions import kl_divergence
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.files import read_json
