@@ -168,6 +168,14 @@ def _values(name: str, shape: tuple[int, ...], family: FamilySpec, *, tied: bool
     return Values(shape, deviation=inputs**-0.5)
 
 
+def config_of(shape: str) -> Config:
+    """One of SHAPES, or what the file says."""
+    if shape in SHAPES:
+        return SHAPES[shape]
+    read: Config = json.loads(Path(shape).read_text(encoding="utf-8"))
+    return read
+
+
 def with_blocks(config: Config, blocks: int) -> Config:
     """The config of as many blocks; kinds of layers repeat as they do in the config's own."""
     if isinstance(part := config.get("text_config"), dict):
@@ -230,7 +238,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} is there already")
-    config: Config = SHAPES.get(arguments.shape) or json.loads(Path(arguments.shape).read_text())
+    config = config_of(arguments.shape)
     if arguments.blocks:
         config = with_blocks(config, arguments.blocks)
     dtype = getattr(torch, arguments.dtype)

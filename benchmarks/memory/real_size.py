@@ -1,0 +1,215 @@
+"""Memory and time of models of real size, gate included, and what `plan` says of whole ones.
+
+    python benchmarks/memory/real_size.py --scratch FOLDER [--results FOLDER/real_size]
+    python benchmarks/memory/real_size.py --scratch FOLDER --shape CONFIG --blocks 1 \\
+        --sequences 4 4 --length 64 --windows 2
+
+A checkpoint of random weights with some blocks of a real model (scripts/random_checkpoint.py) is
+quantized by two commands, each with its default gate in the same process: to int4 by error
+feedback, and to GGUF's Q4_K_M with error feedback. benchmarks/process.py says what unique memory
+is; a step's is the most that was seen from the line that announces it to the line that ends it.
+`plan` is asked for the same recipe, of this model and of the whole ones, of which there are headers
+alone.
+
+A job that the results have already is not run again. A job that was killed goes on when the script
+is called again with the same --scratch, and its row says so: its seconds are those of the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import tables
+from process import Watch, measure
+
+from scripts.random_checkpoint import config_of, with_blocks, write_model
+
+JOBS = {
+    "gptq int4": ("quantize", "--method", "gptq", "--grid", "int4", "--group-size", "128"),
+    "GGUF Q4_K_M, gptq": ("convert", "--to", "gguf:Q4_K_M", "--method", "gptq"),
+}
+#: what a command may end with: done, and done with a gate that failed
+FINISHED = (0, 3)
+GIB = 1 << 30
+HEADER = (
+    "| job | step | unique memory, GiB | planned, GiB | measured / planned | wall, s | CPU, s |\n"
+    "|---|---|---|---|---|---|---|"
+)
+PLAN_HEADER = (
+    "| whole model | blocks | job | step | planned memory, GiB | planned disk, GB |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scratch", type=Path, required=True, help="a folder with room")
+    parser.add_argument("--shape", default="llama-8b", help="as scripts/random_checkpoint.py has")
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--model", type=Path, help="use this folder, and write none")
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--sequences", type=int, nargs="+", default=[128, 32], help="for each job")
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, for the gates")
+    parser.add_argument("--max-memory", help="given to the commands")
+    parser.add_argument("--whole", nargs="*", default=["llama-8b", "llama-70b"])
+    parser.add_argument("--results", type=Path, help="write NAME.json and NAME.md")
+    arguments = parser.parse_args()
+    if len(arguments.sequences) != len(JOBS):
+        parser.error(f"--sequences takes {len(JOBS)} numbers: {', '.join(JOBS)}")
+    return arguments
+
+
+def asked(arguments: argparse.Namespace, job: str) -> dict[str, Any]:
+    """What a row is the answer to."""
+    return {
+        "job": job,
+        "model": arguments.model.name if arguments.model else arguments.shape,
+        "blocks": None if arguments.model else arguments.blocks,
+        "sequences": dict(zip(JOBS, arguments.sequences, strict=True))[job],
+        "length": arguments.length,
+        "windows": arguments.windows,
+        "max_memory": arguments.max_memory,
+    }
+
+
+def checkpoint(folder: Path, shape: str, blocks: int | None = None) -> Path:
+    """The model in `folder`, written if it is not there; without `blocks` headers alone."""
+    if not folder.exists():
+        config = config_of(shape)
+        config = with_blocks(config, blocks) if blocks else config
+        begun = folder.with_name(f".{folder.name}")
+        shutil.rmtree(begun, ignore_errors=True)
+        write_model(begun, config, dtype=torch.bfloat16, hollow=blocks is None)
+        begun.rename(folder)
+    return folder
+
+
+def command(question: dict[str, Any], model: Path, out: Path) -> list[str | Path]:
+    limit = ["--max-memory", question["max_memory"]] if question["max_memory"] else []
+    return [
+        sys.executable, "-m", "llmopt", JOBS[question["job"]][0], model, "-o", out,
+        *JOBS[question["job"]][1:], "--calibration", "demo",
+        "--sequences", str(question["sequences"]), "--length", str(question["length"]),
+        "--windows", str(question["windows"]), *limit,
+    ]  # fmt: skip
+
+
+def planned(call: list[str | Path], folder: Path) -> list[dict[str, Any]]:
+    """What `plan --json` says of each step of a command, but for its tensors."""
+    recipe = folder / "recipe.yaml"
+    said = subprocess.run([*call, "--print-recipe"], check=True, stdout=subprocess.PIPE)
+    recipe.write_bytes(said.stdout)
+    plan = [sys.executable, "-m", "llmopt", "plan", recipe, "-o", folder / "plan", "--json"]
+    done = subprocess.run(plan, check=False, stdout=subprocess.PIPE)
+    if done.returncode:
+        return []  # refused; why is on stderr
+    wanted = ("step", "verb", "memory_bytes", "disk_bytes", "seconds")
+    return [{key: step[key] for key in wanted if key in step} for step in json.loads(done.stdout)]
+
+
+def run(question: dict[str, Any], model: Path, folder: Path) -> dict[str, Any]:
+    """One job: what it took, whole and by steps. Its output is removed."""
+    out, watch, resumed = folder / "out", Watch(), folder.exists()
+    folder.mkdir(exist_ok=True)
+    call = command(question, model, out)
+    steps, load = planned(call, folder), os.getloadavg()[0]
+    measured = measure(call, log=folder / "log", check=False, watch=watch)
+    if measured.code not in FINISHED:
+        raise SystemExit(f"{question['job']} ended with {measured.code}: {folder / 'log'}")
+    for step in steps:
+        began = watch.when(f"{step['step']}: {step['verb']} ...")
+        ended = watch.when(f"{step['step']}: done in ")
+        if began is not None and ended is not None:
+            step |= {
+                "wall_seconds": ended - began,
+                "cpu_seconds": watch.cpu_seconds(began, ended),
+                "peak_unique": watch.peak(began, ended),
+            }
+    manifest = json.loads((out / "llmopt.json").read_text())
+    row = {
+        "asked": question,
+        "resumed": resumed,
+        "load_average": [load, os.getloadavg()[0]],
+        **asdict(measured),
+        "peak_unique": watch.peak(),
+        "steps": steps,
+        "gates": manifest["gates"],
+        "log": [f"{at:.1f} {line}" for at, line in watch.lines],
+    }
+    shutil.rmtree(folder)
+    return row
+
+
+def lines(row: dict[str, Any]) -> Iterator[str]:
+    name = row["asked"]["job"] + (" (resumed)" if row["resumed"] else "")
+    for step in row["steps"]:
+        if "peak_unique" in step:
+            ratio = f"{step['peak_unique'] / step['memory_bytes']:.2f}"
+            yield (
+                f"| {name} | {step['verb']} | {step['peak_unique'] / GIB:.2f} "
+                f"| {step['memory_bytes'] / GIB:.2f} | {ratio} "
+                f"| {step['wall_seconds']:.0f} | {step['cpu_seconds']:.0f} |"
+            )
+    yield (
+        f"| {name} | the process | {row['peak_unique'] / GIB:.2f} | | "
+        f"| {row['seconds']:.0f} | {row['cpu_seconds']:.0f} |"
+    )
+
+
+def plans(arguments: argparse.Namespace) -> Iterator[str]:
+    """What `plan` says of whole models."""
+    for shape in arguments.whole:
+        model = checkpoint(arguments.scratch / f"whole-{Path(shape).stem}", shape)
+        blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+        for job in arguments.jobs:
+            call = command(asked(arguments, job), model, arguments.scratch / "whole")
+            for step in planned(call, arguments.scratch):
+                yield (
+                    f"| {Path(shape).stem} | {blocks} | {job} | {step['verb']} "
+                    f"| {step['memory_bytes'] / GIB:.2f} | {step['disk_bytes'] / 1e9:.1f} |"
+                )
+
+
+def save(arguments: argparse.Namespace, rows: list[dict[str, Any]], whole: list[str]) -> None:
+    """Print and keep what there is."""
+    found = [HEADER, *(line for row in rows for line in lines(row)), "", PLAN_HEADER, *whole]
+    print("\n".join(found), flush=True)
+    if arguments.results:
+        questions = "; ".join(json.dumps(row["asked"]) for row in rows)
+        said = f"{os.cpu_count()} cores; {questions}"
+        tables.save(arguments.results, {"rows": rows, "whole": whole}, said, found)
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    made = arguments.model or arguments.scratch / f"{Path(arguments.shape).stem}-{arguments.blocks}"
+    kept = arguments.results.with_suffix(".json") if arguments.results else None
+    rows = json.loads(kept.read_text())["rows"] if kept and kept.exists() else []
+    whole = list(plans(arguments))
+    for job in arguments.jobs:
+        question = asked(arguments, job)
+        if not any(row["asked"] == question for row in rows):
+            model = checkpoint(made, arguments.shape, arguments.blocks)
+            rows.append(run(question, model, arguments.scratch / job.replace(" ", "-")))
+            save(arguments, rows, whole)
+    save(arguments, rows, whole)
+
+
+if __name__ == "__main__":
+    main()
