@@ -75,6 +75,7 @@ class SideBySide:
         self.models = [Predictions(count, device) for _ in range(models)]
         self._gaps = torch.zeros(models, count, dtype=torch.float64, device=device)
 
+    @torch.no_grad()
     def add(self, start: int, first: int, logits: Sequence[Tensor]) -> None:
         """Take logits [rows, v] of the base and of each model, in this order.
 
