@@ -8,7 +8,7 @@ decoder runs once over a batch with every block replaced by a recorder.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -106,18 +106,43 @@ class Skeleton:
         return result
 
     @contextmanager
-    def surroundings(self, weights: LiveWeights, *, embedding: bool = True) -> Iterator[None]:
-        """Hold what is not in any block: norms and, if wanted, the token embedding."""
+    def surroundings(self, weights: LiveWeights, ids: Tensor | None = None) -> Iterator[None]:
+        """Hold what is not in any block: norms and, of the token embedding, the rows of `ids`.
+
+        ids: int64 [n], each once, in ascending order; `embed` is then for these tokens alone.
+        """
+        family = self._family
         try:
             for name, _ in self._decoder.named_children():
-                inside = name == self._family.blocks
-                if not inside and (embedding or name != self._family.embedding):
-                    self._fill(f"{self._family.base}.{name}", weights)
-            yield
+                if name not in (family.blocks, family.embedding):
+                    self._fill(f"{family.base}.{name}", weights)
+            with nullcontext() if ids is None else self._rows_of_embedding(weights, ids):
+                yield
         finally:
             for name, module in self._decoder.named_children():
                 if name != self._family.blocks:
                     _drop(module)
+
+    @contextmanager
+    def _rows_of_embedding(self, weights: LiveWeights, ids: Tensor) -> Iterator[None]:
+        """The embedding with these rows alone; it is called with their places among them."""
+        path, known = f"{self._family.base}.{self._family.embedding}", ids.to(self.device)
+        rows = weights.rows(self._naming.name(f"{path}.weight"), ids)
+        module = self._model.get_submodule(path)
+        assert isinstance(module, nn.Embedding)
+
+        def place(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return torch.searchsorted(known, given[0]), *given[1:]
+
+        _assign(module, "weight", self._ready(rows))
+        # which row stands for no token matters where gradients flow alone
+        padding, module.padding_idx = module.padding_idx, None
+        hook = module.register_forward_pre_hook(place)
+        try:
+            yield
+        finally:
+            hook.remove()
+            module.padding_idx = padding
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What flows into the first block, for int64 [batch, length]; within `surroundings`."""

@@ -37,12 +37,13 @@ class BlockStream:
         self.blocks = checkpoint.naming.block_count
         self.skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
         self._batches = torch.split(tokens, batch_size)
+        self._ids = torch.unique(tokens)
         self._source = LiveWeights(checkpoint)
 
     def embed(self) -> Activations:
         """What flows into the first block."""
         activations: Activations = torch.empty(0)
-        with self.skeleton.surroundings(self._source):
+        with self.skeleton.surroundings(self._source, self._ids):
             for rows, batch in zip(self.batches(), self._batches, strict=True):
                 hidden = self.skeleton.embed(batch)
                 if rows.start == 0:
@@ -55,7 +56,7 @@ class BlockStream:
 
     def learn_calls(self) -> None:
         """See how blocks are called, for each size of batch: where `embed` is not needed."""
-        with self.skeleton.surroundings(self._source):
+        with self.skeleton.surroundings(self._source, self._ids):
             for batch in {len(batch): batch for batch in self._batches}.values():
                 self.skeleton.embed(batch)
         memory.release()
@@ -94,7 +95,7 @@ class BlockStream:
     def ending(self, *, head: bool = False) -> Iterator[None]:
         """Hold what comes after the last block, for the skeleton's `finish`, and for `logits`."""
         with ExitStack() as stack:
-            stack.enter_context(self.skeleton.surroundings(self._source, embedding=False))
+            stack.enter_context(self.skeleton.surroundings(self._source))
             if head:
                 stack.enter_context(self.skeleton.head(self._source))
             yield

@@ -44,6 +44,12 @@ class LiveWeights:
             name = f"{checkpoint.naming.embedding}.weight"
         return checkpoint.read(name)
 
+    def rows(self, name: str, wanted: Tensor) -> Tensor:
+        """Some rows of a matrix as the checkpoint has it, int64 [n] in ascending order."""
+        if name.removesuffix(".weight") in self.checkpoint.layers:
+            return self.original(name)[wanted]
+        return self.checkpoint.rows(name, wanted)
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint has such a tensor."""
         return name in self.checkpoint.stored

@@ -6,7 +6,7 @@ put back. A quantized linear appears as one tensor `<module>.weight`, whatever i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,15 @@ from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.headers import read_headers
 from llmopt.formats.layout import Quantization
 from llmopt.formats.quantization import parts_of, quantized_layers, read_quantization
-from llmopt.formats.safetensors import read_tensor, torch_dtype
+from llmopt.formats.safetensors import read_rows, read_tensor, torch_dtype
 from llmopt.formats.side_files import SideFiles
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids.base import Quantized
 from llmopt.model.layout import Layout
 from llmopt.specs.families import FamilySpec, Naming, family_of
+
+#: rows that are compared at once
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,10 @@ class Checkpoint:
             return True
         if not self.config.get("tie_word_embeddings", True):
             return False
-        return torch.equal(self.read(head), self.read(embedding))
+        if self.stored[head].shape != self.stored[embedding].shape:
+            return False
+        both = (self.pieces(name, _ROWS) for name in (head, embedding))
+        return all(torch.equal(*rows) for rows in zip(*both, strict=True))
 
     @property
     def dense_dtype(self) -> torch.dtype:
@@ -111,6 +117,25 @@ class Checkpoint:
         if name not in self.stored:
             raise RequestError(f"the weights have no tensor {name}")
         return self.stored[name].read()
+
+    def rows(self, name: str, wanted: Tensor) -> Tensor:
+        """Some rows of a stored tensor, int64 [n] in ascending order; reads no others if it can."""
+        header = self.stored[name].header
+        if header.arranged is not None:
+            return self.read(name)[wanted]
+        starts = torch.cat([wanted[:1], wanted[1:][wanted.diff() > 1]]).tolist()
+        stops = torch.cat([wanted[:-1][wanted.diff() > 1], wanted[-1:]]).tolist()
+        runs = zip(starts, stops, strict=True)
+        return torch.cat([read_rows(header, start, stop + 1) for start, stop in runs])
+
+    def pieces(self, name: str, rows: int) -> Iterator[Tensor]:
+        """A stored tensor, so many rows at a time; it is read whole where they lie otherwise."""
+        header = self.stored[name].header
+        if header.arranged is not None or not header.shape:
+            yield from torch.split(self.read(name), rows) if header.shape else [self.read(name)]
+            return
+        for start in range(0, header.shape[0], rows):
+            yield read_rows(header, start, min(start + rows, header.shape[0]))
 
     def read_layer(self, module: str) -> Quantized:
         """A quantized linear, exactly as stored."""

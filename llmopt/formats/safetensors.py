@@ -68,11 +68,12 @@ def read_tensor(header: TensorHeader) -> Tensor:
 
 
 def read_rows(header: TensorHeader, start: int, stop: int) -> Tensor:
-    """Some of a plain tensor along its first dimension, as they are stored."""
-    assert header.plain
+    """Rows of a tensor whose rows lie in the file as it has them; decoded where they are blocks."""
+    assert header.arranged is None
     row = header.nbytes // header.shape[0]
-    part = replace(header, start=header.start + start * row, end=header.start + stop * row)
-    return _read_range(part).view(TORCH_DTYPES[header.dtype]).reshape(-1, *header.shape[1:])
+    first, end = header.start + start * row, header.start + stop * row
+    shape = (stop - start, *header.shape[1:])
+    return read_tensor(replace(header, shape=shape, start=first, end=end))
 
 
 def _read_range(header: TensorHeader) -> Tensor:

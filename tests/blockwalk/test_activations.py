@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from llmopt.blockwalk.activations import FileActivations, Room
 from llmopt.blockwalk.gradient import walk_backward
@@ -110,3 +111,20 @@ def test_the_backward_walk_sees_the_same(tmp_path: Path) -> None:
     for name, (fisher, hessian) in found[0].items():
         assert torch.equal(fisher, found[1][name][0])
         assert torch.equal(hessian, found[1][name][1])
+
+
+def test_the_embedding_is_read_by_the_rows_of_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.save(tmp_path / "model", "gemma3_text")
+    tokens, seen = calibration(), list[torch.Tensor]()
+    embed = nn.Embedding.forward
+
+    def noting(self: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        assert len(self.weight) == len(tokens.unique()) < self.num_embeddings
+        seen.append(ids)
+        return embed(self, ids)
+
+    monkeypatch.setattr(nn.Embedding, "forward", noting)
+    run(tmp_path / "model", tmp_path, Round(), tokens=tokens)
+    assert torch.equal(tokens.unique()[torch.cat(seen)], tokens)

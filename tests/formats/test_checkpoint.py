@@ -44,6 +44,15 @@ def test_every_tensor_is_read_as_stored(plain: Path) -> None:
         checkpoint.read("nothing")
 
 
+def test_rows_are_read_alone(plain: Path) -> None:
+    checkpoint = Checkpoint.open(plain)
+    name = f"{checkpoint.naming.embedding}.weight"
+    whole, wanted = checkpoint.read(name), torch.tensor([0, 1, 2, 7, 30, 31, 95])
+    assert torch.equal(checkpoint.rows(name, wanted), whole[wanted])
+    assert torch.equal(checkpoint.rows(name, wanted[3:4]), whole[7:8])
+    assert torch.equal(torch.cat(list(checkpoint.pieces(name, 40))), whole)
+
+
 @pytest.mark.parametrize("case", ["missing", "equal", "different", "config says no"])
 def test_a_tied_head_is_recognized(plain: Path, case: str) -> None:
     tensors = stored(plain)

@@ -100,6 +100,10 @@ def _encoder(
 
 def _pieces(checkpoint: Checkpoint, placement: Placement, name: str) -> Iterator[Tensor]:
     """The weights of a source as rows of the file, some at a time, in the dtype that is stored."""
+    stored = checkpoint.stored.get(name)
+    if stored and placement.order is None and not placement.transposed and len(stored.shape) > 1:
+        yield from checkpoint.pieces(name, max(1, _PIECE // stored.shape[-1]))
+        return
     weight = arranged(_read(checkpoint, placement, name), placement)
     matrix = weight.reshape(-1, weight.shape[-1])
     yield from torch.split(matrix, max(1, _PIECE // matrix.shape[1]))
