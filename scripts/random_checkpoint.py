@@ -168,6 +168,20 @@ def _values(name: str, shape: tuple[int, ...], family: FamilySpec, *, tied: bool
     return Values(shape, deviation=inputs**-0.5)
 
 
+def made(folder: Path, shape: str, blocks: int | None = None) -> Path:
+    """The folder with such a model in bfloat16, written if it is not there.
+
+    Without `blocks` it is the whole one, hollow.
+    """
+    if not folder.exists():
+        config = with_blocks(config_of(shape), blocks) if blocks else config_of(shape)
+        begun = folder.with_name(f".{folder.name}")
+        shutil.rmtree(begun, ignore_errors=True)
+        write_model(begun, config, dtype=torch.bfloat16, hollow=blocks is None)
+        begun.rename(folder)
+    return folder
+
+
 def config_of(shape: str) -> Config:
     """One of SHAPES, or what the file says."""
     if shape in SHAPES:

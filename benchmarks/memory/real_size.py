@@ -28,15 +28,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tables
 from process import Watch, measure
 
-from scripts.random_checkpoint import config_of, with_blocks, write_model
+from scripts.random_checkpoint import made
 
 JOBS = {
     "gptq int4": ("quantize", "--method", "gptq", "--grid", "int4", "--group-size", "128"),
@@ -85,18 +83,6 @@ def asked(arguments: argparse.Namespace, job: str) -> dict[str, Any]:
         "windows": arguments.windows,
         "max_memory": arguments.max_memory,
     }
-
-
-def checkpoint(folder: Path, shape: str, blocks: int | None = None) -> Path:
-    """The model in `folder`, written if it is not there; without `blocks` headers alone."""
-    if not folder.exists():
-        config = config_of(shape)
-        config = with_blocks(config, blocks) if blocks else config
-        begun = folder.with_name(f".{folder.name}")
-        shutil.rmtree(begun, ignore_errors=True)
-        write_model(begun, config, dtype=torch.bfloat16, hollow=blocks is None)
-        begun.rename(folder)
-    return folder
 
 
 def command(question: dict[str, Any], model: Path, out: Path) -> list[str | Path]:
@@ -174,7 +160,7 @@ def lines(row: dict[str, Any]) -> Iterator[str]:
 def plans(arguments: argparse.Namespace) -> Iterator[str]:
     """What `plan` says of whole models."""
     for shape in arguments.whole:
-        model = checkpoint(arguments.scratch / f"whole-{Path(shape).stem}", shape)
+        model = made(arguments.scratch / f"whole-{Path(shape).stem}", shape)
         blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         for job in arguments.jobs:
             call = command(asked(arguments, job), model, arguments.scratch / "whole")
@@ -198,14 +184,14 @@ def save(arguments: argparse.Namespace, rows: list[dict[str, Any]], whole: list[
 def main() -> None:
     arguments = parse()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    made = arguments.model or arguments.scratch / f"{Path(arguments.shape).stem}-{arguments.blocks}"
+    folder = arguments.scratch / f"{Path(arguments.shape).stem}-{arguments.blocks}"
     kept = arguments.results.with_suffix(".json") if arguments.results else None
     rows = json.loads(kept.read_text())["rows"] if kept and kept.exists() else []
     whole = list(plans(arguments))
     for job in arguments.jobs:
         question = asked(arguments, job)
         if not any(row["asked"] == question for row in rows):
-            model = checkpoint(made, arguments.shape, arguments.blocks)
+            model = arguments.model or made(folder, arguments.shape, arguments.blocks)
             rows.append(run(question, model, arguments.scratch / job.replace(" ", "-")))
             save(arguments, rows, whole)
     save(arguments, rows, whole)
