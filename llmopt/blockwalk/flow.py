@@ -97,15 +97,14 @@ class BlockFlow:
         for inlets in rounds(naming, self._index, skeleton.width, size, sequential=sequential):
             self._known.forget(inlets)
             seen = self._observed(inlets, note=sequential, through=through)
-            try:
-                yield list(pools.sort(seen, skeleton.width))
-            finally:
-                self._known.forget(inlets)
+            yield list(pools.sort(seen, skeleton.width))
 
     def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
         """Compute with another value, and with nothing that was known if it comes out of turn."""
         self._stream.skeleton.put(name, value)
-        if not in_turn:
+        if in_turn:
+            self._known.forget([(name.removesuffix(".weight"),)])
+        else:
             self._known.clear()
 
     def inputs(self) -> Iterator[Tensor]:

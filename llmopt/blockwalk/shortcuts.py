@@ -2,7 +2,8 @@
 
 A walk that changes a block inlet by inlet runs it several times, each time further. Attention ends
 in its output projection, and from when the linears before that are done, the projection's inputs
-are the same each time. They are kept, and attention is then the projection of what was kept.
+are the same each time. They are kept, and attention is then the projection of what was kept. It is
+projected once: where outputs are as wide as inputs, they take their place.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from torch.utils.hooks import RemovableHandle
 from llmopt.blockwalk.activations import Activations, Batch, Room
 from llmopt.blockwalk.skeleton import Forward, Skeleton
 
-#: bytes that may be kept, in those of the walk's activations
-_SHARE = 2
+#: bytes that may be kept: in those of the walk's activations, and in any case
+SHARE, LITTLE = 2, 256 << 20
 
 
 @dataclass
 class _End:
-    """inputs: [sequences, length, width] of `linear`, which ends `module` if nothing else does.
+    """What is `held` for `linear`, which ends `module` if nothing else does.
 
+    held: [sequences, length, width], its inputs; of the first `projected` sequences its outputs.
     inside: what names of linears in the module begin with. complete: whether all inputs are there.
     others: how many outputs the module has besides the linear's, None while it is not known; a
     module of one output, not in a tuple, has -1.
@@ -33,9 +35,16 @@ class _End:
     linear: nn.Module
     module: nn.Module
     inside: str
-    inputs: Activations
+    held: Activations
     complete: bool = False
+    projected: int = 0
     others: int | None = None
+
+    def project(self, batch: Batch, output: Tensor) -> None:
+        """Hold the outputs of these sequences, which are the next."""
+        if batch.start == self.projected and output.shape[1:] == self.held.shape[1:]:
+            self.held[batch] = output
+            self.projected = batch.stop
 
 
 class Shortcuts:
@@ -47,7 +56,8 @@ class Shortcuts:
     def __init__(self, skeleton: Skeleton, activations: Activations, room: Room) -> None:
         self._skeleton, self._room = skeleton, room
         self._shape, self._dtype = activations.shape, activations.dtype
-        self._left = _SHARE * activations.shape[-1]
+        one = self._shape[:-1].numel() * self._dtype.itemsize
+        self._left = max(SHARE * self._shape[-1], LITTLE // one)
         self._ends: dict[str, _End] = {}
         self._batch = slice(0, 0)
 
@@ -63,10 +73,14 @@ class Shortcuts:
             self._drop(name)
 
     def forget(self, inlets: Iterable[Sequence[str]]) -> None:
-        """Give up modules in which these linears are looked at or changed, but for their ends."""
+        """Give up modules in which these linears are looked at or changed.
+
+        But for their ends, as long as these have not been computed for good.
+        """
         for names in inlets:
-            for end in [e for e, known in self._ends.items() if names[0].startswith(known.inside)]:
-                if tuple(names) != (end,):
+            for end, known in list(self._ends.items()):
+                within = names[0].startswith(known.inside)
+                if within and (tuple(names) != (end,) or known.projected):
                     self._drop(end)
 
     def note(self, name: str, x: Tensor) -> None:
@@ -80,7 +94,7 @@ class Shortcuts:
         if x.shape[:-1] != (self._batch.stop - self._batch.start, self._shape[1]):
             self._drop(name)
             return
-        end.inputs[self._batch] = x
+        end.held[self._batch] = x
         end.complete = self._batch.stop == self._shape[0]
 
     @contextmanager
@@ -99,8 +113,8 @@ class Shortcuts:
         inside = name.rpartition(".")[0] + "."
         linear = self._skeleton.module(name)
         module = self._skeleton.module(inside[:-1])
-        inputs = self._room.make(f"inputs.{name}", (*self._shape[:-1], width), self._dtype)
-        return _End(linear, module, inside, inputs)
+        held = self._room.make(f"inputs.{name}", (*self._shape[:-1], width), self._dtype)
+        return _End(linear, module, inside, held)
 
     def _watched(self, name: str, end: _End) -> Iterator[RemovableHandle]:
         """Let the module run once to see whether its output is the linear's very output."""
@@ -116,13 +130,18 @@ class Shortcuts:
                 return
             end.others = len(output) - 1 if isinstance(output, tuple) else -1
             end.module.forward = self._shortened(end)
+            end.project(self._batch, first)
 
         yield end.linear.register_forward_hook(note)
         yield end.module.register_forward_hook(judge)
 
     def _shortened(self, end: _End) -> Forward:
         def forward(*_: object, **__: object) -> object:
-            output = end.linear(end.inputs[self._batch].to(self._skeleton.device))
+            # a copy: what comes out of a module may be overwritten
+            output = end.held[self._batch].to(self._skeleton.device, copy=True)
+            if self._batch.start >= end.projected:
+                output = end.linear(output)
+                end.project(self._batch, output)
             # weights of attention, caches: a block that is called alone does not use them
             return output if end.others == -1 else (output, *[None] * (end.others or 0))
 
@@ -130,7 +149,7 @@ class Shortcuts:
 
     def _drop(self, name: str) -> None:
         end = self._ends.pop(name)
-        self._left += end.inputs.shape[-1]
-        self._room.give_back(end.inputs)
+        self._left += end.held.shape[-1]
+        self._room.give_back(end.held)
         if end.others is not None:
             del end.module.forward

@@ -38,7 +38,8 @@ def test_sparing_changes_nothing(
     models.save(tmp_path / "model", family)
     made: list[bytes] = []
     for share in (2, 0):
-        monkeypatch.setattr(shortcuts, "_SHARE", share)
+        monkeypatch.setattr(shortcuts, "SHARE", share)
+        monkeypatch.setattr(shortcuts, "LITTLE", 0)
         work = tmp_path / str(share)
         work.mkdir()
         run(tmp_path / "model", work, Round(sequential=True), tokens=calibration(), head=True)
@@ -50,12 +51,23 @@ def test_attention_is_computed_once_and_once_to_see_where_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three batches and two blocks: 2 x (3 to the projection, 1 to learn that it is the end)."""
+    monkeypatch.setattr(shortcuts, "LITTLE", 0)
     models.save(tmp_path / "model", "llama", intermediate_size=160)  # too wide to be kept
     calls = counted(monkeypatch)
     run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
     per_linear = Counter(calls.values())
-    # q, k, v; o in 3 rounds; gate and up in 2 rounds; down in the last
-    assert per_linear == {4: 2 * 3, 3 + 3 + 3: 2, 3 + 3: 2 * 2, 3: 2}
+    # q, k, v; o in 1 round; gate and up in 2 rounds; down in the last
+    assert per_linear == {4: 2 * 3, 3: 2 * 2, 3 + 3: 2 * 2}
+
+
+def test_what_is_little_is_kept_however_few_the_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.save(tmp_path / "model", "llama", intermediate_size=160)
+    calls = counted(monkeypatch)
+    run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
+    # once, but for the batch that shows where attention and MLP end
+    assert Counter(calls.values()) == {4: 2 * 5, 3: 2 * 2}
 
 
 def test_a_walk_that_only_looks_runs_a_block_once(
@@ -129,14 +141,33 @@ def test_only_a_module_that_ends_in_the_linear_is_spared(changed: str) -> None:
 def test_a_linear_that_is_changed_inside_ends_it() -> None:
     module, x = Wrapped(changed=""), torch.randn(2, 3, 8)
     with Shortcuts(Known(module), x, Room()) as known:  # type: ignore[arg-type]
-        passes(module, x, known, 2)
+        passes(module, x, known, 1)
         known.forget([("block.inner.last",), ("block.other.first",)])
+        with known.batch(slice(0, 2)):
+            module(x)
         assert "forward" in vars(module)
         known.forget([("block.inner.first",)])
         assert "forward" not in vars(module)
 
 
+@torch.no_grad()
+def test_outputs_take_the_place_of_inputs_and_do_not_outlive_a_second_look() -> None:
+    """A pass that asks for the inputs again after the projection was computed gets them."""
+    module, x = Wrapped(changed=""), torch.randn(4, 3, 8)
+    with Shortcuts(Known(module), x, Room()) as known:  # type: ignore[arg-type]
+        calls: list[int] = []
+        outputs = passes(module, x, known, 2)
+        module.last.register_forward_hook(lambda *_: calls.append(1))
+        with known.batch(slice(0, 2)):
+            module(x[:2])[0].zero_()
+            assert torch.equal(module(x[:2])[0], outputs[0])
+        assert not calls
+        known.forget([("block.inner.last",)])
+        assert "forward" not in vars(module)
+
+
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcuts, "LITTLE", 0)
     models.save(tmp_path / "model", "llama", intermediate_size=160)
     width = Checkpoint.open(tmp_path / "model").config["hidden_size"]
     kept: list[int] = []

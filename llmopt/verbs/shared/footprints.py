@@ -15,6 +15,8 @@ from llmopt.step import Text
 _LIBRARIES = 480 << 20
 #: working copies of a layer's Hessian at the worst moment: itself, its permuted copy, the factor
 _HESSIAN_COPIES = 4
+#: what blockwalk.shortcuts keeps at most: in bytes of the activations, and in any case
+_SHARE, _LITTLE = 2, 256 << 20
 
 
 def quantize_footprint(
@@ -40,7 +42,7 @@ def quantize_footprint(
         return Footprint(_LIBRARIES + 2 * max(block, outside), written * 2)
     hidden = _hidden_size(contents.config)
     activations = calibration.count * calibration.length * hidden * 4
-    known = 2 * activations  # at most: inputs that blockwalk.shortcuts keeps
+    known = _known(contents, calibration.count * calibration.length * 4, hidden)
     widest = max((f.shape[1] for f in changes if f.quantized), default=0)
     batch = batch_size * calibration.length * max(widest, hidden) * 4 * 6
     hessian = widest * widest * 4 * _HESSIAN_COPIES + (block if any(naming.experts) else 0)
@@ -90,6 +92,22 @@ def bench_footprint(
     logits = length * int(contents.config.get("vocab_size", 0)) * 4
     memory = _LIBRARIES + min(models, 2) * weights + 6 * logits
     return Footprint(max(memory, (2 * _LIBRARIES + weights) * speed), keeps << 20)
+
+
+def _known(contents: Contents, column: int, hidden: int) -> int:
+    """Bytes of inputs that blockwalk.shortcuts keeps, where it takes all that it may.
+
+    column: those of one channel's activations.
+    """
+    most = max(_SHARE * hidden * column, _LITTLE)
+    inlets = contents.naming.linears(0)
+    ends = {names[0].rpartition(".")[0]: names[0] for names in inlets if len(names) == 1}
+    kept = 0
+    for name in ends.values():
+        shape = contents.tensors[f"{name}.weight"].shape
+        size = shape[0 if contents.family.conv1d else 1] * column
+        kept += size if kept + size <= most else 0
+    return kept
 
 
 def _hidden_size(config: Mapping[str, object]) -> int:
