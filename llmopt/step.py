@@ -13,6 +13,7 @@ from llmopt import artifact
 from llmopt.artifact import Artifact
 from llmopt.model.change import Change, ConfigChange
 from llmopt.model.contents import Contents
+from llmopt.model.effort import NO_EFFORT, Effort
 from llmopt.model.footprint import IN_MEMORY, NOTHING, Arrangement, Footprint
 from llmopt.model.ledger import LedgerEntry
 from llmopt.model.results import CorpusName, Verdict
@@ -106,6 +107,7 @@ class PlannedStep:
     changes: tuple[Change, ...] = ()
     config_changes: tuple[ConfigChange, ...] = ()
     footprint: Footprint = NOTHING
+    effort: Effort = NO_EFFORT
     arrangement: Arrangement = IN_MEMORY
     summary: str = ""
     notes: tuple[str, ...] = ()

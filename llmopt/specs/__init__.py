@@ -22,6 +22,7 @@ from llmopt.specs.methods import METHODS
 from llmopt.specs.metrics import METRICS
 from llmopt.specs.runtimes import OPTIONAL_PACKAGES, RUNTIMES
 from llmopt.specs.verbs import VERBS
+from llmopt.specs.work import WORK
 
 __all__ = [
     "CHECKPOINT",
@@ -34,6 +35,7 @@ __all__ = [
     "OPTIONAL_PACKAGES",
     "RUNTIMES",
     "VERBS",
+    "WORK",
     "FormatSpec",
     "GridSpec",
     "KindSpec",

@@ -8,6 +8,7 @@ from llmopt.specs.base import FormatSpec
 from llmopt.step import PlanContext, Planned, PlannedStep
 from llmopt.verbs.allocate.settings import AllocateSettings
 from llmopt.verbs.shared.budget import byte_budget, goal
+from llmopt.verbs.shared.effort import allocate_effort
 from llmopt.verbs.shared.footprints import allocate_footprint
 
 
@@ -43,6 +44,7 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
             footprint=allocate_footprint(
                 contents, context.changes, calibration, asking.batch_size
             ),
+            effort=allocate_effort(contents, context.changes, calibration, asking.solving),
             summary=f"choose settings for {goal(asking.target_bpw, asking.target_size)}",
         ),
     ))  # fmt: skip

@@ -10,6 +10,7 @@ from llmopt.specs.runtimes import AUTO, runtime_for
 from llmopt.step import MODEL, PlanContext, Planned, PlannedStep, StepInput
 from llmopt.verbs.bench.settings import Benchmark, BenchSettings
 from llmopt.verbs.shared import gates
+from llmopt.verbs.shared.effort import bench_effort
 from llmopt.verbs.shared.footprints import bench_footprint
 
 BASE = "base"
@@ -59,6 +60,11 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
         footprint=bench_footprint(
             context.contents(MODEL), models, evaluation.length,
             speed=settings.speed, keeps=context.judges is None,
+        ),
+        effort=bench_effort(
+            [context.contents(name) for name in dict.fromkeys(names)],
+            context.contents(base.name) if base else None, evaluation,
+            new_tokens=new_tokens, speed=settings.speed,
         ),
         summary=summary,
         notes=notes,

@@ -24,6 +24,7 @@ from llmopt.verbs.convert.settings import ConvertSettings, GgufTarget, ImatrixTa
 from llmopt.verbs.shared import budget
 from llmopt.verbs.shared.changes import has_head
 from llmopt.verbs.shared.config import bare_config
+from llmopt.verbs.shared.effort import imatrix_effort, quantize_effort
 from llmopt.verbs.shared.footprints import quantize_footprint
 
 
@@ -56,6 +57,9 @@ def plan(
         changes=changes,
         config_changes=bare_config(contents),
         footprint=quantize_footprint(contents, changes, calibration, target.batch_size),
+        effort=quantize_effort(
+            contents, changes, calibration, target.solving, in_turn=target.feeds_back
+        ),
         summary="convert to gguf",
     )
     request.check_parts(step)
@@ -88,6 +92,7 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
     assert isinstance(settings.target, ImatrixTarget)
     found = GgufRequest(GgufTarget(), context).wanted(contents, guided=True)
     calibration = context.calibration("an importance matrix", (*context.key, "to"))
+    assert calibration is not None
     changes = tuple(each.change for each in gguf.conversions(contents, found))
     footprint = quantize_footprint(contents, changes, calibration, settings.target.batch_size)
     step = PlannedStep(
@@ -101,6 +106,7 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
         calibration=calibration,
         held_out=context.held_out(),
         footprint=replace(footprint, disk_bytes=0),
+        effort=imatrix_effort(contents, calibration),
         summary=f"convert to {IMATRIX}",
     )
     return Planned((step,))

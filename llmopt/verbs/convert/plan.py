@@ -23,6 +23,7 @@ from llmopt.verbs.convert.settings import (
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.changes import linear_names
 from llmopt.verbs.shared.config import check_config, config_changes
+from llmopt.verbs.shared.effort import convert_effort
 from llmopt.verbs.shared.footprints import convert_footprint
 
 
@@ -72,6 +73,7 @@ def _checkpoint(
         changes=changes,
         config_changes=config,
         footprint=convert_footprint(contents, changes),
+        effort=convert_effort(contents, changes),
         summary=f"convert to {settings.to}",
     )
     rounds = settings.to != PLAIN and any(each.loss or each.doubtful for each in found)

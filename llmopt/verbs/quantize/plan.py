@@ -15,11 +15,12 @@ from llmopt.recipe.source import Key
 from llmopt.specs import METHODS
 from llmopt.step import PlanContext, Planned, PlannedStep, Text
 from llmopt.verbs.quantize.candidates import with_options
-from llmopt.verbs.quantize.changes import quantize_changes, quantize_config
+from llmopt.verbs.quantize.changes import in_order, quantize_changes, quantize_config
 from llmopt.verbs.quantize.settings import QuantizeSettings
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.budget import CANDIDATES_ALONE, after_allocation, goal
 from llmopt.verbs.shared.config import check_config
+from llmopt.verbs.shared.effort import quantize_effort
 from llmopt.verbs.shared.footprints import quantize_footprint
 
 
@@ -60,8 +61,12 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
         held_out=context.held_out() if calibration else None,
         changes=changes,
         footprint=quantize_footprint(contents, changes, calibration, settings.batch_size),
+        effort=quantize_effort(
+            contents, changes, calibration, settings.solving,
+            in_turn=in_order(settings), transform=transform != "none",
+        ),
         summary=f"{settings.method} {wanted} -> {settings.format}",
-    )
+    )  # fmt: skip
     if settings.has_budget:
         return _with_budget(step, settings, context)
     return _written(step, contents, settings)

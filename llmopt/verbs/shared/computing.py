@@ -1,0 +1,172 @@
+"""What forwards, statistics and solves of a model have to compute, from shapes alone. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from llmopt.model.contents import Contents
+from llmopt.model.effort import Effort
+from llmopt.step import Text
+
+#: what a walk does with a block: one forward; one for statistics and one of what was changed;
+#: one for each inlet in turn
+Manner = Literal["through", "twice", "in turn"]
+#: a Hessian of more columns is computed in blocks on and above its diagonal (llmopt.linalg)
+_SPLIT_COLUMNS, _SPLIT_BLOCK = 2048, 1024
+#: inputs of modules' ends that a walk keeps, in activations (blockwalk.shortcuts)
+_KEPT_WIDTHS = 2
+#: times that what flows into and out of a linear is read or written besides
+_PASSES = 2
+#: times that logits of a model are read or written to compare them
+_LOGIT_PASSES = 24
+
+Inlets = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How often a linear is computed for all tokens."""
+
+    linear: str
+    times: int
+
+
+class Computing:
+    """Of one model, with the tokens that flow through it."""
+
+    def __init__(self, contents: Contents, text: Text) -> None:
+        self.contents, self._text = contents, text
+        self.tokens = text.count * text.length
+        self.width = self._shape(contents.naming.embedding)[1]
+        self.vocabulary = self._shape(contents.naming.embedding)[0]
+
+    def shape(self, linear: str) -> tuple[int, int]:
+        """(outputs, inputs), whatever way the checkpoint stores it."""
+        rows, cols = self._shape(linear)
+        transposed = self.contents.family.conv1d and linear != self.contents.naming.head
+        return (cols, rows) if transposed else (rows, cols)
+
+    def seen(self, linear: str) -> float:
+        """Tokens that reach a linear: of experts the share that routers send there."""
+        naming = self.contents.naming
+        if naming.pool_of(linear) is None:
+            return self.tokens
+        block = naming.block_of(linear)
+        experts = naming.experts[block or 0]
+        return self.tokens * min(1.0, self._chosen / experts)
+
+    def forward(self) -> Effort:
+        """All blocks once."""
+        return self.blocks("through")
+
+    def logits(self) -> Effort:
+        """The head, and what is looked at in its logits."""
+        size = self.tokens * self.vocabulary
+        return Effort({"products": 2 * size * self.width, "moved": 4 * size * _LOGIT_PASSES})
+
+    def blocks(self, manner: Manner) -> Effort:
+        """The forwards of a walk over all blocks."""
+        found: dict[str, float] = defaultdict(float)
+        for block in range(self.contents.naming.block_count):
+            rounds = list(self._rounds(block, in_turn=manner == "in turn"))
+            runs, attention = _runs(rounds, manner, self._ends(rounds))
+            for each in runs:
+                rows, cols = self.shape(each.linear)
+                tokens = self.seen(each.linear) * each.times
+                found["products"] += 2 * tokens * rows * cols
+                found["moved"] += 4 * tokens * (rows + cols) * _PASSES
+            width = self.shape(rounds[1][0][0])[1] if len(rounds) > 1 else self.width
+            found["attention"] += 4 * self.tokens * self._text.length * width * attention
+        return Effort(dict(found))
+
+    def statistics(self, *, hessians: bool, head: bool = False) -> Effort:
+        """Sums over the inputs of all linears: of x x^T, or of squares alone."""
+        found: dict[str, float] = defaultdict(float)
+        naming = self.contents.naming
+        inlets = [names for b in range(naming.block_count) for names in naming.linears(b)]
+        widths = [(self.shape(names[0])[1], self.seen(names[0])) for names in inlets]
+        for width, tokens in widths + ([(self.width, self.tokens)] if head else []):
+            found["moved"] += 4 * 3 * tokens * width
+            if hessians:
+                found["hessians"] += 2 * tokens * _squares(width)
+        return Effort(dict(found))
+
+    def _rounds(self, block: int, *, in_turn: bool) -> Iterator[Inlets]:
+        """Inlets that are looked at in one run, where they are looked at in turn."""
+        naming = self.contents.naming
+        budget = sum(
+            4 * math.prod(self.shape(name))
+            for inlet in naming.linears(block) for name in inlet
+        ) if in_turn else 0  # fmt: skip
+        for inlets in naming.rounds(block):
+            some: list[tuple[str, ...]] = []
+            size = 0
+            for names in inlets:
+                needed = 4 * self.shape(names[0])[1] ** 2
+                if some and in_turn and size + needed > budget:
+                    yield tuple(some)
+                    some, size = [], 0
+                some.append(names)
+                size += needed
+            yield tuple(some)
+
+    def _ends(self, rounds: Sequence[Inlets]) -> dict[str, int]:
+        """Modules that end in a linear whose inputs are kept -> the round of that linear."""
+        left, found = _KEPT_WIDTHS * self.width, dict[str, int]()
+        for index, inlets in enumerate(rounds):
+            for names in inlets:
+                width = self.shape(names[0])[1]
+                alone = len(names) == 1 and self.contents.naming.pool_of(names[0]) is None
+                if alone and width <= left:
+                    left -= width
+                    found[names[0].rpartition(".")[0] + "."] = index
+        return found
+
+    @cached_property
+    def _chosen(self) -> int:
+        config = self.contents.family.language_config(self.contents.config)
+        return next(
+            (n for key in ("num_experts_per_tok", "num_experts_per_token", "top_k")
+             if isinstance(n := config.get(key), int)),
+            2,
+        )  # fmt: skip
+
+    def _shape(self, module: str) -> tuple[int, int]:
+        tensor = self.contents.tensors.get(f"{module}.weight")
+        if tensor is None and module == self.contents.naming.head:
+            return self._shape(self.contents.naming.embedding)
+        return (tensor.shape[0], tensor.shape[1]) if tensor else (0, 0)
+
+
+def _runs(rounds: Sequence[Inlets], manner: Manner, ends: dict[str, int]) -> tuple[list[Run], int]:
+    """How often each linear of a block, and its attention, are computed.
+
+    In turn, each round's inputs take a run as far as there, and a last one goes all the way; a
+    module whose end's inputs are kept is computed for the last time when they are.
+    """
+    last, found = len(rounds) - 1, []
+    for index, inlets in enumerate(rounds):
+        for name in (name for names in inlets for name in names):
+            if manner == "in turn":
+                end = next((e for path, e in ends.items() if name.startswith(path)), last + 1)
+                times = end - index if index < end else last + 1 - index
+            else:
+                times = 1 if manner == "through" or index == last else 2
+            found.append(Run(name, times))
+    if manner != "in turn":
+        return found, 1 if manner == "through" else 2
+    attention = 1 if 1 in ends.values() else max(last, 1) + 1
+    return found, attention
+
+
+def _squares(width: int) -> float:
+    """Elements of a Hessian that are computed."""
+    if width < _SPLIT_COLUMNS:
+        return width**2
+    blocks = -(-width // _SPLIT_BLOCK)
+    return blocks * (blocks + 1) / 2 * _SPLIT_BLOCK**2
