@@ -19,7 +19,7 @@ _MOST = 20
 
 
 @dataclass(frozen=True)
-class Machine:
+class Host:
     """What measurements hold for: another one is slower or faster."""
 
     processor: str
@@ -41,9 +41,9 @@ class Speeds:
     measured: str
 
 
-def here(count: int | None = None) -> Machine:
+def here(count: int | None = None) -> Host:
     """This machine with so many threads; None: as many as a step would compute with."""
-    return Machine(
+    return Host(
         processor=machine.processor(),
         cores=machine.cores(),
         threads=count or usual_threads(),
@@ -57,7 +57,7 @@ def usual_threads() -> int:
     return int(said) if said.isdecimal() and int(said) > 0 else threads.usable()
 
 
-def speeds(of: Machine) -> Speeds | None:
+def speeds(of: Host) -> Speeds | None:
     """What was measured; None where that was never done on this very machine."""
     entry = _all().get(of.key)
     if not isinstance(entry, dict):
@@ -74,7 +74,7 @@ def speeds(of: Machine) -> Speeds | None:
     return Speeds(fine, measured) if WORK.keys() <= fine.keys() else None
 
 
-def keep(of: Machine, found: Speeds) -> None:
+def keep(of: Host, found: Speeds) -> None:
     """Remember what was measured."""
     known = {key: entry for key, entry in _all().items() if key != of.key}
     kept = dict(list(known.items())[-_MOST + 1 :]) | {of.key: asdict(found)}

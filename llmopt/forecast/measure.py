@@ -141,16 +141,16 @@ class Measurements:
         first = [taken(few, 0), taken(many, 0)]
         refined = [taken(few, 2), taken(many, 2)]
         sweep = [(after - before) / 3 for after, before in zip(refined, first, strict=True)]
-        for kind, times in (("gptq", first), ("gptq sweep", sweep)):
+        for kind, times in (("feedback", first), ("feedback sweep", sweep)):
             self._by_column(kind, times, [few, many], cols)
         nearest = self._best(lambda: rtn.solve(weight, statistics, _INT4, RtnSettings()))
-        self.found["rtn"] = nearest / weight.numel()
+        self.found["nearest"] = nearest / weight.numel()
         clipped = self._best(lambda: awq.solve(weight, statistics, _INT4, AwqSettings()))
-        self.found["awq"] = clipped / weight.numel()
+        self.found["clipping"] = clipped / weight.numel()
         reader = Reader(weight[:few], statistics, _INT4)
         products = _AWQ_SCALES * 2 * few * cols**2 * self.found["products"]
         scaled = max(self._best(lambda: search_scale([reader])) - products, 0)
-        self.found["awq scale"] = scaled / (_AWQ_SCALES * few * cols)
+        self.found["scale search"] = scaled / (_AWQ_SCALES * few * cols)
 
     def _ggml(self, type_id: str) -> None:
         cols, few = 256, 32

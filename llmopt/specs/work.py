@@ -50,13 +50,13 @@ _PLAIN: tuple[tuple[str, Unit, str], ...] = (
     ("read", "bytes", "read from disk"),
     ("written", "bytes", "written to disk"),
     ("hashed", "bytes", "SHA-256"),
-    ("rtn", "weights", "nearest codes, scales searched"),
-    ("awq", "weights", "AWQ's clipping"),
-    ("awq scale", "weights", "one scale of AWQ's search tried"),
-    ("gptq", "weights", "gptq's first pass, beside its products"),
-    ("gptq sweep", "weights", "one more sweep of gptq's"),
-    (columns("gptq"), "columns", "gptq's first pass"),
-    (columns("gptq sweep"), "columns", "one more sweep of gptq's"),
+    ("nearest", "weights", "nearest codes, scales searched"),
+    ("clipping", "weights", "clips of groups tried"),
+    ("scale search", "weights", "a scale of inputs tried"),
+    ("feedback", "weights", "error feedback on a grid, beside its products"),
+    ("feedback sweep", "weights", "one more sweep of it"),
+    (columns("feedback"), "columns", "error feedback on a grid"),
+    (columns("feedback sweep"), "columns", "one more sweep of it"),
 )  # fmt: skip
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from llmopt import forecast, planner
-from llmopt.forecast import Machine, Speeds
+from llmopt.forecast import Host, Speeds
 from llmopt.model.effort import Effort, total
 from llmopt.recipe import from_data
 from llmopt.specs import WORK
 
-HERE = Machine(processor="a", cores=2, threads=2, torch="2")
+HERE = Host(processor="a", cores=2, threads=2, torch="2")
 SECONDS = dict.fromkeys(WORK, 2.0)
 STEP = {"id": "q", "quantize": {"method": "gptq"}}
 

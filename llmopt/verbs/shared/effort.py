@@ -65,7 +65,7 @@ def quantize_effort(
 def convert_effort(contents: Contents, changes: Sequence[Change]) -> Effort:
     """Values that move from one layout to another, or are rounded to the nearest."""
     rounded = sum(math.prod(change.shape) for change in changes if change.quantized)
-    return _files(contents, changes) + Effort({"rtn": rounded})
+    return _files(contents, changes) + Effort({"nearest": rounded})
 
 
 def imatrix_effort(contents: Contents, calibration: Text) -> Effort:
@@ -180,18 +180,18 @@ def _encode(linears: _Alike, type_id: str, solving: Solving, *, guided: bool) ->
 def _choose(linears: _Alike, solving: Solving) -> Effort:
     weights, settings = linears.rows * linears.cols, solving.settings
     if isinstance(settings, AwqSettings):
-        return Effort({"awq": weights})
+        return Effort({"clipping": weights})
     if not isinstance(settings, Refined):
-        return Effort({"rtn": weights})
+        return Effort({"nearest": weights})
     chunks = math.ceil(linears.rows / max(1, _CHUNK // linears.cols))
     if isinstance(settings, Feedback):
-        first = {"gptq": weights, columns("gptq"): chunks * linears.cols}
+        first = {"feedback": weights, columns("feedback"): chunks * linears.cols}
         sweeps, passes = settings.refine + bool(settings.refine), 1
     else:
-        first, sweeps, passes = {"rtn": weights}, settings.refine, 0
+        first, sweeps, passes = {"nearest": weights}, settings.refine, 0
     swept = {
-        "gptq sweep": weights * sweeps,
-        columns("gptq sweep"): chunks * linears.cols * sweeps,
+        "feedback sweep": weights * sweeps,
+        columns("feedback sweep"): chunks * linears.cols * sweeps,
     }
     factor = _factor(linears.cols) if passes else Effort()
     return total(
@@ -219,7 +219,7 @@ def _scales(walk: Computing) -> Effort:
             if pair.linear and any(cols != walk.shape(pair.source)[0] for _, cols in shapes):
                 continue
             for rows, cols in shapes:
-                found["awq scale"] += _SCALES * rows * cols
+                found["scale search"] += _SCALES * rows * cols
                 found["products"] += _SCALES * 2 * rows * cols**2
     return Effort(dict(found))
 
