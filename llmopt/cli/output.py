@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from rich.progress import (
 from rich.text import Text
 
 from llmopt.artifact import finite
+from llmopt.cli.time_left import Clock, TimeLeft
+from llmopt.forecast.times import in_words
 
 if TYPE_CHECKING:
     from llmopt.model.results import Verdict
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 _WIDTH = 110
 #: names, paths and patterns are no markup, whatever brackets and colons they have
 _AS_IT_IS: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+#: seconds after which a plain line says how far work is, though it is no tenth farther
+_MINUTE = 60.0
 #: how many documents were written to stdout: one is all there may be
 documents = 0
 
@@ -93,10 +98,12 @@ def found(verdict: Verdict) -> str:
 class ProgressReporter:
     """Draws a run: bars on a terminal, plain lines elsewhere."""
 
-    def __init__(self, output: Output, progress: Progress | None) -> None:
-        self.output, self.bars = output, progress
+    def __init__(
+        self, output: Output, progress: Progress | None, clock: Clock = time.monotonic
+    ) -> None:
+        self.output, self.bars, self._clock = output, progress, clock
         self.tasks: dict[tuple[str, str], TaskID] = {}
-        self.percent: dict[tuple[str, str], int] = {}
+        self._counts: dict[tuple[str, str], _Count] = {}
         self.now = None if progress is None else progress.add_task("starting", total=None)
 
     def phase(self, what: str) -> None:
@@ -110,16 +117,19 @@ class ProgressReporter:
 
     def progress(self, step: PlannedStep, what: str, done: int, total: int) -> None:
         name = (step.id, what)
+        count = self._counts.setdefault(name, _Count(TimeLeft(self._clock)))
+        count.left.heard(done, total)
         if self.bars is not None:
             self.phase(f"{step.id}: {step.verb}")
             if name not in self.tasks:
-                self.tasks[name] = self.bars.add_task(f"{step.id}: {what}", total=total)
+                self.tasks[name] = self.bars.add_task(
+                    f"{step.id}: {what}", total=total, left=count.left
+                )
             self.bars.update(self.tasks[name], completed=done, total=total, visible=done < total)
-            return
-        tenth = done * 10 // max(total, 1)
-        if tenth > self.percent.get(name, 0) or done == total:
-            self.percent[name] = tenth
-            self.output.note(f"{step.id}: {what} {done}/{total}")
+        elif count.is_news(done, total, self._clock()):
+            seconds = count.left.seconds
+            left = f", {in_words(seconds)} left" if seconds and done < total else ""
+            self.output.note(f"{step.id}: {what} {done}/{total}{left}")
 
     def finished(self, step: PlannedStep, result: StepResult) -> None:
         how = "unchanged, reused" if result.reused else f"done in {result.seconds:.1f} s"
@@ -130,6 +140,24 @@ class ProgressReporter:
 
     def refused(self, step: PlannedStep, why: str) -> None:
         self.output.note(f"{step.id}: REFUSED: {why}")
+
+
+@dataclass
+class _Count:
+    """What was said last, in plain lines, of work that is counted."""
+
+    left: TimeLeft
+    tenth: int = 0
+    said: float | None = None
+
+    def is_news(self, done: int, total: int, now: float) -> bool:
+        """Whether to say it: each tenth, and at least each minute something that came since."""
+        tenth, last = done * 10 // max(total, 1), self.said
+        self.said = now if last is None else last
+        if tenth <= self.tenth and done < total and (last is None or now - last < _MINUTE):
+            return False
+        self.tenth, self.said = tenth, now
+        return True
 
 
 @contextmanager
@@ -154,8 +182,9 @@ class _Numbers(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.total is None:
             return Text(_clock(task.elapsed))
-        left = f", {_clock(task.time_remaining)} left" if task.time_remaining else ""
-        return Text(f"{task.completed:.0f}/{task.total:.0f}{left}")
+        left = task.fields["left"].seconds if "left" in task.fields else None
+        words = f", ~{in_words(left).removeprefix('about ')} left" if left else ""
+        return Text(f"{task.completed:.0f}/{task.total:.0f}{words}")
 
 
 def _clock(seconds: float | None) -> str:
