@@ -65,6 +65,24 @@ class Skeleton:
                 setattr(module, name, buffer.to(device))
         self._calls: dict[int, list[Call]] = {}
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model was made for, None where its config sets no limit."""
+        length = getattr(self._model.config, "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    @property
+    def head_shape(self) -> tuple[int, int]:
+        """Tokens of the vocabulary, and the width of what `finish` gives."""
+        head = self._model.get_submodule(self._family.head)
+        assert isinstance(head, nn.Linear)
+        return head.out_features, head.in_features
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All parts of the model, by the names that they have in the checkpoint."""
+        return {self._naming.name(path): part for path, part in self._model.named_modules()}
+
     def module(self, name: str) -> nn.Module:
         """A module by the name that it has in the checkpoint."""
         return self._model.get_submodule(self._naming.module(name))
@@ -197,8 +215,21 @@ class Skeleton:
         finally:
             _drop(self._model.get_submodule(self._family.head))
 
+    @contextmanager
+    def head_rows(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
+        """Hold some rows of the head's tensors, for `logits` of these tokens alone."""
+        module = self._model.get_submodule(self._family.head)
+        try:
+            for leaf, value in rows.items():
+                _assign(module, leaf, self._ready(value))
+            yield
+        finally:
+            _drop(module)
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's logits [batch, length, vocabulary] for what `finish` gave, in `head`.
+        """The model's logits [batch, length, tokens] for what `finish` gave.
+
+        Within `head`, of all of the vocabulary; within `head_rows`, of as many tokens.
 
         The model's own forward runs with a decoder that returns `hidden`: some cap their logits.
         """

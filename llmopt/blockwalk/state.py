@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llmopt import processor
 from llmopt.blockwalk.activations import SCRATCH, Activations, Batch, Room
@@ -122,3 +124,8 @@ def _sequences(activations: Activations) -> Iterator[Batch]:
 def environment(device: torch.device) -> dict[str, object]:
     """What, beside its arguments, the last bits of a walk's results depend on."""
     return {"device": str(device), "torch": torch.__version__, "cpu": processor.identity()}
+
+
+def digest(tokens: Tensor) -> str:
+    """What tells tokens from others in a walk's settings."""
+    return hashlib.sha256(tokens.cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from llmopt.blockwalk.flow import BlockFlow, HeadFlow, NoFlow
 from llmopt.blockwalk.parts import OnBlock, Parts
 from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.blockwalk.sink import Record, Sink
-from llmopt.blockwalk.state import WalkState, environment
+from llmopt.blockwalk.state import WalkState, digest, environment
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
@@ -59,7 +58,7 @@ def walk(
     parts, device = Parts(checkpoint, sink, head=head), torch.device(device)
     state = WalkState(state_folder)
     settings = {
-        "tokens": None if tokens is None else _digest(tokens),
+        "tokens": None if tokens is None else digest(tokens),
         "blocks": parts.blocks,
         "head": head,
         "batch_size": batch_size,
@@ -149,7 +148,3 @@ class _CalibratedWalk:
         LiveBlock(index, linears, weights, flow).run(self._passes)
         self._parts.write(index, weights.results)
         self._tell(index + 1, self._parts.total)
-
-
-def _digest(tokens: Tensor) -> str:
-    return hashlib.sha256(tokens.cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -37,9 +38,11 @@ def codec_of(format_id: str) -> Codec[Quantized]:
     return codec
 
 
-def decode(tensor: Quantized) -> Tensor:
-    """The float32 weight [out, in] that a quantized tensor stands for."""
+def decode(tensor: Quantized, rows: slice | None = None) -> Tensor:
+    """The float32 weight [out, in] that a quantized tensor stands for, or some rows of it."""
+    rows = slice(None) if rows is None else rows
     if isinstance(tensor, BlockTensor):
-        return ggml.decode(tensor.grid, tensor.data)
+        return ggml.decode(tensor.grid, tensor.data[rows])
     grid: Grid = load(lookup(GRIDS, "grid", tensor.grid).module)
-    return grid.decode(tensor.codes, tensor.params)
+    params = replace(tensor.params, scale=tensor.params.scale[rows], zero=tensor.params.zero[rows])
+    return grid.decode(tensor.codes[rows], params)

@@ -157,6 +157,8 @@ class RuntimeSpec:
     chooses_dtype: bool = False
     #: whether it has a beam search
     beams: bool = False
+    #: whether a walk over the blocks computes the same logits as its engine
+    by_blocks: bool = False
 
 
 def load(module: str) -> ModuleType:

@@ -19,6 +19,7 @@ RUNTIMES: dict[str, RuntimeSpec] = {
         "int8 weights with int8 activations in integers",
         chooses_dtype=True,
         beams=True,
+        by_blocks=True,
     ),
     "llama.cpp": RuntimeSpec(
         id="llama.cpp",

@@ -14,13 +14,10 @@ from llmopt.evaluate.gates import Gate, Judge
 from llmopt.evaluate.probe import Probe, Subject
 from llmopt.formats.quantization import read_contents
 from llmopt.model.results import Bench, BenchEntry, Parent
-from llmopt.runtimes.base import Engine
-from llmopt.runtimes.choice import open_engine
-from llmopt.runtimes.device import pick_device
-from llmopt.specs import RUNTIMES, load
+from llmopt.specs import load
 from llmopt.specs.metrics import PROBES, Measurement, Metrics
-from llmopt.specs.runtimes import AUTO
 from llmopt.step import MODEL, Outcome, Work
+from llmopt.verbs.bench.opening import Engines, in_lockstep, opening
 from llmopt.verbs.bench.plan import BASE
 from llmopt.verbs.bench.settings import Benchmark
 from llmopt.verbs.shared import texts as text
@@ -57,13 +54,18 @@ def run(work: Work) -> Outcome:
 
 def _entries(work: Work, windows: Tensor) -> list[BenchEntry]:
     """An entry for each model; the base's, where there are others, is first and has no gates."""
-    base, engines = _base(work), _Engines(work)
+    base = _base(work)
+    engines = Engines(work, base)
     found, of_base = list[BenchEntry](), dict[str, Measurement]()
     others = [model for model in work.inputs(MODEL) if base is None or model.name != base.name]
+    together = None
+    if not work.step.arrangement.whole_models:
+        together = in_lockstep(work, base, others, windows, engines).measure
     for model in others or filter(None, [base]):
         subject = Subject(
-            model=model, base=base, open_engine=engines.open, windows=windows, seed=work.step.seed
-        )
+            model=model, base=base, open_engine=engines.open, windows=windows,
+            seed=work.step.seed, together=together,
+        )  # fmt: skip
         entry, more = _measured(work, subject)
         found.append(entry)
         of_base |= more
@@ -128,36 +130,6 @@ def _entry(work: Work, subject: Subject, metrics: Metrics) -> BenchEntry:
     )
 
 
-class _Engines:
-    """Opens models; the base, which every other runs beside, once."""
-
-    def __init__(self, work: Work) -> None:
-        self._work, self._base = work, _base(work)
-        self._of_base: Engine | None = None
-
-    def open(self, model: Artifact) -> Engine:
-        """A model in the runtime that the step chose for it."""
-        if self._base is None or model.name != self._base.name:
-            return self._load(model)
-        if self._of_base is None:
-            self._of_base = self._load(model)
-        return self._of_base
-
-    def _load(self, model: Artifact) -> Engine:
-        runtime = self._work.asked(Benchmark).runtimes[model.name]
-        device, dtype = _opening(self._work, runtime)
-        return open_engine(runtime, model.path, device=device, dtype=dtype)
-
-
-def _opening(work: Work, runtime: str) -> tuple[str, str]:
-    """The device and dtype that a runtime opens models with."""
-    if not RUNTIMES[runtime].chooses_dtype:
-        return work.options.device, AUTO
-    device = pick_device(work.options.device)
-    # quality is that of the stored numbers: on the CPU nothing is rounded on the way
-    return device, "float32" if device == "cpu" else AUTO
-
-
 def _speeds(work: Work, names: list[str], windows: Tensor) -> dict[str, Metrics]:
     """Speed and memory of each model by itself, after a prompt from the evaluation text."""
     new_tokens = work.asked(Benchmark).new_tokens
@@ -166,7 +138,7 @@ def _speeds(work: Work, names: list[str], windows: Tensor) -> dict[str, Metrics]
     with stopwatch() as watch:
         for done, name in enumerate(names):
             runtime = work.asked(Benchmark).runtimes[name]
-            device, dtype = _opening(work, runtime)
+            device, dtype = opening(work, runtime)
             work.progress("models timed", done, len(names))
             job = Job(
                 runtime=runtime,
