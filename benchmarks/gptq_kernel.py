@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize import gptq
 from llmopt.methods.quantize.settings import GptqSettings
 
@@ -31,7 +31,7 @@ def problem(width: int) -> tuple[Tensor, InputStatistics]:
     """A square weight, and statistics of correlated inputs with a few loud channels."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(width // 4, width, generator=generator) / (width // 4) ** 0.5
-    statistics = InputStatistics.empty(width)
+    statistics = InputStatistics.empty(width, InputMoments(hessian=True))
     loud = 1 + 5 * (torch.rand(width, generator=generator) > 0.98)
     for _ in range(4):
         x = torch.randn(1024, width // 4, generator=generator) @ basis

@@ -155,7 +155,7 @@ class Sensitivity:
 
 def cost(change: Tensor, seen: InletSensitivity, name: str) -> float:
     """The KL divergence in nats a token that `change` [out, in] of a linear's weight predicts."""
-    lost = ((change @ seen.statistics.hessian) * change).sum(1).double()
+    lost = seen.statistics.losses(change)
     return 0.5 * float((seen.fisher[name].to(lost.device) * lost).sum().clamp_(min=0))
 
 

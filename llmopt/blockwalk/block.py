@@ -13,7 +13,7 @@ from llmopt.blockwalk.experts import Collected, Names
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
 from llmopt.grids.base import Quantized
-from llmopt.linalg import InputStatistics, MeanSquares
+from llmopt.linalg import InputMoments, InputStatistics, MeanSquares
 from llmopt.specs.folds import Pair, pairs
 
 
@@ -36,7 +36,9 @@ class Flow(Protocol):
 
     device: torch.device
 
-    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:
+    def collect(
+        self, wanted: InputMoments, *, sequential: bool, through: bool
+    ) -> Iterator[list[Collected]]:
         """Statistics of all inlets, those of one run over the data at a time; see `LiveBlock`.
 
         `through`: that run is the block's last, and what comes out of it is kept.
@@ -81,15 +83,15 @@ class LiveBlock:
         for name, value in self._weights.settle():
             self._flow.put(name, value, in_turn=False)
 
-    def inlets(self, *, sequential: bool = False) -> Iterator[Inlet]:
-        """The linears that share an input, with its statistics, one input after the other.
+    def inlets(self, wanted: InputMoments, *, sequential: bool = False) -> Iterator[Inlet]:
+        """The linears that share an input, with what is wanted of it, one input after the other.
 
         `sequential`: each input's statistics are collected when what comes before it in the block
         has been replaced; else all at once. An inlet's statistics are given back when the next
         one is asked for.
         """
         through = self._through and not sequential
-        for collected in self._flow.collect(sequential=sequential, through=through):
+        for collected in self._flow.collect(wanted, sequential=sequential, through=through):
             while collected:
                 # what the step before freed is given back before this one takes its own
                 memory.release()
@@ -97,9 +99,9 @@ class LiveBlock:
                 yield inlet
                 inlet.statistics = None
 
-    def statistics(self) -> dict[str, InputStatistics]:
-        """Those of all linears' inputs, by the linear's name; none in a walk without data."""
-        collected = self._flow.collect(sequential=False, through=self._through)
+    def statistics(self, wanted: InputMoments) -> dict[str, InputStatistics]:
+        """What is wanted of all linears' inputs, by their names; none in a walk without data."""
+        collected = self._flow.collect(wanted, sequential=False, through=self._through)
         return {
             name: one.statistics
             for some in collected

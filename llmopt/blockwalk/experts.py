@@ -76,22 +76,19 @@ class Pools:
 
     def _add(self, pool: str, statistics: InputStatistics) -> None:
         if pool not in self._pools:
-            width = len(statistics.mean_abs)
-            self._pools[pool] = InputStatistics.empty(width, statistics.mean_abs.device)
-        shared = self._pools[pool]
-        shared.tokens += statistics.tokens
-        share = statistics.tokens / shared.tokens
-        shared.hessian.lerp_(statistics.hessian, share)
-        shared.mean_abs.lerp_(statistics.mean_abs, share)
+            self._pools[pool] = InputStatistics.empty(
+                len(statistics.diagonal), statistics.wanted, statistics.diagonal.device
+            )
+        self._pools[pool].absorb(statistics)
 
 
 def rounds(
-    naming: Naming, block: int, width: Callable[[str], int], budget: int, *, sequential: bool
+    naming: Naming, block: int, needed: Callable[[str], int], budget: int, *, sequential: bool
 ) -> Iterator[list[Names]]:
     """The inlets of a block, those together that are to be collected in one pass over the data.
 
     `sequential`: inlets that depend on each other come in different passes, and experts in
-    several where the Hessians of all would take more than `budget` bytes.
+    several where what all need, in bytes by a linear's name, is more than `budget`.
     """
     if not sequential:
         yield list(naming.linears(block))
@@ -100,12 +97,12 @@ def rounds(
         some: list[Names] = []
         size = 0
         for names in inlets:
-            needed = 4 * width(names[0]) ** 2
-            if some and size + needed > budget:
+            more = needed(names[0])
+            if some and size + more > budget:
                 yield some
                 some, size = [], 0
             some.append(names)
-            size += needed
+            size += more
         yield some
 
 

@@ -14,7 +14,7 @@ from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
-from llmopt.linalg import InputStatistics, accumulated
+from llmopt.linalg import InputMoments, InputStatistics, accumulated
 
 
 class _Enough(Exception):
@@ -27,7 +27,13 @@ class NoFlow:
     def __init__(self, linears: Sequence[Names], device: torch.device) -> None:
         self._linears, self.device = linears, device
 
-    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:  # noqa: ARG002
+    def collect(
+        self,
+        wanted: InputMoments,  # noqa: ARG002
+        *,
+        sequential: bool,  # noqa: ARG002
+        through: bool,  # noqa: ARG002
+    ) -> Iterator[list[Collected]]:
         """No statistics."""
         yield [Collected(names=names, statistics=None) for names in self._linears]
 
@@ -56,11 +62,17 @@ class HeadFlow(NoFlow):
         super().__init__(linears, stream.device)
         self._stream, self._activations = stream, activations
 
-    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:  # noqa: ARG002
+    def collect(
+        self,
+        wanted: InputMoments,
+        *,
+        sequential: bool,  # noqa: ARG002
+        through: bool,  # noqa: ARG002
+    ) -> Iterator[list[Collected]]:
         """Statistics of the head's input."""
         statistics: InputStatistics | None = None
         for hidden in self.inputs():
-            statistics = accumulated(statistics, hidden)
+            statistics = accumulated(statistics, hidden, wanted)
         yield [Collected(names=self._linears[0], statistics=statistics)]
 
     def inputs(self) -> Iterator[Tensor]:
@@ -90,13 +102,19 @@ class BlockFlow:
         self._targets: Activations | None = None
         self._advanced = False
 
-    def collect(self, *, sequential: bool, through: bool) -> Iterator[list[Collected]]:
+    def collect(
+        self, wanted: InputMoments, *, sequential: bool, through: bool
+    ) -> Iterator[list[Collected]]:
         """Push the activations as far as the last of the inlets that are asked for together."""
         naming, skeleton = self._stream.checkpoint.naming, self._stream.skeleton
         pools, size = Pools(naming, self._index), skeleton.nbytes(self._index)
-        for inlets in rounds(naming, self._index, skeleton.width, size, sequential=sequential):
+
+        def needed(name: str) -> int:
+            return wanted.nbytes(skeleton.width(name))
+
+        for inlets in rounds(naming, self._index, needed, size, sequential=sequential):
             self._known.forget(inlets)
-            seen = self._observed(inlets, note=sequential, through=through)
+            seen = self._observed(inlets, wanted, note=sequential, through=through)
             yield list(pools.sort(seen, skeleton.width))
 
     def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
@@ -144,7 +162,7 @@ class BlockFlow:
         return found
 
     def _observed(
-        self, inlets: Sequence[Names], *, note: bool, through: bool
+        self, inlets: Sequence[Names], wanted: InputMoments, *, note: bool, through: bool
     ) -> Iterator[tuple[Names, InputStatistics | None]]:
         """What flows into each inlet; `note` the inputs of linears that may end their modules."""
         self._check()
@@ -155,7 +173,7 @@ class BlockFlow:
             first = names[0]
 
             def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-                found[first] = accumulated(found.get(first), arguments[0])
+                found[first] = accumulated(found.get(first), arguments[0], wanted)
                 if note and len(names) == 1:
                     self._known.note(first, arguments[0])
                 if last:

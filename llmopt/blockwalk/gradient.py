@@ -27,7 +27,7 @@ from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors import read_rows
 from llmopt.formats.safetensors_header import read_file_headers
-from llmopt.linalg import InputStatistics, accumulated
+from llmopt.linalg import InputMoments, InputStatistics, accumulated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,9 @@ class InletSensitivity:
     statistics: InputStatistics
     fisher: Mapping[str, Tensor]
 
+
+#: what a change of a linear costs follows from this
+_WANTED = InputMoments(hessian=True)
 
 #: called with a block's index, what its inlets showed, and its weights
 Visit = Callable[[int, list[InletSensitivity], LiveWeights], None]
@@ -185,7 +188,7 @@ class _Meter:
         return {name: (self._squares.get(name, nothing) / tokens).float() for name in self.names}
 
     def _see_input(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        self.statistics = accumulated(self.statistics, arguments[0].detach())
+        self.statistics = accumulated(self.statistics, arguments[0].detach(), _WANTED)
 
     def _see_output(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def see_gradient(gradient: Tensor) -> None:

@@ -27,7 +27,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from llmopt.blockwalk import memory
 from llmopt.grids import ggml
 from llmopt.grids.base import GridOptions
-from llmopt.linalg import InputStatistics, accumulate_hessian, damped_factor
+from llmopt.linalg import InputMoments, InputStatistics
+from llmopt.linalg.hessian import accumulate_hessian
 from llmopt.methods.quantize import awq, blockwise, gptq, rtn
 from llmopt.methods.quantize.settings import AwqSettings, Feedback, GptqSettings, RtnSettings
 from llmopt.methods.transform.awq import Reader, search_scale
@@ -38,6 +39,7 @@ from llmopt.specs.work import columns, encoding, feedback
 #: what a run loads besides, before it does anything
 _LOADED_BY_RUNS = ("llmopt.verbs.quantize.run", "transformers.models.llama.modeling_llama")
 _TOKENS, _WIDTH, _OUT = 1024, 1024, 4096
+_DAMPING = Feedback().damping
 _INT4 = GridOptions(
     grid="int4", bits=4, group_size=128, symmetric=True, scale_search="importance",
     signed_scales=True, min_zero=0,
@@ -95,8 +97,8 @@ class Measurements:
         took = self._best(lambda: accumulate_hessian(hessian, x, 0))
         self.found["hessians"] = took / (_TOKENS * width * 1.5 * width)
         sizes = (_WIDTH, width)
-        squares = [self._statistics(n).hessian for n in sizes]
-        times = [self._best(partial(damped_factor, h)) for h in squares]
+        known = [self._statistics(n) for n in sizes]
+        times = [self._best(partial(seen.factor, _DAMPING)) for seen in known]
         self.found["factor elements"], self.found["factors"] = _two_terms(
             times, [n**2 for n in sizes], [n**3 / 3 for n in sizes]
         )
@@ -131,7 +133,7 @@ class Measurements:
     def _methods(self) -> None:
         cols, many, few = 512, 1024, 128
         statistics, weight = self._statistics(cols), self._normal(many, cols)
-        factor = self._best(lambda: damped_factor(statistics.hessian))
+        factor = self._best(lambda: statistics.factor(_DAMPING))
 
         def taken(rows: int, refine: int) -> float:
             settings = GptqSettings(refine=refine)
@@ -159,7 +161,7 @@ class Measurements:
         for search in ("best", "reference"):
             took = self._best(partial(ggml.encode, type_id, weight, statistics.diagonal, search))
             self.found[encoding(type_id, search)] = took / weight.numel()
-        factor = self._best(lambda: damped_factor(statistics.hessian))
+        factor = self._best(lambda: statistics.factor(_DAMPING))
 
         def taken(count: int) -> float:
             part = rows[:count]
@@ -181,7 +183,7 @@ class Measurements:
         return rows * cols**2 * (1 + 2 * refine) * self.found["products"]
 
     def _statistics(self, cols: int) -> InputStatistics:
-        statistics = InputStatistics.empty(cols)
+        statistics = InputStatistics.empty(cols, InputMoments(hessian=True))
         statistics.add(self._normal(2 * cols, cols))
         return statistics
 

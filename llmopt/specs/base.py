@@ -54,6 +54,8 @@ class MethodSpec:
     module: str
     summary: str
     needs_calibration: bool
+    #: whether that is E[x x^T] of the inputs; else E[x^2], where there is text
+    hessian: bool
     #: "module:class", without torch
     settings: str
     #: what `transform: auto` stands for

@@ -10,6 +10,7 @@ METHODS: dict[str, MethodSpec] = {
         module="llmopt.methods.quantize.rtn",
         summary="round to nearest, with a searched scale",
         needs_calibration=False,
+        hessian=False,
         settings="llmopt.methods.quantize.settings:RtnSettings",
     ),
     "gptq": MethodSpec(
@@ -17,6 +18,7 @@ METHODS: dict[str, MethodSpec] = {
         module="llmopt.methods.quantize.gptq",
         summary="error feedback through the inverse Hessian, then refinement in the same layout",
         needs_calibration=True,
+        hessian=True,
         settings="llmopt.methods.quantize.settings:GptqSettings",
     ),
     "awq": MethodSpec(
@@ -24,6 +26,7 @@ METHODS: dict[str, MethodSpec] = {
         module="llmopt.methods.quantize.awq",
         summary="scale the channels of large activations, clip groups, round to nearest",
         needs_calibration=True,
+        hessian=True,
         settings="llmopt.methods.quantize.settings:AwqSettings",
         transform="awq",
     ),
@@ -32,6 +35,7 @@ METHODS: dict[str, MethodSpec] = {
         module="llmopt.methods.quantize.quantease",
         summary="coordinate descent from round to nearest; no factorisation, no damping",
         needs_calibration=True,
+        hessian=True,
         settings="llmopt.methods.quantize.settings:QuantEaseSettings",
     ),
 }

@@ -15,8 +15,11 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq import Codec
 from llmopt.formats.safetensors import ShardWriter
 from llmopt.grids.base import AffineParams, QuantizedTensor
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from tests import models
+
+#: what tests of the walk look at
+EVERYTHING = InputMoments(hessian=True, mean_abs=True)
 
 
 def rounded(weight: torch.Tensor, importance: torch.Tensor | None = None) -> QuantizedTensor:
@@ -48,7 +51,7 @@ class EachInlet(ABC):
         self.sequential = sequential
 
     def apply(self, block: LiveBlock) -> None:
-        for inlet in block.inlets(sequential=self.sequential):
+        for inlet in block.inlets(EVERYTHING, sequential=self.sequential):
             self.visit(inlet)
 
     @abstractmethod

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from llmopt.blockwalk.experts import Pools, rounds
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.specs.families import FAMILIES
 from tests import models
 from tests.blockwalk.conftest import Round, Watch, run
@@ -97,7 +97,7 @@ def pools(sizes: list[int]) -> tuple[Pools, list[Any], list[torch.Tensor]]:
     inputs = [torch.randn(size, GATE) for size in sizes]
     seen: list[Any] = []
     for inlet, x in zip(naming.rounds(0)[-2], inputs, strict=True):
-        statistics = InputStatistics.empty(GATE)
+        statistics = InputStatistics.empty(GATE, InputMoments(hessian=True, mean_abs=True))
         statistics.add(x)
         seen.append((inlet, statistics if len(x) else None))
     return Pools(naming, 0), seen, inputs
@@ -125,10 +125,10 @@ def test_experts_are_collected_in_as_many_passes_as_memory_asks_for() -> None:
     )
     wide = {"down": DOWN}
 
-    def width(name: str) -> int:
-        return next((size for part, size in wide.items() if part in name), GATE)
+    def needed(name: str) -> int:
+        return 4 * next((size for part, size in wide.items() if part in name), GATE) ** 2
 
     budget = 2 * 4 * GATE**2
-    found = [len(some) for some in rounds(naming, 0, width, budget, sequential=True)]
+    found = [len(some) for some in rounds(naming, 0, needed, budget, sequential=True)]
     assert found == [1, 1, 2, 2, 1, 5]
-    assert [len(some) for some in rounds(naming, 0, width, 0, sequential=False)] == [12]
+    assert [len(some) for some in rounds(naming, 0, needed, 0, sequential=False)] == [12]

@@ -14,6 +14,7 @@ from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.grids.base import QuantizedTensor
+from llmopt.linalg import InputMoments
 from tests import models
 from tests.blockwalk.conftest import Round, Watch, calibration, rounded, run
 from tests.blockwalk.test_walk import weights_as_run
@@ -25,7 +26,7 @@ class Mask:
     changes = True
 
     def apply(self, block: LiveBlock) -> None:
-        for inlet in block.inlets(sequential=True):
+        for inlet in block.inlets(InputMoments(), sequential=True):
             assert inlet.statistics is not None
             for name in inlet.names:
                 weight = inlet.weight(name)
@@ -191,7 +192,7 @@ class Ask:
     changes = False
 
     def apply(self, block: LiveBlock) -> None:
-        list(block.inlets())
+        list(block.inlets(InputMoments()))
         next(iter(block.inputs()))
 
 

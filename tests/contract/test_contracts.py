@@ -11,7 +11,7 @@ import torch
 
 from llmopt.formats.layout import layout_of
 from llmopt.grids.base import GridOptions
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize.settings import MethodSettings
 from llmopt.specs import FORMATS, GRIDS, KINDS, METHODS, RUNTIMES
 from llmopt.specs.base import load_class
@@ -90,7 +90,7 @@ def test_method_refuses_what_is_not_a_number(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_inputs_that_are_always_zero_do_no_harm(method: str) -> None:
     weight, _ = make_problem(8, 64)
-    statistics = InputStatistics.empty(64)
+    statistics = InputStatistics.empty(64, InputMoments(hessian=True, mean_abs=True))
     inputs = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
     inputs[:, 5] = 0
     statistics.add(inputs)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmopt import pipeline, planner
 from llmopt.artifact import Artifact
+from llmopt.formats.checkpoint import Checkpoint
 from llmopt.recipe import from_data
 from llmopt.runtimes.torch import load
 from llmopt.step import RunOptions
@@ -53,3 +56,14 @@ def difference(first: Path, second: Path) -> float:
     tokens = models.tokens()
     one, other = (load(p, dtype="float32").logits(tokens) for p in (first, second))
     return float((one - other).norm() / one.norm())
+
+
+def lost_in_values(original: Path, made: Path) -> float:
+    """What rounding costs in the outputs of the first block's value projection, on TEXT."""
+    name, inputs = "model.layers.0.self_attn.v_proj", []
+    model = AutoModelForCausalLM.from_pretrained(original)
+    model.get_submodule(name).register_forward_pre_hook(lambda _, x: inputs.append(x[0][0]))
+    with torch.no_grad():
+        model(AutoTokenizer.from_pretrained(original)(TEXT, return_tensors="pt").input_ids)
+    before, after = (Checkpoint.open(path).weight(name) for path in (original, made))
+    return float((inputs[0] @ (after - before).T).square().sum())

@@ -39,7 +39,7 @@ def solve(
     cols = weight.shape[1]
     size = group_length(cols, options.group_size)
     starts = range(0, cols, size)
-    hessian = torch.stack([statistics.hessian[i : i + size, i : i + size] for i in starts])
+    hessian = torch.stack([statistics.within(slice(i, i + size)) for i in starts])
     step = max(1, _CHUNK // cols)
     parts = [_fit(w, statistics, hessian, options) for w in torch.split(weight, step)]
     params = replace(

@@ -19,7 +19,7 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.grids.ggml import BlockTensor, block_grid, check_range, place_of
 from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
-from llmopt.linalg import Factor, InputStatistics, damped_factor
+from llmopt.linalg import Factor, InputStatistics
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback
 from llmopt.methods.quantize.settings import Feedback
 from llmopt.specs.ggml import GGML_TYPES
@@ -41,7 +41,7 @@ def solve(
     if statistics.tokens == 0:
         raise LlmoptError("error feedback needs calibration statistics")
     place = place_of(type_id, weight)
-    factor = damped_factor(statistics.hessian.to(place), settings.damping)
+    factor = statistics.to(place).factor(settings.damping)
     solver = _Solver(factor, type_id, settings.refine)
     step = max(1, _CHUNK // weight.shape[1])
     parts = [solver.solve(part) for part in torch.split(weight.to(place), step)]
@@ -100,12 +100,11 @@ class _Solver:
         """Visit all blocks: `forward` to round them for the first time, else to descend."""
         matrix = self._factor.upper if forward else self._factor.damped
         visit = self._round if forward else self._descend
-        cols, width = matrix.shape[0], self._width
+        cols, width = len(rows.weight), self._width
         span = max(width, _SPAN)
         for start in range(0, cols, span):
             stop = min(start + span, cols)
-            known = start if forward else cols
-            pending = matrix[:known, start:stop].T @ rows.residual[:known]
+            pending = matrix.asked(slice(start, stop), rows.residual)
             for first in range(start, stop, width):
                 after = first + width
                 block = slice(first, after)
@@ -116,11 +115,12 @@ class _Solver:
                 change = residual - rows.residual[block]
                 rows.residual[block] = residual
                 if after < stop:
-                    pending[after - start :].addmm_(matrix[block, after:stop].T, change)
+                    later = matrix.between(block, slice(after, stop))
+                    pending[after - start :].addmm_(later.T, change)
 
     def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> _Settled:
         """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
-        upper = self._factor.upper[block, block]
+        upper = self._factor.upper.within(block)
         target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
         # what comes back lies column by column, and every step to come works on rows
         target = target.contiguous().add_(rows.weight[block])
@@ -128,7 +128,7 @@ class _Solver:
 
     def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> _Settled:
         """Improve a block given all others; pending [n, rows] is H times the residual."""
-        cost = self._factor.damped[block, block]
+        cost = self._factor.damped.within(block)
         values = rows.weight[block] - rows.residual[block]
         codes = self._codes(rows, block.start)
         present = _Settled(rows.fields[block.start], codes.clone(), values)

@@ -22,7 +22,7 @@ from torch import Tensor
 from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
-from llmopt.linalg import Factor, InputStatistics, damped_factor
+from llmopt.linalg import Factor, InputStatistics
 from llmopt.methods.quantize.base import check_weight, grid_of
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback, feedback_with_trials
 from llmopt.methods.quantize.settings import ActOrder, GptqSettings
@@ -46,7 +46,7 @@ def solve(
     cols = weight.shape[1]
     size = group_length(cols, options.group_size)
     order = column_order(statistics.diagonal, size, settings.act_order)
-    factor = damped_factor(statistics.hessian, settings.damping, order=order)
+    factor = statistics.factor(settings.damping, order=order)
     solver = _Solver(factor, order, size, statistics.diagonal, options, settings)
     step = max(1, _CHUNK // cols)
     parts = [solver.solve(part) for part in torch.split(weight, step)]
@@ -143,7 +143,7 @@ class _Solver:
         self._grid: Grid = grid_of(options)
         levels = self._grid.levels
         self._levels = None if levels is None else levels.to(order.device)
-        self._importance = factor.upper.diagonal().square()
+        self._importance = factor.diagonal.square()
         self._regrouped = settings.regroups
         position = torch.arange(order.shape[0], device=order.device)
         self._group = (position if self._regrouped else order) // size
@@ -177,21 +177,22 @@ class _Solver:
         """Visit all groups: `forward` to round them for the first time, else to descend."""
         matrix = self._factor.upper if forward else self._factor.damped
         visit = self._round if forward else self._descend
-        cols, size = matrix.shape[0], self._size
+        cols, size = len(self._order), self._size
         span = max(size, _SPAN // size * size)
         for start in range(0, cols, span):
             stop = min(start + span, cols)
-            known = start if forward else cols
-            pending = matrix[:known, start:stop].T @ rows.residual[:known]
+            pending = matrix.asked(slice(start, stop), rows.residual)
             for first in range(start, stop, size):
                 after = first + size
-                change = visit(rows, slice(first, after), pending[first - start : after - start])
+                block = slice(first, after)
+                change = visit(rows, block, pending[first - start : after - start])
                 if after < stop:
-                    pending[after - start :].addmm_(matrix[first:after, after:stop].T, change)
+                    later = matrix.between(block, slice(after, stop))
+                    pending[after - start :].addmm_(later.T, change)
 
     def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Round a group; pending [n, rows] is what errors before it ask of it, times R."""
-        upper = self._factor.upper[block, block]
+        upper = self._factor.upper.within(block)
         wanted = torch.linalg.solve_triangular(upper.T, pending, upper=False)
         # it lies column by column, and every step to come works on rows
         target = wanted.contiguous().add_(rows.weight[block])
@@ -210,7 +211,7 @@ class _Solver:
     def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Improve a group given all others; pending [n, rows] is H times the residual."""
         lattice = self._lattice(rows, block)
-        codes, cost = lattice.kept(rows.codes[block]), self._factor.damped[block, block]
+        codes, cost = lattice.kept(rows.codes[block]), self._factor.damped.within(block)
         return self._improve(rows, block, pending, cost, codes, lattice)
 
     def _improve(

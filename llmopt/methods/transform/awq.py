@@ -80,6 +80,5 @@ def _loss(readers: Sequence[Reader], scale: Tensor) -> float:
         scaled = reader.weight * scale
         params = grid.fit(scaled, options)
         change = grid.decode(grid.encode(scaled, params), params).div_(scale).sub_(reader.weight)
-        lost = ((change @ reader.statistics.hessian) * change).sum(dtype=torch.float64)
-        total += float(lost) * reader.statistics.tokens
+        total += float(reader.statistics.losses(change).sum()) * reader.statistics.tokens
     return total

@@ -47,7 +47,7 @@ class Encode:
 
     def apply(self, block: LiveBlock) -> None:
         """Move what the source holds exactly; encode the rest, one type at a time."""
-        for inlet in block.inlets(sequential=self._sequential):
+        for inlet in block.inlets(self._solver.wanted, sequential=self._sequential):
             self._encode(inlet)
 
     def refuse_what_is_not_exact(self) -> None:

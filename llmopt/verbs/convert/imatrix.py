@@ -14,6 +14,7 @@ from llmopt.formats.imatrix import Imatrix, InputSquares, write_imatrix
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter, read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers
+from llmopt.linalg import InputMoments
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS
 from llmopt.step import Outcome, Work
@@ -64,7 +65,7 @@ class _Squares:
 
     def apply(self, block: LiveBlock) -> None:
         """Keep what flows into the block's linears."""
-        for inlet in block.inlets():
+        for inlet in block.inlets(InputMoments()):
             seen = inlet.squares
             assert seen is not None
             for name in inlet.names:

@@ -32,7 +32,7 @@ class Quantize:
 
     def apply(self, block: LiveBlock) -> None:
         """Quantize what the plan says of the block's linears."""
-        for inlet in block.inlets(sequential=self._sequential):
+        for inlet in block.inlets(self._solver.wanted, sequential=self._sequential):
             self._quantize(inlet)
 
     def options_of(self, name: str) -> GridOptions | None:

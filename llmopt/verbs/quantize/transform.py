@@ -9,12 +9,14 @@ from torch import Tensor
 
 from llmopt.blockwalk import LiveBlock
 from llmopt.grids.base import GridOptions
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.transform.awq import Reader, search_scale
 from llmopt.specs.folds import Pair
 
 #: the grid that a linear is going to be rounded to; None where it stays as it is
 OptionsOf = Callable[[str], GridOptions | None]
+#: what a scale of inputs is judged by, and what it is made of
+_WANTED = InputMoments(hessian=True, mean_abs=True)
 
 
 class Awq:
@@ -29,7 +31,7 @@ class Awq:
     def apply(self, block: LiveBlock) -> None:
         """Fold every pair of the block whose shapes match, where a scale lowers the error."""
         pairs = list(block.pairs())
-        statistics = block.statistics() if pairs else {}
+        statistics = block.statistics(_WANTED) if pairs else {}
         for pair in pairs:
             if not self._fixed.isdisjoint((pair.source, *pair.readers)):
                 continue

@@ -13,8 +13,6 @@ from llmopt.step import Text
 
 #: resident memory of Python with torch and transformers loaded, before any model (measured)
 _LIBRARIES = 480 << 20
-#: working copies of a layer's Hessian at the worst moment: itself, its permuted copy, the factor
-_HESSIAN_COPIES = 4
 #: what blockwalk.shortcuts keeps at most: in bytes of the activations, and in any case
 _SHARE, _LITTLE = 2, 256 << 20
 
@@ -45,9 +43,20 @@ def quantize_footprint(
     known = _known(contents, calibration.count * calibration.length * 4, hidden)
     widest = max((f.shape[1] for f in changes if f.quantized), default=0)
     batch = batch_size * calibration.length * max(widest, hidden) * 4 * 6
-    hessian = widest * widest * 4 * _HESSIAN_COPIES + (block if any(naming.experts) else 0)
+    hessian = _hessian(widest) + (block if any(naming.experts) else 0)
     memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + known + batch
     return Footprint(memory, written * 2 + activations)
+
+
+def _hessian(cols: int) -> int:
+    """A Hessian and its factor, which share a square: llmopt.linalg says how.
+
+    Up to 2048 columns there are three squares more; above, as many of blocks, and 512 rows four
+    times while columns are put in another order.
+    """
+    block = min(cols, 2048)
+    rows = 4 * 512 * cols if cols > block else 0
+    return 4 * (cols * cols + 3 * block * block + rows)
 
 
 def convert_footprint(contents: Contents, changes: Sequence[Change]) -> Footprint:

@@ -15,7 +15,7 @@ from llmopt.model.ledger import LedgerEntry
 
 
 def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) -> Record:
-    """Relative errors of a linear's values [out, in], and of its outputs where inputs are known.
+    """Relative errors of a linear's values [out, in], and of its outputs where E[x x^T] is known.
 
     RequestError where nothing is left of the weight.
     """
@@ -27,9 +27,9 @@ def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) 
         change, weight = change / unit, weight / unit
     record: Record = {"error": ratio(change.square().sum(), weight.square().sum())}
     if statistics is not None:
-        hessian = statistics.hessian
-        lost = ((change @ hessian) * change).sum()
-        record["output_error"] = ratio(lost, ((weight @ hessian) * weight).sum())
+        if statistics.wanted.hessian:
+            lost, whole = statistics.losses(change).sum(), statistics.losses(weight).sum()
+            record["output_error"] = ratio(lost, whole)
         record["tokens"] = statistics.tokens
     return record
 

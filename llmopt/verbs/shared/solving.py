@@ -9,7 +9,7 @@ from torch import Tensor
 from llmopt.grids import ggml
 from llmopt.grids.base import GridOptions, Quantized
 from llmopt.grids.ggml import BlockTensor
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize import blockwise
 from llmopt.methods.quantize.base import Method, check_weight
 from llmopt.methods.quantize.settings import Feedback, MethodSettings, Searched
@@ -25,6 +25,11 @@ class Solver:
     def __init__(self, solving: Solving) -> None:
         self._solving, self._settings = solving, solving.settings
         self._min_zero = FORMATS[solving.format].min_zero
+
+    @property
+    def wanted(self) -> InputMoments:
+        """What has to be known of a linear's inputs; more is not used."""
+        return InputMoments(hessian=METHODS[self._solving.method].hessian)
 
     def solve(
         self, weight: Tensor, statistics: InputStatistics | None, chosen: Layout

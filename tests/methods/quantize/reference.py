@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llmopt.grids.base import GridOptions, QuantizedTensor
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 
 Problem = tuple[Tensor, InputStatistics]
 
@@ -17,7 +17,7 @@ def make_problem(rows: int, cols: int, seed: int = 0, tokens: int = 600) -> Prob
     mixing = torch.randn(cols, cols, generator=generator) / cols**0.5
     x = torch.randn(tokens, cols, generator=generator) @ (mixing + 0.5 * torch.eye(cols))
     x *= torch.rand(cols, generator=generator) * 2 + 0.2
-    statistics = InputStatistics.empty(cols)
+    statistics = InputStatistics.empty(cols, InputMoments(hessian=True))
     statistics.add(x)
     return torch.randn(rows, cols, generator=generator) / cols**0.5, statistics
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import ggml
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize import blockwise
 from llmopt.methods.quantize.settings import Feedback
 from llmopt.specs.ggml import GGML_TYPES
@@ -22,7 +22,7 @@ def problem(cols: int = 512, rows: int = 24) -> tuple[Tensor, InputStatistics]:
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(cols, cols, generator=generator) / cols**0.5
     inputs = torch.randn(4 * cols, cols, generator=generator) @ (mix + 0.3 * torch.eye(cols))
-    statistics = InputStatistics.empty(cols)
+    statistics = InputStatistics.empty(cols, InputMoments(hessian=True))
     statistics.add(inputs * (1 + 3 * torch.rand(cols, generator=generator)))
     return torch.randn(rows, cols, generator=generator), statistics
 
@@ -79,8 +79,9 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
 
 
 def test_without_statistics_there_is_no_feedback() -> None:
+    nothing = InputStatistics.empty(256, InputMoments(hessian=True))
     with pytest.raises(LlmoptError, match="calibration"):
-        blockwise.solve(torch.ones(1, 256), InputStatistics.empty(256), "Q4_K", Feedback())
+        blockwise.solve(torch.ones(1, 256), nothing, "Q4_K", Feedback())
 
 
 @pytest.mark.parametrize("size", [1e6, 1e9])

@@ -11,7 +11,7 @@ import torch
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, ScaleSearch
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize import gptq, rtn
 from llmopt.methods.quantize.gptq import column_order
 from llmopt.methods.quantize.settings import ActOrder, GptqSettings
@@ -187,7 +187,7 @@ def test_weights_that_are_not_numbers(method: object, bad: float) -> None:
 
 def test_calibration_is_needed() -> None:
     weight, _ = make_problem(4, 32)
-    for statistics in (None, InputStatistics.empty(32)):
+    for statistics in (None, InputStatistics.empty(32, InputMoments(hessian=True))):
         with pytest.raises(LlmoptError, match="gptq needs calibration"):
             gptq.solve(weight, statistics, options(), GptqSettings())
 

@@ -6,7 +6,7 @@ import torch
 
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions
-from llmopt.linalg import InputStatistics
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize import awq as rounding
 from llmopt.methods.quantize import rtn
 from llmopt.methods.quantize.settings import AwqSettings, RtnSettings
@@ -25,7 +25,7 @@ def with_outliers(cols: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def statistics_of(x: torch.Tensor) -> InputStatistics:
-    statistics = InputStatistics.empty(x.shape[1])
+    statistics = InputStatistics.empty(x.shape[1], InputMoments(hessian=True, mean_abs=True))
     statistics.add(x)
     return statistics
 
