@@ -1,11 +1,11 @@
 """Kill `llmopt quantize` at random moments, resume it, and compare with an undisturbed run.
 
-    python benchmarks/kill_resume.py [--kills 10] [--model demo]
+    python benchmarks/kill_resume.py [--kills 10] [--gate default] [--max-memory 1GiB]
 
 Each round starts the command, sends SIGKILL after a random share of the undisturbed run's time,
 and runs the same command again to its end. Every file but llmopt.run.json (times, machine) must
-have the same SHA-256 as the undisturbed run's, and the folder around the result must hold nothing
-else. Exits with 1 where a round differs.
+have the same SHA-256 as the undisturbed run's, the manifest with what a gate measured among them,
+and the folder around the result must hold nothing else. Exits with 1 where a round differs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from llmopt.artifact import RUN_RECORD
 
 
 def command(arguments: argparse.Namespace, out: Path) -> list[str]:
+    limit = ["--max-memory", arguments.max_memory] if arguments.max_memory else []
     return [
         sys.executable, "-m", "llmopt", "quantize", arguments.model, "-o", str(out),
         "--calibration", "demo", "--sequences", str(arguments.sequences),
-        "--length", str(arguments.length), "--gate", "none", "--quiet",
+        "--length", str(arguments.length), "--gate", arguments.gate,
+        "--windows", str(arguments.windows), *limit, "--quiet",
     ]  # fmt: skip
 
 
@@ -63,11 +65,15 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--gate", default="none", help="default, or one in words")
+    parser.add_argument("--windows", type=int, default=16, help="for the gate")
+    parser.add_argument("--max-memory")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     moments, failures = random.Random(arguments.seed), 0
     with tempfile.TemporaryDirectory() as scratch:
-        reference = Path(scratch) / "reference"
+        reference = Path(scratch) / "reference" / "out"  # the name is in the manifest
+        reference.parent.mkdir()
         started = time.perf_counter()
         subprocess.run(command(arguments, reference), check=True, stdout=subprocess.DEVNULL)
         whole = time.perf_counter() - started
