@@ -36,21 +36,24 @@ _SHARE = 0.03
 class Sample:
     """A command and all that it started, `at` seconds after it began.
 
-    unique: bytes of memory. cpu_seconds: so far.
+    unique: bytes of memory. cpu_seconds: so far. disk: bytes of all files in the watched folder.
     """
 
     at: float
     unique: int
     cpu_seconds: float
+    disk: int = 0
 
 
 @dataclass
 class Watch:
     """What is seen of a command while it runs.
 
-    lines: what it printed where there is a log, each with the seconds since it began.
+    folder: where it writes. lines: what it printed where there is a log, each with the seconds
+    since it began.
     """
 
+    folder: Path | None = None
     samples: list[Sample] = field(default_factory=list)
     lines: list[tuple[float, str]] = field(default_factory=list)
     _anonymous: list[tuple[float, int]] = field(default_factory=list)
@@ -70,7 +73,8 @@ class Watch:
             began = time.perf_counter()
             found = [(_unique(one), _cpu_seconds(one)) for one in _family(pid)]
             unique, cpu = (sum(each) for each in zip(*found, strict=True))
-            self.samples.append(Sample(now, int(unique), cpu))
+            disk = _bytes_in(self.folder) if self.folder else 0
+            self.samples.append(Sample(now, int(unique), cpu, disk))
             self._next = now + (time.perf_counter() - began) / _SHARE
 
     def peak(self, begin: float = 0.0, end: float = float("inf")) -> int:
@@ -82,6 +86,11 @@ class Watch:
         """What a part of the run took, as far as it was sampled."""
         found = [each.cpu_seconds for each in self.samples if begin <= each.at <= end]
         return max(found) - min(found) if found else 0.0
+
+    def disk(self, begin: float, end: float) -> int:
+        """How many bytes more than at its beginning there were in a part of the run, at most."""
+        found = [each.disk for each in self.samples if begin <= each.at <= end]
+        return max(found) - found[0] if found else 0
 
     def when(self, text: str) -> float | None:
         """When a line with this text was printed first."""
@@ -171,6 +180,18 @@ def _parents() -> dict[int, int]:
         except OSError:
             continue
     return found
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of the files below, those of several names once."""
+    sizes = {}
+    for path in folder.rglob("*"):
+        try:
+            found = path.lstat()
+        except OSError:
+            continue  # gone by now
+        sizes[found.st_ino] = found.st_size if path.is_file() else 0
+    return sum(sizes.values())
 
 
 def _cpu_seconds(pid: int) -> float:

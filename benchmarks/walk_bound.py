@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +42,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import steps
 import tables
 from process import Watch, measure
 
@@ -194,7 +194,7 @@ def ours(model: Path, out: Path, arguments: argparse.Namespace) -> dict[str, Any
 
 def _command(model: Path, out: Path, arguments: argparse.Namespace) -> list[str | Path]:
     return [
-        sys.executable, "-m", "llmopt", "quantize", model, "-o", out, "--method", "gptq",
+        *steps.LLMOPT, "quantize", model, "-o", out, "--method", "gptq",
         "--grid", "int4", "--group-size", "128", "--calibration", "demo",
         "--sequences", str(arguments.sequences), "--length", str(arguments.length),
         "--gate", "none",
@@ -253,7 +253,10 @@ def projected(
         seconds = ratio * sum(each[piece] / did[piece] * wanted[piece] for piece in did)
         hours = (around * weights_of(config) + blocks * seconds) / 3600
         folder = made(arguments.scratch / f"whole-{Path(shape).stem}", shape)
-        memory = max(step["memory_bytes"] for step in planned(folder, arguments))
+        plan = steps.planned(
+            _command(folder, arguments.scratch / "whole", arguments), arguments.scratch
+        )
+        memory = max((step["memory_bytes"] for step in plan), default=float("nan"))
         said = f"| {Path(shape).stem} | {blocks} | {seconds:.0f} | {hours:.1f} "
         yield f"{said}| {memory / GIB:.2f} |"
 
@@ -269,16 +272,6 @@ def blocks_of(config: Mapping[str, Any]) -> int:
 
 def weights_of(config: Mapping[str, Any]) -> int:
     return sum(each.elements for each in tensors_of(config).values())
-
-
-def planned(model: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    recipe = arguments.scratch / "recipe.yaml"
-    call = [*_command(model, arguments.scratch / "whole", arguments), "--print-recipe"]
-    recipe.write_bytes(subprocess.run(call, check=True, stdout=subprocess.PIPE).stdout)
-    plan = [sys.executable, "-m", "llmopt", "plan", recipe, "--json"]
-    said = subprocess.run(plan, check=True, stdout=subprocess.PIPE).stdout
-    steps: list[dict[str, Any]] = json.loads(said)
-    return steps
 
 
 def lines(clock: Clock, tools: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -21,18 +21,16 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import steps
 import tables
-from process import Watch, measure
 
 from scripts.random_checkpoint import made
 
@@ -40,8 +38,6 @@ JOBS = {
     "gptq int4": ("quantize", "--method", "gptq", "--grid", "int4", "--group-size", "128"),
     "GGUF Q4_K_M, gptq": ("convert", "--to", "gguf:Q4_K_M", "--method", "gptq"),
 }
-#: what a command may end with: done, and done with a gate that failed
-FINISHED = (0, 3)
 GIB = 1 << 30
 HEADER = (
     "| job | step | unique memory, GiB | planned, GiB | measured / planned | wall, s | CPU, s |\n"
@@ -88,68 +84,32 @@ def asked(arguments: argparse.Namespace, job: str) -> dict[str, Any]:
 def command(question: dict[str, Any], model: Path, out: Path) -> list[str | Path]:
     limit = ["--max-memory", question["max_memory"]] if question["max_memory"] else []
     return [
-        sys.executable, "-m", "llmopt", JOBS[question["job"]][0], model, "-o", out,
+        *steps.LLMOPT, JOBS[question["job"]][0], model, "-o", out,
         *JOBS[question["job"]][1:], "--calibration", "demo",
         "--sequences", str(question["sequences"]), "--length", str(question["length"]),
         "--windows", str(question["windows"]), *limit,
     ]  # fmt: skip
 
 
-def planned(call: list[str | Path], folder: Path) -> list[dict[str, Any]]:
-    """What `plan --json` says of each step of a command, but for its tensors."""
-    recipe = folder / "recipe.yaml"
-    said = subprocess.run([*call, "--print-recipe"], check=True, stdout=subprocess.PIPE)
-    recipe.write_bytes(said.stdout)
-    plan = [sys.executable, "-m", "llmopt", "plan", recipe, "-o", folder / "plan", "--json"]
-    done = subprocess.run(plan, check=False, stdout=subprocess.PIPE)
-    if done.returncode:
-        return []  # refused; why is on stderr
-    wanted = ("step", "verb", "memory_bytes", "disk_bytes", "seconds")
-    return [{key: step[key] for key in wanted if key in step} for step in json.loads(done.stdout)]
-
-
 def run(question: dict[str, Any], model: Path, folder: Path) -> dict[str, Any]:
-    """One job: what it took, whole and by steps. Its output is removed."""
-    out, watch, resumed = folder / "out", Watch(), folder.exists()
+    """One job: what it took. Its output is removed."""
+    resumed = folder.exists()
     folder.mkdir(exist_ok=True)
-    call = command(question, model, out)
-    steps, load = planned(call, folder), os.getloadavg()[0]
-    measured = measure(call, log=folder / "log", check=False, watch=watch)
-    if measured.code not in FINISHED:
-        raise SystemExit(f"{question['job']} ended with {measured.code}: {folder / 'log'}")
-    for step in steps:
-        began = watch.when(f"{step['step']}: {step['verb']} ...")
-        ended = watch.when(f"{step['step']}: done in ")
-        if began is not None and ended is not None:
-            step |= {
-                "wall_seconds": ended - began,
-                "cpu_seconds": watch.cpu_seconds(began, ended),
-                "peak_unique": watch.peak(began, ended),
-            }
-    manifest = json.loads((out / "llmopt.json").read_text())
-    row = {
-        "asked": question,
-        "resumed": resumed,
-        "load_average": [load, os.getloadavg()[0]],
-        **asdict(measured),
-        "peak_unique": watch.peak(),
-        "steps": steps,
-        "gates": manifest["gates"],
-        "log": [f"{at:.1f} {line}" for at, line in watch.lines],
-    }
+    found = steps.run(command(question, model, folder / "out"), folder)
+    manifest = json.loads((folder / "out" / "llmopt.json").read_text())
     shutil.rmtree(folder)
-    return row
+    return {"asked": question, "resumed": resumed, **found, "gates": manifest["gates"]}
 
 
 def lines(row: dict[str, Any]) -> Iterator[str]:
     name = row["asked"]["job"] + (" (resumed)" if row["resumed"] else "")
     for step in row["steps"]:
-        if "peak_unique" in step:
-            ratio = f"{step['peak_unique'] / step['memory_bytes']:.2f}"
+        if took := step.get("measured"):
+            ratio = f"{took['memory_bytes'] / step['memory_bytes']:.2f}"
             yield (
-                f"| {name} | {step['verb']} | {step['peak_unique'] / GIB:.2f} "
+                f"| {name} | {step['verb']} | {took['memory_bytes'] / GIB:.2f} "
                 f"| {step['memory_bytes'] / GIB:.2f} | {ratio} "
-                f"| {step['wall_seconds']:.0f} | {step['cpu_seconds']:.0f} |"
+                f"| {took['seconds']:.0f} | {took['cpu_seconds']:.0f} |"
             )
     yield (
         f"| {name} | the process | {row['peak_unique'] / GIB:.2f} | | "
@@ -160,15 +120,19 @@ def lines(row: dict[str, Any]) -> Iterator[str]:
 def plans(arguments: argparse.Namespace) -> Iterator[str]:
     """What `plan` says of whole models."""
     for shape in arguments.whole:
-        model = made(arguments.scratch / f"whole-{Path(shape).stem}", shape)
+        name = Path(shape).stem
+        model = made(arguments.scratch / f"whole-{name}", shape)
         blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         for job in arguments.jobs:
             call = command(asked(arguments, job), model, arguments.scratch / "whole")
-            for step in planned(call, arguments.scratch):
+            found = steps.planned(call, arguments.scratch)
+            for step in found:
                 yield (
-                    f"| {Path(shape).stem} | {blocks} | {job} | {step['verb']} "
+                    f"| {name} | {blocks} | {job} | {step['verb']} "
                     f"| {step['memory_bytes'] / GIB:.2f} | {step['disk_bytes'] / 1e9:.1f} |"
                 )
+            if not found:
+                yield f"| {name} | {blocks} | {job} | refused | | |"
 
 
 def save(arguments: argparse.Namespace, rows: list[dict[str, Any]], whole: list[str]) -> None:
