@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llmopt.artifact import Artifact, open_artifact
-from llmopt.evaluate import divergence, lockstep
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.evaluate import divergence, lockstep, streamed
 from llmopt.evaluate.lockstep import Lockstep
 from llmopt.evaluate.probe import Reading, Subject
 from llmopt.evaluate.streamed import EngineScores, Scores, StreamedScores
@@ -41,6 +44,7 @@ class Bench:
         whole: tuple[str, ...] = (), text: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.told, self.in_file, self.whole = folder, list[Any](), in_file, whole
+        self.until: int | None = None
         self.base, self.text = base, windows() if text is None else text
         apart = [[model] for model in others if base is None or model.name in whole]
         groups = [[model for model in others if [model] not in apart], *apart]
@@ -48,8 +52,13 @@ class Bench:
             groups = [[base, *group] for group in groups if group]
         self.lockstep = Lockstep(
             [group for group in groups if group] or [[base]], self.text, self.opens, folder,
-            device=CPU, seed=0, progress=lambda *told: self.told.append(told),
+            device=CPU, seed=0, progress=self.tell,
         )  # fmt: skip
+
+    def tell(self, *told: object) -> None:
+        self.told.append(told)
+        if len(self.told) == self.until:
+            raise KeyboardInterrupt
 
     def opens(self, model: Artifact) -> Scores:
         if model.name in self.whole:
@@ -144,3 +153,107 @@ def test_a_slice_of_the_head_is_a_part_of_the_logits(
     bench = Bench(tmp_path / "state", None, base)
     assert_same(bench.found(base).metrics, whole(base, None).metrics)
     assert bench.told[-1] == ("slices of the vocabulary", 8, 8)
+
+
+CT = {"format": "compressed-tensors", "group_size": -1}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"head": True, "method": "rtn"},
+        {**CT, "grid": "int8", "activations": "int8", "head": True},
+        {**CT, "grid": "fp8", "activations": "fp8"},
+    ],
+)
+def test_quantized_linears_compute_what_their_engine_does(
+    tmp_path: Path, pair: Callable[..., tuple[Artifact, ...]], asked: dict[str, Any]
+) -> None:
+    """Heads in slices, and inputs that are rounded token by token."""
+    base, made = pair("qwen3", asked)
+    bench = Bench(tmp_path / "state", base, made, in_file=True)
+    assert_same(bench.found(made).metrics, whole(made, base).metrics)
+
+
+def test_biases_that_the_model_has_no_place_for_are_added(
+    tmp_path: Path, pair: Callable[..., tuple[Artifact, ...]]
+) -> None:
+    base, made = pair("qwen3", {"method": "rtn", "head": True})
+    path = made.path / "model.safetensors"
+    tensors = load_file(path)
+    outputs = {"model.layers.1.mlp.up_proj": 96, "lm_head": 96}
+    biases = {f"{name}.bias": torch.linspace(-3, 3, size) for name, size in outputs.items()}
+    save_file(tensors | biases, path, {"format": "pt"})
+    bench = Bench(tmp_path / "state", base, made)
+    expected = whole(made, base).metrics
+    assert_same(bench.found(made).metrics, expected)
+    save_file(tensors, path, {"format": "pt"})
+    assert value_of(whole(made, base).metrics["kl.mean"]) != value_of(expected["kl.mean"])
+
+
+@pytest.mark.parametrize("apart", [("q0",), ("model",), ("model", "q0", "q1")])
+def test_models_that_only_their_engine_runs_stand_beside_streamed_ones(
+    tmp_path: Path, pair: Callable[..., tuple[Artifact, ...]], apart: tuple[str, ...]
+) -> None:
+    base, *made = pair("llama", {"method": "rtn"}, {"method": "rtn", "grid": "int3"})
+    bench = Bench(tmp_path / "state", base, *made, whole=apart)
+    for model in made:
+        assert_same(bench.found(model).metrics, whole(model, base).metrics)
+
+
+def test_a_killed_evaluation_goes_on_with_the_same_numbers(
+    tmp_path: Path, pair: Callable[..., tuple[Artifact, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lockstep, "_MOST_TOKENS", 40)
+    monkeypatch.setattr(streamed, "_SAVE_EVERY", 1)
+    base, *made = pair("llama", {"method": "rtn"}, {"method": "rtn", "grid": "int3"})
+    undisturbed = Bench(tmp_path / "whole", base, *made)
+    expected = [undisturbed.found(model).metrics for model in made]
+    moments = list(range(1, len(undisturbed.told)))
+    assert len(moments) == 3 * 2 + 3 - 1
+    told: list[Any] = []
+    for _ in moments:
+        bench = Bench(tmp_path / "killed", base, *made)
+        bench.until = 1
+        with pytest.raises(KeyboardInterrupt):
+            bench.found(made[0])
+        told += bench.told
+    bench = Bench(tmp_path / "killed", base, *made)
+    assert [bench.found(model).metrics for model in made] == expected
+    assert told + bench.told == undisturbed.told  # nothing was computed twice
+    again = Bench(tmp_path / "killed", base, *made)
+    assert [again.found(model).metrics for model in made] == expected
+    assert not again.told
+
+
+def test_another_text_starts_anew(tmp_path: Path) -> None:
+    models.save(tmp_path / "model", "llama")
+    base = open_artifact("model", tmp_path / "model")
+    Bench(tmp_path / "state", None, base).found(base)
+    other = windows(4, 20)
+    bench = Bench(tmp_path / "state", None, base, text=other)
+    assert_same(bench.found(base).metrics, whole(base, None, other).metrics)
+    assert len(bench.told) == 3
+
+
+def test_what_cannot_be_compared_is_refused_and_what_broke_down_has_no_number(
+    tmp_path: Path,
+) -> None:
+    models.save(tmp_path / "model", "llama")
+    models.save(tmp_path / "wide", "llama", vocab_size=100)
+    models.save(tmp_path / "broken", "llama", seed=1)
+    path = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+    base, wide, broken = (
+        open_artifact(name, tmp_path / name) for name in ("model", "wide", "broken")
+    )
+    with pytest.raises(RequestError, match="96 tokens in the base, 100 in the candidate"):
+        Bench(tmp_path / "a", base, wide).found(wide)
+    with pytest.raises(RequestError, match="80 tokens do not fit the model's context of 64"):
+        Bench(tmp_path / "b", None, base, text=windows(2, 80)).found(base)
+    found = Bench(tmp_path / "c", base, broken).found(broken).metrics
+    assert math.isnan(value_of(found["kl.mean"]))
+    with pytest.raises(LlmoptError, match="base model's logits are not finite"):
+        Bench(tmp_path / "d", broken, base).found(base)
