@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.safetensors import read_rows
+
+_BYTES = 128 << 20  # of rows that are held together, in float32
+_MOST_TOKENS = 16384  # whose logits are looked at together
 
 
 class HeadRows:
@@ -33,3 +38,9 @@ class HeadRows:
         if self._bias is not None:
             found["bias"] = self._bias.read()[start:stop]
         return found
+
+
+def token_runs(vocabulary: int, width: int) -> Iterator[range]:
+    """Runs of tokens whose rows, `width` numbers a token in all heads, are held together."""
+    step = min(_MOST_TOKENS, max(1, _BYTES // (4 * width)))
+    return (range(start, min(start + step, vocabulary)) for start in range(0, vocabulary, step))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmopt.artifact import Artifact
 from llmopt.blockwalk import memory
+from llmopt.blockwalk.head import token_runs
 from llmopt.blockwalk.state import WalkState, digest, environment
 from llmopt.evaluate.positions import SideBySide
 from llmopt.evaluate.probe import Reading, Subject
@@ -28,8 +29,6 @@ from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 #: told (what, done, total)
 Progress = Callable[[str, int, int], None]
 
-_HEAD_BYTES = 128 << 20  # of all heads' slices together, in float32
-_MOST_TOKENS = 16384  # in a slice
 _POSITIONS = 512  # whose logits are computed at once
 
 
@@ -118,11 +117,10 @@ class Lockstep:
         An engine gives all logits of a window at once, so windows are then looked at one by one,
         and what is known is kept when one is done.
         """
-        row, vocabulary = 4 * sum(each.width for each in scores), scores[0].vocabulary
+        width, vocabulary = sum(each.width for each in scores), scores[0].vocabulary
         whole = any(not each.width for each in scores)
-        step = min(_MOST_TOKENS, max(1, _HEAD_BYTES // row)) if row else vocabulary
         for windows in _runs(len(self._windows), 1 if whole else len(self._windows)):
-            for tokens in _runs(vocabulary, step):
+            for tokens in token_runs(vocabulary, max(width, 1)):
                 yield windows, tokens
 
     def _clear(self) -> None:

@@ -10,9 +10,8 @@ import torch
 
 from llmopt.allocate.sensitivity import Sensitivity, cost
 from llmopt.blockwalk.gradient import InletSensitivity, walk_backward
-from llmopt.blockwalk.held_out import HeldOut
 from llmopt.blockwalk.weights import LiveWeights
-from llmopt.evaluate.positions import kl_divergence
+from llmopt.evaluate.held_out import HeldOut
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.linalg import InputStatistics
 from llmopt.model.change import Change
@@ -45,7 +44,7 @@ def test_random_errors_cost_what_is_predicted(tmp_path: Path) -> None:
                 predicted[name] = cost(errors[name] - weight, each, name)
 
     walk_backward(checkpoint, rows, visit, tmp_path / "state", batch_size=8)
-    held_out = HeldOut(checkpoint, rows, kl_divergence)
+    held_out = HeldOut(checkpoint, rows)
 
     def measured(*names: str) -> float:
         found = held_out.measure(lambda name: errors[name] if name in names else None)

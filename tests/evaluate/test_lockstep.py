@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmopt.artifact import Artifact, open_artifact
+from llmopt.blockwalk import head
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.evaluate import divergence, lockstep, streamed
 from llmopt.evaluate.lockstep import Lockstep
@@ -148,7 +149,7 @@ def test_a_slice_of_the_head_is_a_part_of_the_logits(
     settings = {"final_logit_softcapping": 5.0} if family == "gemma2" else {}
     models.save(tmp_path / "model", family, **settings)
     base = open_artifact("model", tmp_path / "model")
-    monkeypatch.setattr(lockstep, "_MOST_TOKENS", 13)
+    monkeypatch.setattr(head, "_MOST_TOKENS", 13)
     monkeypatch.setattr(lockstep, "_POSITIONS", 10)
     bench = Bench(tmp_path / "state", None, base)
     assert_same(bench.found(base).metrics, whole(base, None).metrics)
@@ -204,7 +205,7 @@ def test_models_that_only_their_engine_runs_stand_beside_streamed_ones(
 def test_a_killed_evaluation_goes_on_with_the_same_numbers(
     tmp_path: Path, pair: Callable[..., tuple[Artifact, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lockstep, "_MOST_TOKENS", 40)
+    monkeypatch.setattr(head, "_MOST_TOKENS", 40)
     monkeypatch.setattr(streamed, "_SAVE_EVERY", 1)
     base, *made = pair("llama", {"method": "rtn"}, {"method": "rtn", "grid": "int3"})
     undisturbed = Bench(tmp_path / "whole", base, *made)

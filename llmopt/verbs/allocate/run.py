@@ -13,9 +13,8 @@ from llmopt.allocate.search import search
 from llmopt.allocate.sensitivity import Group, Sensitivity
 from llmopt.artifact import write_json
 from llmopt.blockwalk.gradient import walk_backward
-from llmopt.blockwalk.held_out import HeldOut
 from llmopt.errors import LlmoptError
-from llmopt.evaluate.positions import kl_divergence
+from llmopt.evaluate.held_out import HeldOut
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.files import read_json
@@ -52,7 +51,7 @@ def run(work: Work) -> Outcome:
     groups = sensitivity.groups()
     budget = _budget(work) - _header(work, checkpoint)
     windows = HeldOut(
-        checkpoint, held_out, kl_divergence,
+        checkpoint, held_out,
         batch_size=_asking(work).batch_size, device=pick_device(work.options.device),
     )  # fmt: skip
     measurements = _Measurements(groups, sensitivity, windows, work.state / "measured.json")
