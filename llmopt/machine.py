@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 
 _CPUINFO = Path("/proc/cpuinfo")
+#: what a container's control group allows, in its newer and its older form
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def describe() -> dict[str, object]:
@@ -43,6 +45,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes that this process may hold: the machine's, or what its container allows."""
+    found = int(psutil.virtual_memory().total)
+    for path in _LIMITS:
+        try:
+            found = min(found, int(path.read_text("utf-8")))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return found
 
 
 def _gpus() -> list[str]:

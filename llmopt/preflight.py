@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llmopt import artifact
+from llmopt import artifact, machine
 from llmopt.artifact import ManifestJson
 from llmopt.errors import RequestError
 from llmopt.planner import Plan, PlannedStep, State, states
@@ -20,7 +20,7 @@ _TOLD = 4
 
 
 def check(plan: Plan, options: RunOptions) -> None:
-    """RequestError where a step that is to run could not be published, has no disk or no device.
+    """RequestError where a step that is to run could not be published, or has no room or device.
 
     The digests of the plan's models must be known (`artifact.open_artifact`).
     """
@@ -29,6 +29,7 @@ def check(plan: Plan, options: RunOptions) -> None:
     for step in todo:
         if step.judges is None:
             _check_output(plan, step, found[step.id], options)
+    _check_memory(todo)
     _check_disk(plan, todo, found)
     _check_texts(plan, todo)
     if todo:
@@ -79,6 +80,18 @@ def _difference(step: PlannedStep, manifest: ManifestJson) -> str:
         return f"{made}, from other contents or by another version of llmopt"
     more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
     return f"{made} with {', '.join(told[:_TOLD])}{more}"
+
+
+def _check_memory(todo: Iterable[PlannedStep]) -> None:
+    """RequestError where a step would hold more than there is; plans have chosen what is least."""
+    there = machine.memory()
+    for step in todo:
+        if step.footprint.memory_bytes > there:
+            raise RequestError(
+                f"{step.id} needs {_gigabytes(step.footprint.memory_bytes)} of memory, and this "
+                f"machine has {_gigabytes(there)}",
+                hint=f"--max-memory {there >> 20}MiB says what would fit",
+            )
 
 
 def _check_disk(plan: Plan, todo: Iterable[PlannedStep], found: dict[str, State]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from llmopt import artifact, planner, preflight
+from llmopt import artifact, machine, planner, preflight
 from llmopt.errors import RequestError
 from llmopt.planner import Plan
 from llmopt.recipe import from_data
@@ -76,12 +76,19 @@ def test_what_a_killed_run_left_is_not_needed_again(
     preflight.check(plan, RunOptions("cpu"))
 
 
-def test_activations_count(tmp_path: Path, free: Callable[[int], None]) -> None:
+def test_activations_in_a_file_count(tmp_path: Path, free: Callable[[int], None]) -> None:
     step = {"id": "q", "quantize": {"method": "gptq", "gate": []}}
-    data = {"calibration": {"source": "demo", "sequences": 64}}
-    free(needed(planned(tmp_path, STEPS[0], STEPS[1])))
+    data = {"calibration": {"source": "demo", "sequences": 512}}
+    usual = planned(tmp_path, step, **data)
+    disk = usual.by_id("q").footprint.disk_bytes
+    free(disk)
+    preflight.check(usual, RunOptions("cpu"))
+    memory = usual.by_id("q").footprint.memory_bytes - 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "memory", lambda: memory)
+        in_file = planned(tmp_path, step, **data)
     with pytest.raises(RequestError, match="need"):
-        preflight.check(planned(tmp_path, step, **data), RunOptions("cpu"))
+        preflight.check(in_file, RunOptions("cpu"))
 
 
 def test_nothing_to_do_needs_no_disk_and_no_device(

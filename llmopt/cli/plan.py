@@ -63,6 +63,7 @@ def _document(
         "parents": list(step.parents),
         "settings": step.document(),
         "notes": list(step.notes),
+        "arrangement": vars(step.arrangement),
         "memory_bytes": step.footprint.memory_bytes,
         "disk_bytes": step.footprint.disk_bytes,
         "seconds": None if seconds is None else float(f"{seconds:.2g}"),
@@ -106,12 +107,13 @@ def _in_all(states: dict[str, State], times: dict[str, float]) -> str:
 
 
 def _does(step: PlannedStep) -> str:
-    """What a step does, in a few words; with the length of text that the context cuts."""
+    """What a step does, in a few words; how it keeps to its memory, and what the context cuts."""
     text = step.calibration or step.evaluation
     cut = ""
     if text is not None and text.cut_from is not None:
         cut = f" on {text.length} tokens a sequence (the context)"
-    return "\n".join([step.summary + cut, *step.notes])
+    how = [step.arrangement.words] if step.arrangement.words else []
+    return "\n".join([step.summary + cut, *how, *step.notes])
 
 
 def _changes_table(step: PlannedStep) -> Table:

@@ -28,5 +28,14 @@ class Arrangement:
     activations_in_file: bool = False
     whole_models: bool = True
 
+    @property
+    def words(self) -> str:
+        """Where that is not the usual."""
+        said = (
+            ("activations in a file", self.activations_in_file),
+            ("a block of each model at a time", not self.whole_models),
+        )
+        return ", ".join(words for words, so in said if so)
+
 
 IN_MEMORY = Arrangement()

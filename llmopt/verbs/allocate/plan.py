@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from llmopt.model.change import Change
 from llmopt.specs import FORMATS
 from llmopt.specs.base import FormatSpec
@@ -9,6 +11,7 @@ from llmopt.step import PlanContext, Planned, PlannedStep
 from llmopt.verbs.allocate.settings import AllocateSettings
 from llmopt.verbs.shared.budget import byte_budget, goal
 from llmopt.verbs.shared.effort import allocate_effort
+from llmopt.verbs.shared.fitting import walked
 from llmopt.verbs.shared.footprints import allocate_footprint
 
 
@@ -29,11 +32,14 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
     calibration = context.calibration("a budget", key)
     assert calibration is not None
     contents = context.contents(model.name)
+    needs = partial(allocate_footprint, contents, context.changes, calibration)
+    fitted = walked(needs, calibration, asking.batch_size, context)
+    asking = asking.model_copy(update={"batch_size": fitted.way.batch_size})
     return Planned((
         PlannedStep(
             id=context.id,
             verb="allocate",
-            settings=settings,
+            settings=settings.model_copy(update={"asking": asking}),
             inputs=(model,),
             key=context.key,
             writes="allocation",
@@ -41,10 +47,9 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
             calibration=calibration,
             held_out=context.held_out(),
             changes=context.changes,
-            footprint=allocate_footprint(
-                contents, context.changes, calibration, asking.batch_size
-            ),
             effort=allocate_effort(contents, context.changes, calibration, asking.solving),
+            footprint=fitted.footprint,
+            arrangement=fitted.way.arrangement,
             summary=f"choose settings for {goal(asking.target_bpw, asking.target_size)}",
         ),
     ))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from llmopt.errors import Mistakes
 from llmopt.recipe.source import Key
@@ -11,6 +12,7 @@ from llmopt.step import MODEL, PlanContext, Planned, PlannedStep, StepInput
 from llmopt.verbs.bench.settings import Benchmark, BenchSettings
 from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.effort import bench_effort
+from llmopt.verbs.shared.fitting import evaluated
 from llmopt.verbs.shared.footprints import bench_footprint
 
 BASE = "base"
@@ -42,7 +44,12 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
     inputs = (*([base] if base else []), *measured)
     said = f"gate: {', '.join(settings.gates)}"
     summary = said if context.judges else f"bench {', '.join(names)}"
-    models = len({each.name for each in inputs})
+    models = list(dict.fromkeys(each.name for each in inputs))
+    needs = partial(
+        bench_footprint, [context.contents(name) for name in models], evaluation,
+        speed=settings.speed, keeps=context.judges is None,
+    )  # fmt: skip
+    fitted = evaluated(needs, evaluation, context)
     return PlannedStep(
         id=context.id,
         verb="bench",
@@ -57,15 +64,13 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
         writes="bench",
         seed=context.seed,
         evaluation=evaluation,
-        footprint=bench_footprint(
-            context.contents(MODEL), models, evaluation.length,
-            speed=settings.speed, keeps=context.judges is None,
-        ),
         effort=bench_effort(
             [context.contents(name) for name in dict.fromkeys(names)],
             context.contents(base.name) if base else None, evaluation,
             new_tokens=new_tokens, speed=settings.speed,
         ),
+        footprint=fitted.footprint,
+        arrangement=fitted.way.arrangement,
         summary=summary,
         notes=notes,
     )  # fmt: skip

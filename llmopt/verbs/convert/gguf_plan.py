@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from llmopt import artifact
@@ -25,7 +26,8 @@ from llmopt.verbs.shared import budget
 from llmopt.verbs.shared.changes import has_head
 from llmopt.verbs.shared.config import bare_config
 from llmopt.verbs.shared.effort import imatrix_effort, quantize_effort
-from llmopt.verbs.shared.footprints import quantize_footprint
+from llmopt.verbs.shared.fitting import walked
+from llmopt.verbs.shared.footprints import Hessians, imatrix_footprint, quantize_footprint
 
 
 def plan(
@@ -43,10 +45,15 @@ def plan(
     lost = list(gguf.conversions(contents, found))
     refuse_loss(lost, context, exact=target.exact)
     changes = tuple(each.change for each in lost)
+    hessians: Hessians = "in turn" if target.feeds_back else "none"
+    needs = partial(quantize_footprint, contents, changes, calibration, hessians)
+    fitted = walked(needs, calibration, target.batch_size, context)
     step = PlannedStep(
         id=context.id,
         verb="convert",
-        settings=settings.model_copy(update={"target": _effective(target, context)}),
+        settings=settings.model_copy(
+            update={"target": _effective(target, context, fitted.way.batch_size)}
+        ),
         inputs=(model,),
         key=context.key,
         writes="gguf",
@@ -56,10 +63,11 @@ def plan(
         files=request.files(),
         changes=changes,
         config_changes=bare_config(contents),
-        footprint=quantize_footprint(contents, changes, calibration, target.batch_size),
         effort=quantize_effort(
             contents, changes, calibration, target.solving, in_turn=target.feeds_back
         ),
+        footprint=fitted.footprint,
+        arrangement=fitted.way.arrangement,
         summary="convert to gguf",
     )
     request.check_parts(step)
@@ -69,8 +77,9 @@ def plan(
     return Planned(steps, after), any(each.loss and each.change.quantized for each in lost)
 
 
-def _effective(target: GgufTarget, context: PlanContext) -> PlannedGguf:
-    decided = {"imatrix": None, "model_name": context.model_name.rpartition("/")[2]}
+def _effective(target: GgufTarget, context: PlanContext, batch_size: int) -> PlannedGguf:
+    name = context.model_name.rpartition("/")[2]
+    decided = {"imatrix": None, "model_name": name, "batch_size": batch_size}
     return PlannedGguf.model_validate(target.model_dump(by_alias=True) | decided)
 
 
@@ -94,19 +103,23 @@ def importance(settings: ConvertSettings, context: PlanContext) -> Planned:
     calibration = context.calibration("an importance matrix", (*context.key, "to"))
     assert calibration is not None
     changes = tuple(each.change for each in gguf.conversions(contents, found))
-    footprint = quantize_footprint(contents, changes, calibration, settings.target.batch_size)
+    target = settings.target
+    needs = partial(imatrix_footprint, contents, changes, calibration)
+    fitted = walked(needs, calibration, target.batch_size, context)
+    target = target.model_copy(update={"batch_size": fitted.way.batch_size})
     step = PlannedStep(
         id=context.id,
         verb="convert",
-        settings=settings,
+        settings=settings.model_copy(update={"target": target}),
         inputs=(model,),
         key=context.key,
         writes=IMATRIX,
         seed=context.seed,
         calibration=calibration,
         held_out=context.held_out(),
-        footprint=replace(footprint, disk_bytes=0),
         effort=imatrix_effort(contents, calibration),
+        footprint=fitted.footprint,
+        arrangement=fitted.way.arrangement,
         summary=f"convert to {IMATRIX}",
     )
     return Planned((step,))

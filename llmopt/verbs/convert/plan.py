@@ -24,6 +24,7 @@ from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.changes import linear_names
 from llmopt.verbs.shared.config import check_config, config_changes
 from llmopt.verbs.shared.effort import convert_effort
+from llmopt.verbs.shared.fitting import walked
 from llmopt.verbs.shared.footprints import convert_footprint
 
 
@@ -62,6 +63,7 @@ def _checkpoint(
     if settings.to != PLAIN:
         check_config(changes, contents.naming, settings.to, context.source, key)
     config = config_changes(contents, changes, settings.to)
+    fitted = walked(lambda _: convert_footprint(contents, changes), None, 1, context)
     step = PlannedStep(
         id=context.id,
         verb="convert",
@@ -72,8 +74,8 @@ def _checkpoint(
         seed=context.seed,
         changes=changes,
         config_changes=config,
-        footprint=convert_footprint(contents, changes),
         effort=convert_effort(contents, changes),
+        footprint=fitted.footprint,
         summary=f"convert to {settings.to}",
     )
     rounds = settings.to != PLAIN and any(each.loss or each.doubtful for each in found)

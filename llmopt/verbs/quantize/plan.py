@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from llmopt.errors import Mistakes, RecipeError
 from llmopt.methods.quantize.settings import Searched
@@ -21,7 +22,8 @@ from llmopt.verbs.shared import gates
 from llmopt.verbs.shared.budget import CANDIDATES_ALONE, after_allocation, goal
 from llmopt.verbs.shared.config import check_config
 from llmopt.verbs.shared.effort import quantize_effort
-from llmopt.verbs.shared.footprints import quantize_footprint
+from llmopt.verbs.shared.fitting import walked
+from llmopt.verbs.shared.footprints import Hessians, quantize_footprint
 
 
 def plan(settings: QuantizeSettings, context: PlanContext) -> Planned:
@@ -47,12 +49,16 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
     with mistakes.gathered():
         changes = tuple(quantize_changes(contents, settings, context.source, context.key))
     mistakes.raise_any()
+    effective = _effective(settings, transform, calibration)
+    hessians = _hessians(settings, transform)
+    needs = partial(quantize_footprint, contents, changes, calibration, hessians)
+    fitted = walked(needs, calibration, settings.batch_size, context)
     grid = f"{settings.grid} g{settings.group_size}"
     wanted = goal(settings.target_bpw, settings.target_size) or grid
     step = PlannedStep(
         id=context.id,
         verb="quantize",
-        settings=_effective(settings, transform, calibration),
+        settings=effective.model_copy(update={"batch_size": fitted.way.batch_size}),
         inputs=(model,),
         key=context.key,
         writes=settings.format,
@@ -60,16 +66,26 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
         calibration=calibration,
         held_out=context.held_out() if calibration else None,
         changes=changes,
-        footprint=quantize_footprint(contents, changes, calibration, settings.batch_size),
         effort=quantize_effort(
             contents, changes, calibration, settings.solving,
             in_turn=in_order(settings), transform=transform != "none",
         ),
+        footprint=fitted.footprint,
+        arrangement=fitted.way.arrangement,
         summary=f"{settings.method} {wanted} -> {settings.format}",
     )  # fmt: skip
     if settings.has_budget:
         return _with_budget(step, settings, context)
     return _written(step, contents, settings)
+
+
+def _hessians(settings: QuantizeSettings, transform: str) -> Hessians:
+    """How many of a block's inputs are known in full at once."""
+    if transform != "none":
+        return "together"
+    if not METHODS[settings.method].hessian:
+        return "none"
+    return "in turn" if in_order(settings) else "together"
 
 
 def _effective(

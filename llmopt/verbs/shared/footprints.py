@@ -1,51 +1,69 @@
-"""Predicted peak memory and disk of a step, from shapes alone. No torch."""
+"""Predicted peak memory and disk of a step, from shapes alone. No torch.
+
+Each step's memory is the libraries and the most that is held at once, named term by term. It is
+what only the process can give back (RssAnon): what it has mapped of files is not in it.
+benchmarks/memory/predicted.py holds predictions against what is measured.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from llmopt.model.change import Change
-from llmopt.model.contents import Contents
+from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.footprint import Footprint
+from llmopt.specs.ggml import GGML_TYPES
 from llmopt.step import Text
+from llmopt.verbs.shared.changes import linear_shape
+from llmopt.verbs.shared.fitting import Way
 
-#: resident memory of Python with torch and transformers loaded, before any model (measured)
-_LIBRARIES = 480 << 20
+#: Python with torch and transformers loaded, and a model without weights; text and its tokens
+_LIBRARIES, _TEXT = 300 << 20, 50 << 20
 #: what blockwalk.shortcuts keeps at most: in bytes of the activations, and in any case
 _SHARE, _LITTLE = 2, 256 << 20
+#: activations are kept every so many blocks (blockwalk.walk)
+_SAVE_EVERY = 8
+#: bytes of a float32
+_F32 = 4
+#: bytes for each code that is compared (evaluate.codes)
+_OF_CODES = 34
+#: slices of the heads of all models, in the dtypes that are stored and computed with, and logits
+_HEADS = 400 << 20
+#: weights that are solved at once (verbs.shared.solving), and float32 copies of them meanwhile
+_AT_ONCE, _COPIES = 1 << 25, 5
+
+
+#: how many Hessians of a block's inlets there are at once
+Hessians = Literal["none", "in turn", "together"]
 
 
 def quantize_footprint(
     contents: Contents,
     changes: Sequence[Change],
     calibration: Text | None,
-    batch_size: int,
+    hessians: Hessians,
+    way: Way,
 ) -> Footprint:
-    """One block in float32, the activations, and the largest Hessian with its factor.
-
-    Experts' Hessians are collected together, up to the size of the block.
-    """
-    naming = contents.naming
-    blocks: dict[int | None, int] = defaultdict(int)
-    outside = 0
-    for name, tensor in contents.tensors.items():
-        size, index = math.prod(tensor.shape) * 4, naming.block_of(name)
-        blocks[index] += size
-        outside = max(outside, size if index is None else 0)
-    block = max((size for index, size in blocks.items() if index is not None), default=0)
-    written = sum(f.bytes for f in changes)
+    """A walk that rounds: a block, its results, activations, a Hessian that becomes its factor."""
+    walk = _Walk(contents, changes, calibration, way)
+    written = sum(change.bytes for change in changes)
+    parts = sum(change.bytes for change in changes if change.quantized)
     if calibration is None:
-        return Footprint(_LIBRARIES + 2 * max(block, outside), written * 2)
-    hidden = _hidden_size(contents.config)
-    activations = calibration.count * calibration.length * hidden * 4
-    known = _known(contents, calibration.count * calibration.length * 4, hidden)
-    widest = max((f.shape[1] for f in changes if f.quantized), default=0)
-    batch = batch_size * calibration.length * max(widest, hidden) * 4 * 6
-    hessian = _hessian(widest) + (block if any(naming.experts) else 0)
-    memory = _LIBRARIES + max(2 * block + hessian, outside) + activations + known + batch
-    return Footprint(memory, written * 2 + activations)
+        return Footprint(_LIBRARIES + walk.alone, parts + written)
+    memory = _LIBRARIES + _TEXT + max(walk.rounding(hessians), walk.rounding_head)
+    return Footprint(memory, parts + max(written, walk.saved))
+
+
+def imatrix_footprint(
+    contents: Contents, changes: Sequence[Change], calibration: Text, way: Way
+) -> Footprint:
+    """A walk that only looks: a block, and activations; the squares of inputs are small."""
+    walk = _Walk(contents, changes, calibration, way)
+    inputs = sum(change.shape[-1] for change in changes if change.quantized)
+    return Footprint(_LIBRARIES + _TEXT + walk.looking, max(4 * inputs * _F32, walk.saved))
 
 
 def _hessian(cols: int) -> int:
@@ -60,66 +78,241 @@ def _hessian(cols: int) -> int:
 
 
 def convert_footprint(contents: Contents, changes: Sequence[Change]) -> Footprint:
-    """The largest linear in float32 with copies, or a block's results, whichever is more."""
+    """The largest linear in float32 with copies, and a block's results."""
     blocks: dict[int | None, int] = defaultdict(int)
     for change in changes:
-        blocks[contents.naming.block_of(change.name)] += change.bytes
+        if change.why:
+            blocks[contents.naming.block_of(change.name)] += change.bytes
     largest = max((math.prod(change.shape) for change in changes if change.why), default=0)
-    memory = _LIBRARIES + 5 * 4 * largest + 2 * max(blocks.values(), default=0)
+    memory = _LIBRARIES + 5 * _F32 * largest + max(blocks.values(), default=0)
     return Footprint(memory, 2 * sum(change.bytes for change in changes))
 
 
 def allocate_footprint(
-    contents: Contents, changes: Sequence[Change], calibration: Text, batch_size: int
+    contents: Contents, changes: Sequence[Change], calibration: Text, way: Way
 ) -> Footprint:
     """A quantize step's, a graph of one block for autograd, logits; every option's weights on disk.
 
     On disk are the inputs of all blocks, and float16 weights of the options: about half of them,
     those on their hulls.
     """
-    quantize = quantize_footprint(contents, changes, calibration, batch_size)
-    hidden = _hidden_size(contents.config)
+    walk, hidden = _Walk(contents, changes, calibration, way), hidden_size(contents.config)
     widest = max((max(f.shape) for f in changes if f.quantized), default=0)
-    graph = batch_size * calibration.length * max(widest, hidden) * 4 * 24
-    logits = calibration.length * int(contents.config.get("vocab_size", 0)) * 4 * 6
-    head = hidden * int(contents.config.get("vocab_size", 0)) * 4
-    activations = calibration.count * calibration.length * hidden * 4
+    graph = way.batch_size * way.length * max(widest, hidden) * _F32 * 24
+    logits = way.length * _vocabulary(contents) * _F32 * 6
+    head = hidden * _vocabulary(contents) * _F32
     kept = sum(math.prod(f.shape) * len(f.options) for f in changes)
-    disk = activations * contents.naming.block_count + kept
-    return Footprint(quantize.memory_bytes + graph + logits + head, disk)
+    disk = walk.activations * contents.naming.block_count + kept
+    memory = _LIBRARIES + _TEXT + walk.rounding("together") + graph + logits + head
+    return Footprint(memory, disk)
 
 
 def bench_footprint(
-    contents: Contents, models: int, length: int, *, speed: bool, keeps: bool
+    models: Sequence[Contents], evaluation: Text, way: Way, *, speed: bool, keeps: bool
 ) -> Footprint:
-    """Two models in float32 at a time, and the logits of one window from both.
+    """Two models at a time, and the logits of one window from both; or a block of each in turn.
 
-    `length` is that of a window. With `speed`, afterwards: one model in a process of its own, which
-    has the libraries again. With `keeps` it leaves results.
+    With `speed`, afterwards: one model in a process of its own, which has the libraries again. With
+    `keeps` it leaves results. Codes are held to what they were chosen for a linear at a time.
     """
-    weights = contents.weight_count * 4
-    logits = length * int(contents.config.get("vocab_size", 0)) * 4
-    memory = _LIBRARIES + min(models, 2) * weights + 6 * logits
-    return Footprint(max(memory, (2 * _LIBRARIES + weights) * speed), keeps << 20)
+    held = sorted(map(_loaded, models))
+    vocabulary = max(map(_vocabulary, models))
+    coded = max((math.prod(t.shape) for each in models for t in _coded(each)), default=0)
+    if way.arrangement.whole_models:
+        evaluating, disk = sum(held[-2:]) + 6 * way.length * vocabulary * _F32, 0
+    else:
+        evaluating, disk = _in_lockstep(models, evaluation, way)
+    memory = _LIBRARIES + _TEXT + max(evaluating, coded * _OF_CODES)
+    alone = 2 * _LIBRARIES + held[-1]
+    return Footprint(max(memory, alone * speed), disk + 2048 * len(models) * keeps)
 
 
-def _known(contents: Contents, column: int, hidden: int) -> int:
-    """Bytes of inputs that blockwalk.shortcuts keeps, where it takes all that it may.
+def _in_lockstep(models: Sequence[Contents], evaluation: Text, way: Way) -> tuple[int, int]:
+    """Memory and disk: a block of one model in float32 and hidden states; then slices of heads."""
+    states = evaluation.count * way.length * hidden_size(models[0].config) * _F32
+    block = max(_largest_block(each) for each in models)
+    batch = way.length * max(map(_widest, models)) * _F32 * 6
+    held = 0 if way.arrangement.activations_in_file else states
+    saves = 1 + min(2, models[0].naming.block_count // _SAVE_EVERY)
+    disk = states * (len(models) + saves + way.arrangement.activations_in_file)
+    return max(block + held + batch, _HEADS), disk
 
-    column: those of one channel's activations.
+
+def _loaded(model: Contents) -> int:
+    """A model whole: codes of its linears in bytes, the rest, and blocks of GGUF, in float32."""
+    coded = {tensor.name for tensor in _coded(model)}
+    size = 0
+    for name, tensor in model.tensors.items():
+        in_blocks = tensor.layout is not None and tensor.layout.grid in GGML_TYPES
+        size += math.prod(tensor.shape) * (1 if name in coded and not in_blocks else _F32)
+    return size
+
+
+def _coded(model: Contents) -> Iterator[LogicalTensor]:
+    return (tensor for tensor in model.tensors.values() if tensor.layout is not None)
+
+
+class _Walk:
+    """What a walk over a model holds beside the libraries, in bytes."""
+
+    def __init__(
+        self, contents: Contents, changes: Sequence[Change], calibration: Text | None, way: Way
+    ) -> None:
+        self._contents, self._way = contents, way
+        self._quantized = {change.module: change for change in changes if change.quantized}
+        self._block = _largest_block(contents)
+        self._tokens = (calibration.count if calibration else 0) * way.length
+        self.activations = self._tokens * hidden_size(contents.config) * _F32
+
+    @property
+    def alone(self) -> int:
+        """Without data: results, and what it takes to round linears."""
+        return max(self._results(part) + self._solving(part) for part in self._parts)
+
+    @property
+    def looking(self) -> int:
+        """Where nothing is changed."""
+        return self._between + self._block + self._batch
+
+    def rounding(self, hessians: Hessians) -> int:
+        """Of a block: its weights and results, activations, and what rounds its linears."""
+        found = 0
+        for block in range(self._contents.naming.block_count):
+            solving = self._hessians(block, hessians) + max(self._solving(block), self._batch)
+            found = max(found, self._block + self._results(block) + solving)
+        return self._between + self._kept + found
+
+    @property
+    def rounding_head(self) -> int:
+        """The same of the head, where it is rounded, too."""
+        if self._contents.naming.head not in self._quantized:
+            return 0
+        square = hessian_bytes(hidden_size(self._contents.config))
+        return self._between + self._results(None) * 2 + square + self._solving(None)
+
+    @property
+    def saved(self) -> int:
+        """Disk for activations: what is saved, what replaces it, and those in files."""
+        saves = min(2, self._contents.naming.block_count // _SAVE_EVERY)
+        scratch = self._way.arrangement.activations_in_file
+        return self.activations * (saves + scratch) + scratch * self._known
+
+    @property
+    def _parts(self) -> list[int | None]:
+        return [None, *range(self._contents.naming.block_count)]
+
+    @property
+    def _between(self) -> int:
+        return 0 if self._way.arrangement.activations_in_file else self.activations
+
+    @property
+    def _kept(self) -> int:
+        return 0 if self._way.arrangement.activations_in_file else self._known
+
+    @property
+    def _known(self) -> int:
+        """Inputs that blockwalk.shortcuts keeps, where it takes all that it may."""
+        contents, column = self._contents, self._tokens * _F32
+        most = max(_SHARE * self.activations, _LITTLE)
+        inlets = contents.naming.linears(0)
+        ends = {names[0].rpartition(".")[0]: names[0] for names in inlets if len(names) == 1}
+        kept = 0
+        for name in ends.values():
+            size = linear_shape(contents, contents.tensors[f"{name}.weight"])[1] * column
+            kept += size if kept + size <= most else 0
+        return kept
+
+    def _changed(self, part: int | None) -> list[Change]:
+        naming = self._contents.naming
+        return [each for name, each in self._quantized.items() if naming.block_of(name) == part]
+
+    def _results(self, part: int | None) -> int:
+        """What the passes have made of a block, until it is written."""
+        return sum(_held(change) for change in self._changed(part))
+
+    def _solving(self, part: int | None) -> int:
+        """What rounds some rows of linears that share an input, and a linear's result decoded."""
+        linears = [math.prod(change.shape) for change in self._changed(part)]
+        stacked = max((sum(sizes) for sizes in self._stacks(part)), default=0)
+        at_once = min(stacked, _AT_ONCE)
+        decoded = max(linears, default=0) * _F32 * (part is not None and self._tokens > 0)
+        return max(at_once * _F32 * _COPIES, decoded)
+
+    def _stacks(self, part: int | None) -> Iterator[list[int]]:
+        """The sizes of linears that are solved together."""
+        inlets = self._contents.naming.linears(part) if part is not None else [[*self._quantized]]
+        for names in inlets:
+            wanted = [self._quantized[name] for name in names if name in self._quantized]
+            yield [math.prod(each.shape) for each in wanted]
+
+    def _hessians(self, block: int, hessians: Hessians) -> int:
+        """Those of a block that are there at once; experts' come in rounds of a block's size."""
+        if hessians == "none":
+            return 0
+        naming = self._contents.naming
+        widths = {
+            names[0]: self._quantized[names[0]].shape[1]
+            for names in naming.linears(block)
+            if names[0] in self._quantized
+        }
+        experts = sum(4 * w * w for name, w in widths.items() if naming.pool_of(name))
+        alone = [w for name, w in widths.items() if not naming.pool_of(name)]
+        if hessians == "together":
+            return sum(4 * w * w for w in alone) + experts + hessian_bytes(max(alone, default=0))
+        return max(hessian_bytes(max(alone, default=0)), min(experts, self._block))
+
+    @property
+    def _batch(self) -> int:
+        """A batch on its way through the widest part of a block."""
+        return self._way.batch_size * self._way.length * _widest(self._contents) * _F32 * 4
+
+
+def _held(change: Change) -> int:
+    """Of a linear that was rounded: its blocks, or a byte a code, and scales and zero points."""
+    assert change.quantized is not None
+    if change.quantized.grid in GGML_TYPES:
+        return change.bytes
+    rows, cols = change.shape
+    size = change.quantized.group_size
+    return rows * cols + 8 * rows * (cols // size if size > 0 else 1)
+
+
+def hessian_bytes(cols: int) -> int:
+    """A Hessian and its factor, which share a square: llmopt.linalg says how.
+
+    Up to 2048 columns there are three squares more; above, as many of blocks, and 512 rows four
+    times while columns are put in another order.
     """
-    most = max(_SHARE * hidden * column, _LITTLE)
-    inlets = contents.naming.linears(0)
-    ends = {names[0].rpartition(".")[0]: names[0] for names in inlets if len(names) == 1}
-    kept = 0
-    for name in ends.values():
-        shape = contents.tensors[f"{name}.weight"].shape
-        size = shape[0 if contents.family.conv1d else 1] * column
-        kept += size if kept + size <= most else 0
-    return kept
+    block = min(cols, 2048)
+    rows = 4 * 512 * cols if cols > block else 0
+    return 4 * (cols * cols + 3 * block * block + rows)
 
 
-def _hidden_size(config: Mapping[str, object]) -> int:
+def _largest_block(contents: Contents) -> int:
+    blocks: dict[int, int] = defaultdict(int)
+    for name, tensor in contents.tensors.items():
+        if (index := contents.naming.block_of(name)) is not None:
+            blocks[index] += math.prod(tensor.shape) * _F32
+    return max(blocks.values(), default=0)
+
+
+def _widest(contents: Contents) -> int:
+    """The most channels of a linear in a block, on either side."""
+    return max(max(shape) for shape in _matrices(contents))
+
+
+def _matrices(contents: Contents) -> Iterator[tuple[int, ...]]:
+    for name, tensor in contents.tensors.items():
+        if contents.naming.block_of(name) is not None and len(tensor.shape) == 2:
+            yield tensor.shape
+
+
+def _vocabulary(contents: Contents) -> int:
+    return contents.tensors[f"{contents.naming.embedding}.weight"].shape[0]
+
+
+def hidden_size(config: Mapping[str, object]) -> int:
+    """The width of a model's activations."""
     for name in ("hidden_size", "n_embd", "d_model"):
         if isinstance(size := config.get(name), int):
             return size
