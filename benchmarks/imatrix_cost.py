@@ -3,8 +3,8 @@
     python benchmarks/imatrix_cost.py [--sequences 32] [--length 512] [--results FOLDER/NAME]
 
 Both are processes of their own on a random llama of width 1024 (scripts/random_checkpoint.py):
-`llmopt convert --to imatrix`, and transformers' model in float32 that computes hidden states of the
-same windows, two at a time, and no logits. What a process takes on two windows of eight tokens is
+`llmopt convert --to imatrix`, and transformers' model that computes hidden states of the same
+windows (benchmarks/forward.py). What a process takes on two windows of eight tokens is
 its start: imports, and reading the weights. User plus system time, so that a busy machine changes
 it little; the minimum of --runs, which take turns.
 """
@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import forward
 import tables
 from process import measure
 
@@ -40,32 +41,13 @@ CONFIG = {
     "vocab_size": 4096,
     "tie_word_embeddings": False,
 }
-#: sequences at once, as the walk takes them
-BATCH = 2
 START = (2, 8)
 HEADER = "| process | whole, CPU s | its start | the rest |\n|---|---|---|---|"
 
 
-def forward(model: Path, sequences: int, length: int) -> None:
-    """Compute the hidden states of windows, as a process of its own."""
-    from transformers import AutoModelForCausalLM
-
-    from llmopt.corpora.source import load
-    from llmopt.corpora.tokenize import tokenize
-    from llmopt.corpora.windows import calibration_windows
-
-    text = tokenize(load("demo", split="calibration", tokenizer_folder=model), model)
-    windows = calibration_windows(text, sequences, length, 0)
-    decoder = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).model
-    with torch.no_grad():
-        for batch in windows.split(BATCH):
-            decoder(batch, use_cache=False)
-
-
 def cpu_seconds(process: str, model: Path, sequences: int, length: int) -> float:
     if process == "forward":
-        call = [__file__, "--forward", model, "--sequences", str(sequences)]
-        return measure([sys.executable, *call, "--length", str(length)]).cpu_seconds
+        return forward.cpu_seconds(model, "calibration", sequences, length)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         call = [
             "-m", "llmopt", "convert", model, "-o", Path(folder) / "imatrix", "--to", "imatrix",
@@ -118,11 +100,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--results", type=Path, help="write NAME.json and NAME.md")
-    parser.add_argument("--forward", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.forward:
-        forward(arguments.forward, arguments.sequences, arguments.length)
-        return
     with tempfile.TemporaryDirectory() as folder:
         model, config = Path(folder) / "model", CONFIG | {"num_hidden_layers": arguments.blocks}
         write_model(model, config, dtype=torch.bfloat16)
