@@ -89,13 +89,14 @@ class Lockstep:
         if path.is_file():
             found.restore({name: read_tensor(at) for name, at in read_file_headers(path).items()})
             done = int(read_metadata(path)["done"])
-        parts = list(self._parts(scores))
+        parts, what = list(self._parts(scores)), "slices of the vocabulary"
+        self._progress(what, done, len(parts))
         for index, (windows, tokens) in enumerate(parts[done:], done):
             self._add(found, scores, windows, tokens)
             memory.release()
             if len(windows) == len(self._windows) or tokens.stop == scores[0].vocabulary:
                 write_file(path, found.state(), {"done": str(index + 1)})
-            self._progress("slices of the vocabulary", index + 1, len(parts))
+            self._progress(what, index + 1, len(parts))
         return found
 
     def _add(

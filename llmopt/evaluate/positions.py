@@ -43,13 +43,14 @@ class Predictions:
         Returns logits, exp(logits - largest), both float64, and the factor that former sums of
         the latter have shrunk by, [rows].
         """
-        before, (most, top) = self.largest[rows], logits.max(-1)
-        largest = torch.maximum(before, most.double())
+        before, most = self.largest[rows], logits.amax(-1).double()
+        if bool((more := most > before).any()):  # finding the place takes longer
+            self.top[rows] = self.top[rows].masked_scatter(more, logits[more].argmax(-1) + first)
+        largest = torch.maximum(before, most)
         finite = largest.masked_fill(largest == -torch.inf, 0.0)
         wide = logits.double()
         weights = (wide - finite[:, None]).exp_()
         shrunk = (before - finite).exp_()
-        self.top[rows] = torch.where(most > before, top + first, self.top[rows])
         self.total[rows] = self.total[rows] * shrunk + weights.sum(-1)
         self.largest[rows] = largest
         inside = (targets >= first) & (targets < first + logits.shape[1])

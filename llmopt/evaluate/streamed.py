@@ -134,6 +134,7 @@ class StreamedScores:
         else:
             stream.learn_calls()
             first, activations = saved
+        on_block(first, stream.blocks)
         for index in range(first, stream.blocks):
             with stream.filled(index):
                 stream.advance(index, activations)
