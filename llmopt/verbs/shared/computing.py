@@ -18,8 +18,8 @@ from llmopt.step import Text
 Manner = Literal["through", "twice", "in turn"]
 #: a Hessian of more columns is computed in blocks on and above its diagonal (llmopt.linalg)
 _SPLIT_COLUMNS, _SPLIT_BLOCK = 2048, 1024
-#: inputs of modules' ends that a walk keeps, in activations (blockwalk.shortcuts)
-_KEPT_WIDTHS = 2
+#: inputs of modules' ends that a walk keeps: in activations, and bytes (blockwalk.shortcuts)
+_KEPT_WIDTHS, _KEPT_BYTES = 2, 256 << 20
 #: times that what flows into and out of a linear is read or written besides
 _PASSES = 2
 #: times that logits of a model are read or written to compare them
@@ -30,10 +30,11 @@ Inlets = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Run:
-    """How often a linear is computed for all tokens."""
+    """How often a linear is computed for all tokens; `ends` a module whose inputs are kept."""
 
     linear: str
     times: int
+    ends: bool = False
 
 
 class Computing:
@@ -77,7 +78,8 @@ class Computing:
             runs, attention = _runs(rounds, manner, self._ends(rounds))
             for each in runs:
                 rows, cols = self.shape(each.linear)
-                tokens = self.seen(each.linear) * each.times
+                kept = each.ends and rows == cols  # what it gives is kept as well
+                tokens = self.seen(each.linear) * (1 if kept else each.times)
                 found["products"] += 2 * tokens * rows * cols
                 found["moved"] += 4 * tokens * (rows + cols) * _PASSES
             width = self.shape(rounds[1][0][0])[1] if len(rounds) > 1 else self.width
@@ -117,14 +119,15 @@ class Computing:
 
     def _ends(self, rounds: Sequence[Inlets]) -> dict[str, int]:
         """Modules that end in a linear whose inputs are kept -> the round of that linear."""
-        left, found = _KEPT_WIDTHS * self.width, dict[str, int]()
+        left = max(_KEPT_WIDTHS * self.width, _KEPT_BYTES // (4 * self.tokens))
+        found: dict[str, int] = {}
         for index, inlets in enumerate(rounds):
             for names in inlets:
                 width = self.shape(names[0])[1]
                 alone = len(names) == 1 and self.contents.naming.pool_of(names[0]) is None
                 if alone and width <= left:
                     left -= width
-                    found[names[0].rpartition(".")[0] + "."] = index
+                    found[_module(names[0])] = index
         return found
 
     @cached_property
@@ -149,19 +152,24 @@ def _runs(rounds: Sequence[Inlets], manner: Manner, ends: dict[str, int]) -> tup
     In turn, each round's inputs take a run as far as there, and a last one goes all the way; a
     module whose end's inputs are kept is computed for the last time when they are.
     """
-    last, found = len(rounds) - 1, []
+    last, found, in_turn = len(rounds) - 1, [], manner == "in turn"
     for index, inlets in enumerate(rounds):
         for name in (name for names in inlets for name in names):
-            if manner == "in turn":
+            if in_turn:
                 end = next((e for path, e in ends.items() if name.startswith(path)), last + 1)
                 times = end - index if index < end else last + 1 - index
             else:
                 times = 1 if manner == "through" or index == last else 2
-            found.append(Run(name, times))
-    if manner != "in turn":
+            found.append(Run(name, times, ends=in_turn and ends.get(_module(name)) == index))
+    if not in_turn:
         return found, 1 if manner == "through" else 2
     attention = 1 if 1 in ends.values() else max(last, 1) + 1
     return found, attention
+
+
+def _module(linear: str) -> str:
+    """What names in its module begin with."""
+    return linear.rpartition(".")[0] + "."
 
 
 def _squares(width: int) -> float:

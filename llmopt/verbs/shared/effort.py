@@ -12,6 +12,7 @@ from llmopt.model.change import Change
 from llmopt.model.contents import Contents
 from llmopt.model.effort import Effort, total
 from llmopt.model.layout import Layout
+from llmopt.specs import METHODS
 from llmopt.specs.folds import pairs
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.work import columns, encoding, feedback
@@ -50,10 +51,11 @@ def quantize_effort(
 
     in_turn: an inlet's statistics see what was changed before it. transform: scales are folded.
     """
-    parts = [_files(contents, changes)]
+    parts, hessians = [_files(contents, changes)], METHODS[solving.method].hessian
     if calibration is not None:
         walk = Computing(contents, calibration)
-        parts += [walk.blocks("in turn" if in_turn else "twice"), walk.statistics(hessians=True)]
+        parts.append(walk.blocks("in turn" if in_turn else "twice"))
+        parts.append(walk.statistics(hessians=hessians))
         if transform:
             parts += [walk.forward(), walk.statistics(hessians=True)]
             parts.append(_scales(walk))
@@ -72,22 +74,22 @@ def imatrix_effort(contents: Contents, calibration: Text) -> Effort:
     """A forward, and sums of squares of what flows into linears."""
     walk = Computing(contents, calibration)
     read = Effort({"read": contents.nbytes, "moved": contents.weight_count * 4 * 2})
-    return total((read, walk.forward(), walk.statistics(hessians=True, head=True)))
+    return total((read, walk.forward(), walk.statistics(hessians=False, head=True)))
 
 
 def bench_effort(
     models: Sequence[Contents], base: Contents | None, text: Text, *,
-    new_tokens: int, speed: bool,
+    new_tokens: int, speed: bool, together: bool,
 ) -> Effort:  # fmt: skip
     """Each model beside the base on all windows, and alone where it is timed.
 
-    `models` has the base where it is measured, too.
+    `models` has the base where it is measured, too. together: the base is walked once for all.
     """
-    others = [model for model in models if model is not base] or list(models)
+    others = [model for model in models if model is not base]
     parts = []
-    for model in others:
-        walked = [model] if base is None or model is base else [base, model]
-        for each in walked:
+    for index, model in enumerate(others or models):
+        beside = base if model is not base and not (together and index) else None
+        for each in filter(None, [beside, model]):
             run = Computing(each, text)
             parts += [run.forward(), run.logits()]
         if base is not None and model is not base:
@@ -154,7 +156,8 @@ def _alike(
 def _solve(linears: _Alike, solving: Solving, *, guided: bool) -> Effort:
     """Codes for linears in each of their layouts; `guided` by statistics of their inputs."""
     rows, cols, guided = linears.rows, linears.cols, guided and linears.walked
-    compared = {"products": 4 * rows * cols**2} if guided else {}
+    hessians = guided and METHODS[solving.method].hessian
+    compared = {"products": 4 * rows * cols**2} if hessians else {}
     parts = [Effort({"moved": _HANDLED * rows * cols}), Effort(compared)]
     for layout in linears.layouts:
         if layout.grid in GGML_TYPES:
