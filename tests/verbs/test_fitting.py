@@ -135,3 +135,15 @@ def test_sizes_are_read_as_recipes_write_them(tmp_path: Path) -> None:
     assert load(tmp_path / "r.yaml", ["max_memory=8GiB"])[0].max_memory == 8 * GIB
     with pytest.raises(RecipeError, match="is no size"):
         load(tmp_path / "r.yaml", ["max_memory=much"])
+
+
+def test_a_bench_of_large_models_is_refused_for_its_timing_alone(
+    tmp_path: Path, large: Path
+) -> None:
+    bench = {"id": "s", "bench": {"from": "model", "against": None}}
+    with pytest.raises(RecipeError, match="s needs") as refused:
+        planned(tmp_path, large, bench, max_memory="8GiB")
+    assert str(refused.value.hint).startswith("speed: false fits")
+    timed = {"id": "s", "bench": {"from": "model", "against": None, "speed": False}}
+    step = planned(tmp_path, large, timed, max_memory="8GiB").by_id("s")
+    assert not step.arrangement.whole_models

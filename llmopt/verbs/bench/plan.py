@@ -47,9 +47,11 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
     models = list(dict.fromkeys(each.name for each in inputs))
     needs = partial(
         bench_footprint, [context.contents(name) for name in models], evaluation,
-        speed=settings.speed, keeps=context.judges is None,
+        keeps=context.judges is None,
     )  # fmt: skip
-    fitted = evaluated(needs, evaluation, context)
+    untimed = context.source.says((*context.key, "speed"), value=False)
+    remedies = {untimed: partial(needs, speed=False)} if settings.speed else {}
+    fitted = evaluated(partial(needs, speed=settings.speed), evaluation, context, remedies)
     return PlannedStep(
         id=context.id,
         verb="bench",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llmopt import machine
@@ -13,6 +13,7 @@ from llmopt.step import PlanContext, Text
 
 IN_FILE = Arrangement(activations_in_file=True)
 BY_BLOCKS = Arrangement(whole_models=False)
+BY_BLOCKS_IN_FILE = Arrangement(activations_in_file=True, whole_models=False)
 _LIMIT = ("max_memory",)
 #: the fewest tokens of a sequence that are proposed
 _SHORTEST = 32
@@ -53,23 +54,29 @@ def walked(needs: Needs, text: Text | None, batch_size: int, context: PlanContex
         ways.append(replace(usual, arrangement=IN_FILE))
         if context.max_memory is not None and batch_size > 1:
             ways.append(replace(ways[-1], batch_size=1))
-    return _first(needs, ways, text, context)
+    return _first(needs, ways, text, context, {})
 
 
-def evaluated(needs: Needs, text: Text, context: PlanContext) -> Fitted:
+def evaluated(
+    needs: Needs, text: Text, context: PlanContext, remedies: Mapping[str, Needs]
+) -> Fitted:
     """How an evaluation keeps to the limit: with whole models, or a block of each at a time.
 
-    Without a limit that was typed whole models may take half of the machine's memory.
+    Without a limit that was typed whole models may take half of the machine's memory. `remedies`
+    are other settings, as they are written, and what the step needs with those.
     """
     whole = Way(IN_MEMORY, 1, text.length)
-    ways = [whole, replace(whole, arrangement=BY_BLOCKS)]
+    ways = [replace(whole, arrangement=each) for each in (IN_MEMORY, BY_BLOCKS, BY_BLOCKS_IN_FILE)]
     if context.max_memory is None:
         allowed = _SHARE_OF_WHOLE_MODELS * machine.memory()
         ways = ways[needs(whole).memory_bytes > allowed :]
-    return _first(needs, ways, text, context)
+    return _first(needs, ways, text, context, remedies)
 
 
-def _first(needs: Needs, ways: Sequence[Way], text: Text | None, context: PlanContext) -> Fitted:
+def _first(
+    needs: Needs, ways: Sequence[Way], text: Text | None, context: PlanContext,
+    remedies: Mapping[str, Needs],
+) -> Fitted:  # fmt: skip
     found = [Fitted(way, needs(way)) for way in ways]
     limit = context.max_memory or machine.memory()
     for each in found:
@@ -78,14 +85,21 @@ def _first(needs: Needs, ways: Sequence[Way], text: Text | None, context: PlanCo
     leanest = min(found, key=lambda each: each.footprint.memory_bytes)
     if context.max_memory is None:  # this may be planned on another machine than it is to run on
         return leanest
-    raise _refusal(needs, leanest, text, context)
+    raise _refusal(needs, leanest, text, context, remedies)
 
 
-def _refusal(needs: Needs, leanest: Fitted, text: Text | None, context: PlanContext) -> RecipeError:
+def _refusal(
+    needs: Needs, leanest: Fitted, text: Text | None, context: PlanContext,
+    remedies: Mapping[str, Needs],
+) -> RecipeError:  # fmt: skip
     """What is too much, and which setting would fit."""
     source, limit = context.source, context.max_memory or 0
     least = leanest.footprint.memory_bytes
-    ways: list[str] = []
+    ways = [
+        f"{said} fits"
+        for said, other in remedies.items()
+        if other(leanest.way).memory_bytes <= limit
+    ]
     if text is not None:
         way = leanest.way
         while (way := replace(way, length=way.length // 2)).length >= _SHORTEST:

@@ -21,7 +21,7 @@ from llmopt.verbs.shared.changes import linear_shape
 from llmopt.verbs.shared.fitting import Way
 
 #: Python with torch and transformers loaded, and a model without weights; text and its tokens
-_LIBRARIES, _TEXT = 300 << 20, 50 << 20
+_LIBRARIES, _TEXT = 300 << 20, 75 << 20
 #: what blockwalk.shortcuts keeps at most: in bytes of the activations, and in any case
 _SHARE, _LITTLE = 2, 256 << 20
 #: activations are kept every so many blocks (blockwalk.walk)
@@ -32,8 +32,11 @@ _F32 = 4
 _OF_CODES = 34
 #: slices of the heads of all models, in the dtypes that are stored and computed with, and logits
 _HEADS = 400 << 20
-#: weights that are solved at once (verbs.shared.solving), and float32 copies of them meanwhile
-_AT_ONCE, _COPIES = 1 << 25, 5
+#: weights of which rows are rounded at once (verbs.shared.solving), and float32 copies of them
+_AT_ONCE, _COPIES = 1 << 25, 2.25
+#: the same in a method (methods.quantize): in groups of columns, and in blocks of GGUF
+_ROWS_AT_ONCE, _ROW_COPIES = 1 << 23, 4
+_BLOCKS_AT_ONCE, _BLOCK_COPIES = 1 << 22, 14
 
 
 #: how many Hessians of a block's inlets there are at once
@@ -178,8 +181,8 @@ class _Walk:
         """Of a block: its weights and results, activations, and what rounds its linears."""
         found = 0
         for block in range(self._contents.naming.block_count):
-            solving = self._hessians(block, hessians) + max(self._solving(block), self._batch)
-            found = max(found, self._block + self._results(block) + solving)
+            working = max(self._working(block, hessians), self._batch)
+            found = max(found, self._block + self._results(block) + working)
         return self._between + self._kept + found
 
     @property
@@ -230,41 +233,52 @@ class _Walk:
         """What the passes have made of a block, until it is written."""
         return sum(_held(change) for change in self._changed(part))
 
+    def _inlets(self, part: int | None) -> Iterator[list[Change]]:
+        """Linears that are rounded together, by the input that they share."""
+        naming, known = self._contents.naming, self._quantized
+        for names in naming.linears(part) if part is not None else [(naming.head,)]:
+            if found := [known[name] for name in names if name in known]:
+                yield found
+
     def _solving(self, part: int | None) -> int:
-        """What rounds some rows of linears that share an input, and a linear's result decoded."""
-        linears = [math.prod(change.shape) for change in self._changed(part)]
-        stacked = max((sum(sizes) for sizes in self._stacks(part)), default=0)
-        at_once = min(stacked, _AT_ONCE)
-        decoded = max(linears, default=0) * _F32 * (part is not None and self._tokens > 0)
-        return max(at_once * _F32 * _COPIES, decoded)
+        """What rounds linears, without data."""
+        return max(map(_rounding, self._inlets(part)), default=0)
 
-    def _stacks(self, part: int | None) -> Iterator[list[int]]:
-        """The sizes of linears that are solved together."""
-        inlets = self._contents.naming.linears(part) if part is not None else [[*self._quantized]]
-        for names in inlets:
-            wanted = [self._quantized[name] for name in names if name in self._quantized]
-            yield [math.prod(each.shape) for each in wanted]
+    def _working(self, block: int, hessians: Hessians) -> int:
+        """Hessians, as many as are there at once, and what rounds the linears of one input.
 
-    def _hessians(self, block: int, hessians: Hessians) -> int:
-        """Those of a block that are there at once; experts' come in rounds of a block's size."""
+        Those of experts come in rounds, as many as take a block's size.
+        """
         if hessians == "none":
-            return 0
-        naming = self._contents.naming
-        widths = {
-            names[0]: self._quantized[names[0]].shape[1]
-            for names in naming.linears(block)
-            if names[0] in self._quantized
-        }
-        experts = sum(4 * w * w for name, w in widths.items() if naming.pool_of(name))
-        alone = [w for name, w in widths.items() if not naming.pool_of(name)]
+            return self._solving(block)
+        naming, experts, alone, most = self._contents.naming, 0, 0, 0
+        for linears in self._inlets(block):
+            square = _F32 * linears[0].shape[1] ** 2
+            if naming.pool_of(linears[0].module) is None:
+                alone += square
+                most = max(most, hessian_bytes(linears[0].shape[1]) + _rounding(linears))
+            else:
+                experts += square
         if hessians == "together":
-            return sum(4 * w * w for w in alone) + experts + hessian_bytes(max(alone, default=0))
-        return max(hessian_bytes(max(alone, default=0)), min(experts, self._block))
+            return alone + experts + most
+        return max(most, min(experts, self._block) + self._solving(block))
 
     @property
     def _batch(self) -> int:
         """A batch on its way through the widest part of a block."""
         return self._way.batch_size * self._way.length * _widest(self._contents) * _F32 * 4
+
+
+def _rounding(linears: Sequence[Change]) -> int:
+    """What rounds some rows of linears, and then decodes one of them."""
+    sizes = [math.prod(change.shape) for change in linears]
+    at_once = min(sum(sizes), _AT_ONCE)
+    assert linears[0].quantized is not None
+    if linears[0].quantized.grid in GGML_TYPES:
+        inner = min(at_once, _BLOCKS_AT_ONCE) * _BLOCK_COPIES
+    else:
+        inner = min(at_once, _ROWS_AT_ONCE) * _ROW_COPIES
+    return int(max(at_once * _COPIES + inner, max(sizes)) * _F32)
 
 
 def _held(change: Change) -> int:
