@@ -44,8 +44,11 @@ class Flow(Protocol):
         `through`: that run is the block's last, and what comes out of it is kept.
         """
 
-    def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
-        """Compute with another value; `in_turn` where `collect` has just come to that linear."""
+    def put(self, name: str, *, in_turn: bool) -> None:
+        """Compute with what a tensor was replaced by, if anything is computed.
+
+        `in_turn`: `collect` has just come to that linear.
+        """
 
     def inputs(self) -> Iterator[Tensor]:
         """What flows into the block, batch by batch."""
@@ -80,8 +83,8 @@ class LiveBlock:
             self._through = each is passes[-1] and not each.changes
             each.apply(self)
             memory.release()
-        for name, value in self._weights.settle():
-            self._flow.put(name, value, in_turn=False)
+        for name in self._weights.settle():
+            self._flow.put(name, in_turn=False)
 
     def inlets(self, wanted: InputMoments, *, sequential: bool = False) -> Iterator[Inlet]:
         """The linears that share an input, with what is wanted of it, one input after the other.
@@ -134,6 +137,11 @@ class LiveBlock:
         weight = self._weights.oriented(name, self._weights.read(f"{name}.weight"))
         return weight.to(self._flow.device, torch.float32).contiguous()
 
+    def pieces(self, name: str, size: int) -> Iterator[Tensor]:
+        """The same, some rows of at most about `size` elements at a time."""
+        for rows in self._weights.pieces(name, size):
+            yield rows.to(self._flow.device, torch.float32).contiguous()
+
     def mask(self, name: str) -> Tensor:
         """Where a linear's weight is zero in the source, bool [out, in]."""
         source = self._weights.oriented(name, self._weights.original(f"{name}.weight"))
@@ -158,7 +166,8 @@ class LiveBlock:
     def replace_tensor(self, name: str, value: Tensor) -> Tensor:
         """Give another tensor a value, rounded to the checkpoint's dtype; returns it as float32."""
         rounded = self._weights.narrowed(name, value).to(torch.float32)
-        self._flow.put(name, self._weights.hold(name, rounded), in_turn=False)
+        self._weights.hold(name, rounded)
+        self._flow.put(name, in_turn=False)
         return rounded
 
     def record(self, name: str, what: Mapping[str, object]) -> None:
@@ -189,8 +198,8 @@ class LiveBlock:
         *,
         in_turn: bool,
     ) -> None:
-        held = self._weights.replace(name, value)
-        self._flow.put(f"{name}.weight", held, in_turn=in_turn)
+        self._weights.replace(name, value)
+        self._flow.put(f"{name}.weight", in_turn=in_turn)
         if record is not None:
             self.record(name, record)
 
@@ -218,6 +227,10 @@ class Inlet:
     def weight(self, name: str) -> Tensor:
         """As `LiveBlock.weight`."""
         return self._block.weight(name)
+
+    def pieces(self, name: str, size: int) -> Iterator[Tensor]:
+        """As `LiveBlock.pieces`."""
+        return self._block.pieces(name, size)
 
     def replace(
         self, name: str, value: Quantized | Tensor, record: Mapping[str, object] | None = None

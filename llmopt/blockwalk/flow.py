@@ -37,7 +37,7 @@ class NoFlow:
         """No statistics."""
         yield [Collected(names=names, statistics=None) for names in self._linears]
 
-    def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
+    def put(self, name: str, *, in_turn: bool) -> None:
         """Nothing is computed."""
 
     def inputs(self) -> Iterator[Tensor]:
@@ -117,9 +117,9 @@ class BlockFlow:
             seen = self._observed(inlets, wanted, note=sequential, through=through)
             yield list(pools.sort(seen, skeleton.width))
 
-    def put(self, name: str, value: Tensor, *, in_turn: bool) -> None:
+    def put(self, name: str, *, in_turn: bool) -> None:
         """Compute with another value, and with nothing that was known if it comes out of turn."""
-        self._stream.skeleton.put(name, value)
+        self._stream.skeleton.put(name, self._weights.replaced(name))
         if in_turn:
             self._known.forget([(name.removesuffix(".weight"),)])
         else:

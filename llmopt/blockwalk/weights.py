@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from llmopt.blockwalk.sink import PartResults
@@ -50,34 +51,56 @@ class LiveWeights:
             return self.original(name)[wanted]
         return self.checkpoint.rows(name, wanted)
 
+    def pieces(self, module: str, size: int) -> Iterator[Tensor]:
+        """A linear's weight [out, in], some rows of about `size` elements at a time.
+
+        Read row by row where it is as in the checkpoint and lies there so.
+        """
+        checkpoint, name = self.checkpoint, f"{module}.weight"
+        if module == checkpoint.naming.head and checkpoint.tied:
+            name = f"{checkpoint.naming.embedding}.weight"
+        plain = module not in checkpoint.layers and module not in self.results.quantized
+        whole = checkpoint.family.conv1d and module != checkpoint.naming.head
+        if plain and not whole and name not in self.results.dense:
+            yield from checkpoint.pieces(name, max(1, size // checkpoint.stored[name].shape[-1]))
+            return
+        weight = self.oriented(module, self.read(f"{module}.weight"))
+        yield from torch.split(weight, max(1, size // weight.shape[1]))
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint has such a tensor."""
         return name in self.checkpoint.stored
 
-    def replace(self, module: str, value: Quantized | Tensor) -> Tensor:
-        """Give a linear a new weight [out, in]; returns it in the checkpoint's orientation.
+    def replace(self, module: str, value: Quantized | Tensor) -> None:
+        """Give a linear a new weight [out, in].
 
         A plain one may be finer than the checkpoint's dtype until `settle`.
         """
         if isinstance(value, QuantizedTensor | BlockTensor):
             self.results.dense.pop(f"{module}.weight", None)
             self.results.quantized[module] = value
-            return self.oriented(module, decode(value))
+            return
         self.results.quantized.pop(module, None)
-        return self.hold(f"{module}.weight", self.oriented(module, value))
+        self.hold(f"{module}.weight", self.oriented(module, value))
 
-    def hold(self, name: str, value: Tensor) -> Tensor:
+    def hold(self, name: str, value: Tensor) -> None:
         """Give a tensor a new value, which may be finer than the checkpoint's dtype for now."""
         self.results.dense[name] = value.contiguous()
-        return self.results.dense[name]
 
-    def settle(self) -> Iterator[tuple[str, Tensor]]:
+    def replaced(self, name: str) -> Tensor:
+        """What a tensor was replaced by, in the checkpoint's orientation; not to be written to."""
+        if name in self.results.dense:
+            return self.results.dense[name]
+        module = name.removesuffix(".weight")
+        return self.oriented(module, decode(self.results.quantized[module]))
+
+    def settle(self) -> Iterator[str]:
         """Round what is still finer than the checkpoint's dtype; yields what that changed."""
         for name, value in list(self.results.dense.items()):
             rounded = self.narrowed(name, value).cpu().contiguous()
             self.results.dense[name] = rounded
             if rounded.dtype != value.dtype:
-                yield name, rounded
+                yield name
 
     def narrowed(self, name: str, value: Tensor) -> Tensor:
         """A value in the dtype that its tensor is stored in; RequestError where it is infinite."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from llmopt.grids.ggml.base import BlockTensor
@@ -60,6 +62,25 @@ class QuantizedTensor:
     codes: Tensor
     params: AffineParams
     activations: str | None = None
+
+
+def rows_of(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:
+    """Some output channels of a tensor, in memory of their own."""
+    p = tensor.params
+    params = replace(p, scale=p.scale[rows].clone(), zero=p.zero[rows].clone())
+    return replace(tensor, codes=tensor.codes[rows].clone(), params=params)
+
+
+def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """Output channels that were rounded alike, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    params = replace(
+        parts[0].params,
+        scale=torch.cat([part.params.scale for part in parts]),
+        zero=torch.cat([part.params.zero for part in parts]),
+    )
+    return replace(parts[0], codes=torch.cat([part.codes for part in parts]), params=params)
 
 
 #: a weight in any number format

@@ -39,13 +39,27 @@ class MeanSquares:
 
 @dataclass(frozen=True)
 class _Loan:
-    """What puts a Hessian back whose memory a factor has.
+    """What puts a Hessian back that stands below a factor, whose memory it was.
 
     diagonal: [cols], the Hessian's, as it is stored. order: [cols] int64, that of the factor.
     """
 
     diagonal: Tensor
     order: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A factor, and what it was asked for with."""
+
+    factor: Factor
+    damping: float
+    order: Tensor | None
+
+    def answers(self, damping: float, order: Tensor | None) -> bool:
+        if damping != self.damping or order is None or self.order is None:
+            return damping == self.damping and order is self.order
+        return torch.equal(order, self.order)
 
 
 class InputStatistics:
@@ -68,6 +82,7 @@ class InputStatistics:
         self._hessian, self._squares, self._mean_abs = hessian, squares, mean_abs
         self._symmetric = True
         self._loan: _Loan | None = None
+        self._made: _Made | None = None
 
     @classmethod
     def empty(
@@ -132,7 +147,7 @@ class InputStatistics:
             self._squares.mul_(keep).add_(squared.sum(dim=0), alpha=gain)
         else:
             hessians.accumulate_hessian(self._half(), x, self.tokens)
-            self._symmetric = False
+            self._symmetric, self._made = False, None
         self.tokens = total
 
     def absorb(self, other: InputStatistics) -> None:
@@ -145,28 +160,19 @@ class InputStatistics:
             self._squares.lerp_(other.diagonal, share)
         else:
             self._half().lerp_(other._half(), share)
-            self._symmetric = False
+            self._symmetric, self._made = False, None
 
     def factor(self, damping: float, *, order: Tensor | None = None) -> Factor:
-        """The damped Hessian and its factor, as `damped_factor` says.
+        """The damped Hessian and its factor, as `damped_factor` says; kept for the next who asks.
 
         Those of an input of more than `factor.BLOCK` channels lie in the Hessian's own memory,
-        which is why the whole takes one square and not four. They are good until more of these
-        statistics than `tokens`, `diagonal` and `mean_abs` is asked for: the Hessian is then put
-        back, to the bit.
+        which is why the whole takes one square and not four. They are good until the Hessian is
+        asked for, or a block of it, or another factor: it is then put back, to the bit.
         """
-        square = self._half()
-        if len(square) <= factors.BLOCK:
-            return factors.damped_factor(self.hessian, damping, order=order)
-        factors.check_finite(square)
-        diagonal = square.diagonal().clone()
-        if order is not None:
-            hessians.permute_below(square, order)
-        elif not self._symmetric:
-            hessians.mirror_upper(square)
-        self._loan, self._symmetric = _Loan(diagonal, order), False
-        ordered = diagonal if order is None else diagonal[order]
-        return factors.factor_in_place(square, ordered, damping)
+        if self._made is None or not self._made.answers(damping, order):
+            self._made = None
+            self._made = _Made(self._factored(damping, order), damping, order)
+        return self._made.factor
 
     def to(self, device: torch.device) -> InputStatistics:
         """The same in another place; themselves where they are there."""
@@ -188,18 +194,40 @@ class InputStatistics:
         """d E[x x^T] d^T of each row d of a change [rows, cols]: float64 [rows].
 
         What that change of a weight costs in its outputs. Of a wide input half the products are
-        spared, and what they take is a block's.
+        spared, what they take is a block's, and a factor stays good.
         """
+        if self._hessian is not None and len(self._hessian) > factors.BLOCK:
+            return self._losses_by_blocks(self._hessian, change)
+        return ((change @ self.hessian) * change).sum(1, dtype=torch.float64)
+
+    def _losses_by_blocks(self, half: Tensor, change: Tensor) -> Tensor:
+        diagonal, order = self.diagonal, None
+        if self._loan is not None:  # the Hessian stands on the other side, and maybe in its order
+            half, order = half.T, self._loan.order
+        if order is not None:
+            diagonal, change = diagonal[order], change.index_select(1, order)
+        lost = change.new_zeros(len(change), dtype=torch.float64)
+        for start in range(0, len(half), factors.BLOCK):
+            own = slice(start, min(start + factors.BLOCK, len(half)))
+            corner, mine = half[own, own].triu(1), change[:, own]
+            costly = mine @ (corner + corner.T).diagonal_scatter(diagonal[own])
+            costly.addmm_(change[:, :start], half[:start, own], alpha=2)
+            lost += costly.mul_(mine).sum(1, dtype=torch.float64)
+        return lost
+
+    def _factored(self, damping: float, order: Tensor | None) -> Factor:
         square = self._half()
         if len(square) <= factors.BLOCK:
-            return ((change @ self.hessian) * change).sum(1, dtype=torch.float64)
-        lost = change.new_zeros(len(change), dtype=torch.float64)
-        for start in range(0, len(square), factors.BLOCK):
-            own = slice(start, min(start + factors.BLOCK, len(square)))
-            costly = change[:, own] @ self.within(own)
-            costly.addmm_(change[:, :start], square[:start, own], alpha=2)
-            lost += costly.mul_(change[:, own]).sum(1, dtype=torch.float64)
-        return lost
+            return factors.damped_factor(self.hessian, damping, order=order)
+        factors.check_finite(square)
+        diagonal = square.diagonal().clone()
+        if order is not None:
+            hessians.permute_below(square, order)
+        elif not self._symmetric:
+            hessians.mirror_upper(square)
+        self._loan, self._symmetric = _Loan(diagonal, order), False
+        ordered = diagonal if order is None else diagonal[order]
+        return factors.factor_in_place(square, ordered, damping)
 
     def _half(self) -> Tensor:
         """A square on and above whose diagonal the Hessian stands."""
@@ -207,7 +235,7 @@ class InputStatistics:
             raise LlmoptError("E[x x^T] of this input was not collected")
         if self._loan is not None:
             self._take_back(self._hessian, self._loan)
-            self._loan = None
+            self._loan = self._made = None
         return self._hessian
 
     def _take_back(self, square: Tensor, loan: _Loan) -> None:

@@ -97,3 +97,20 @@ def test_a_hessian_is_put_back_after_a_factor_had_its_memory(
     assert torch.equal(statistics.hessian.diagonal(), again)
     if before is not None:
         assert torch.equal(statistics.hessian, before)
+
+
+@pytest.mark.parametrize("block", [7, 2048])
+def test_a_factor_is_kept_until_something_changes(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factor, "BLOCK", block)
+    statistics, order = InputStatistics.empty(20, EVERYTHING), torch.randperm(20)
+    statistics.add(activations(90, 20))
+    first = statistics.factor(0.01, order=order)
+    statistics.losses(torch.ones(1, 20))
+    assert statistics.factor(0.01, order=order.clone()) is first
+    assert statistics.factor(0.02, order=order) is not first
+    assert statistics.factor(0.02) is not statistics.factor(0.02, order=order)
+    last = statistics.factor(0.02)
+    statistics.add(activations(9, 20))
+    assert statistics.factor(0.02) is not last

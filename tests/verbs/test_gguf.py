@@ -20,6 +20,7 @@ from llmopt.formats.gguf.container import read_gguf
 from llmopt.formats.imatrix import read_imatrix, write_imatrix
 from llmopt.recipe import from_data
 from llmopt.step import RunOptions
+from llmopt.verbs.shared import solving
 from tests import models
 from tests.test_pipeline import Log
 from tests.verbs.conftest import HELD_OUT, TEXT, difference, lost_in_values, quantized
@@ -97,6 +98,15 @@ def test_eight_bits_compute_nearly_the_same(tmp_path: Path, model: Path) -> None
     made = converted(tmp_path, model, preset="Q8_0")
     assert set(types(made).values()) == {"F32", "Q8_0"}
     assert difference(model, made.path) < 0.1
+
+
+def test_rows_in_chunks_give_the_same_file(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (converted(tmp_path, model, preset="Q4_K_M").path / "model.gguf").read_bytes()
+    monkeypatch.setattr(solving, "CHUNK", 256 * 100)
+    parts = converted(tmp_path, model, preset="Q4_K_M")
+    assert (parts.path / "model.gguf").read_bytes() == whole
 
 
 @pytest.mark.parametrize("preset", ["Q4_K_S", "IQ2_XS"])

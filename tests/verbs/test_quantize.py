@@ -17,6 +17,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.recipe import from_data
 from llmopt.step import RunOptions
+from llmopt.verbs.shared import solving
 from tests.test_pipeline import Log
 from tests.verbs.conftest import TEXT, difference, lost_in_values, quantized
 
@@ -137,3 +138,23 @@ def test_pickled_weights_with_permission(
     done = pipeline.run(plan, RunOptions("cpu", overwrite=True), Log()).results[-1].artifact
     assert done.digest == expected
     assert done.manifest["parents"][0]["source"] == model.name
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_rows_in_chunks_give_the_same(
+    method: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit where rows are rounded; products of other shapes add in other orders."""
+    model = make("llama")
+    whole = quantized(tmp_path, model, method=method, head=True)
+    tensors, lost = load_file(whole.path / "model.safetensors"), lost_in_values(model, whole.path)
+    errors = {e["name"]: e.get("error", 0.0) for e in whole.manifest["ledger"]}
+    monkeypatch.setattr(solving, "CHUNK", 640)
+    parts = quantized(tmp_path, model, method=method, head=True)
+    found = load_file(parts.path / "model.safetensors")
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in tensors.items()}
+    if method == "rtn":
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert lost_in_values(model, parts.path) == pytest.approx(lost, rel=0.05)
+    for entry in parts.manifest["ledger"]:
+        assert entry.get("error", 0.0) == pytest.approx(errors[entry["name"]], rel=0.05)

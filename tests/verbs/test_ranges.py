@@ -14,7 +14,7 @@ from llmopt import pipeline, planner
 from llmopt.errors import RequestError
 from llmopt.recipe import from_data
 from llmopt.step import RunOptions
-from llmopt.verbs.shared.records import compared, ratio
+from llmopt.verbs.shared.records import RoundingErrors, ratio
 from tests import models
 from tests.test_pipeline import Log
 from tests.verbs.conftest import quantized
@@ -113,9 +113,12 @@ def test_errors_are_numbers_whatever_the_size() -> None:
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     for factor in (1e-37, 1e-25, 1.0, 1e25, 1e37):
         large = weight * factor
-        record = compared(large * 1.125, large, None)
-        assert record["error"] == pytest.approx(0.125, rel=1e-4)
+        errors = RoundingErrors()
+        errors.add(large * 1.125, large)
+        assert errors.record()["error"] == pytest.approx(0.125, rel=1e-4)
+    errors = RoundingErrors()
+    errors.add(torch.zeros(2, 2), torch.ones(2, 2))
     with pytest.raises(RequestError, match="nothing is left"):
-        compared(torch.zeros(2, 2), torch.ones(2, 2), None)
+        errors.record()
     with pytest.raises(Exception, match="no number"):
         ratio(math.inf, math.inf)

@@ -51,21 +51,37 @@ def check_weight(weight: Tensor) -> None:
 
 
 def check_scales(weight: Tensor, tensor: QuantizedTensor) -> None:
-    """Refuse what scales in float16 could not follow: they were clipped, or hardly told apart.
+    """Refuse what scales in float16 could not follow; see `ScaleCheck`."""
+    check = ScaleCheck()
+    check.add(weight, tensor)
+    check.settle()
 
-    weight: [rows, cols], what `tensor` was made of. A few groups of tiny weights in a larger one
-    are lost without harm, as in any rounding.
+
+class ScaleCheck:
+    """Refuses what scales in float16 could not follow: they were clipped, or hardly told apart.
+
+    A few groups of tiny weights in a larger one are lost without harm, as in any rounding.
     """
-    params = tensor.params
-    if params.scale_dtype != "float16":
-        return
-    size = params.scale.abs()
-    if float(size.max()) >= _LARGEST_HALF:  # what larger ones are clipped to
-        raise RequestError("the weights are too large for scales in float16", hint=_OTHERS)
-    tiny = size < _FEWEST_BITS
-    if bool(tiny.any()):
-        energy = _energies(weight, tensor)
-        if float(energy[tiny].sum()) > _LOST_SHARE * float(energy.sum()):
+
+    def __init__(self) -> None:
+        self._tiny = self._whole = 0.0
+
+    def add(self, weight: Tensor, tensor: QuantizedTensor) -> None:
+        """Look at some rows [n, cols] of a weight, and what was made of them."""
+        params = tensor.params
+        if params.scale_dtype != "float16":
+            return
+        size = params.scale.abs()
+        if float(size.max()) >= _LARGEST_HALF:  # what larger ones are clipped to
+            raise RequestError("the weights are too large for scales in float16", hint=_OTHERS)
+        self._whole += float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
+        tiny = size < _FEWEST_BITS
+        if bool(tiny.any()):
+            self._tiny += float(_energies(weight, tensor)[tiny].sum())
+
+    def settle(self) -> None:
+        """RequestError where too much of all that was looked at is lost."""
+        if self._tiny > _LOST_SHARE * self._whole:
             raise RequestError("the weights are too small for scales in float16", hint=_OTHERS)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
-from llmopt.grids.base import GridOptions, QuantizedTensor
+from llmopt.grids.base import GridOptions, QuantizedTensor, joined
 from llmopt.linalg import InputStatistics
 from llmopt.methods.quantize.base import check_weight, grid_of
 from llmopt.methods.quantize.settings import MethodSettings
+
+#: weights that are worked on at once; rows do not depend on each other
+_CHUNK = 1 << 22
 
 
 def solve(
@@ -32,5 +36,9 @@ def solve(
             )
         importance = statistics.diagonal
     grid = grid_of(options)
-    params = grid.fit(weight, options, importance)
-    return QuantizedTensor(grid=options.grid, codes=grid.encode(weight, params), params=params)
+    parts = []
+    for rows in torch.split(weight, max(1, _CHUNK // weight.shape[1])):
+        params = grid.fit(rows, options, importance)
+        codes = grid.encode(rows, params)
+        parts.append(QuantizedTensor(grid=options.grid, codes=codes, params=params))
+    return joined(parts)

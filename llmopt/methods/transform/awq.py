@@ -20,6 +20,8 @@ from llmopt.methods.quantize.base import grid_of
 # Exponents of the activations' size; AutoAWQ tries the same twenty.
 _STEPS = 20
 _TINY = 1e-4
+# Weights that are scaled and rounded at once.
+_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,9 @@ def _loss(readers: Sequence[Reader], scale: Tensor) -> float:
     for reader in readers:
         options = replace(reader.options, scale_search="minmax")
         grid = grid_of(options)
-        scaled = reader.weight * scale
-        params = grid.fit(scaled, options)
-        change = grid.decode(grid.encode(scaled, params), params).div_(scale).sub_(reader.weight)
-        total += float(reader.statistics.losses(change).sum()) * reader.statistics.tokens
+        for rows in torch.split(reader.weight, max(1, _CHUNK // reader.weight.shape[1])):
+            scaled = rows * scale
+            params = grid.fit(scaled, options)
+            change = grid.decode(grid.encode(scaled, params), params).div_(scale).sub_(rows)
+            total += float(reader.statistics.losses(change).sum()) * reader.statistics.tokens
     return total

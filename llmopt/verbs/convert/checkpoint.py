@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from llmopt.blockwalk.sink import PartResults, Record, Sink
+from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import RequestError, about
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.safetensors import ShardWriter
-from llmopt.grids.base import QuantizedTensor
+from llmopt.grids.base import QuantizedTensor, joined
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks
 from llmopt.grids.recode import recode
-from llmopt.methods.quantize.base import check_scales
+from llmopt.methods.quantize.base import ScaleCheck
 from llmopt.methods.quantize.settings import RtnSettings
 from llmopt.model.apply import own_config
 from llmopt.model.change import Change
@@ -32,10 +33,10 @@ from llmopt.step import Outcome, Work
 from llmopt.verbs.convert.layouts import conversions
 from llmopt.verbs.convert.settings import CheckpointTarget, ConvertSettings, PlainTarget
 from llmopt.verbs.shared.config import config_changes
-from llmopt.verbs.shared.records import certificate, ratio
+from llmopt.verbs.shared.records import RoundingErrors, certificate
 from llmopt.verbs.shared.settings import Solving
 from llmopt.verbs.shared.side_files import copy_side_files, loading, write_config
-from llmopt.verbs.shared.solving import Solver
+from llmopt.verbs.shared.solving import CHUNK, Solver
 
 #: what is rounded anew goes to the nearest values, at the scales with the least squared error
 _NEAREST = RtnSettings(scale_search="mse")
@@ -154,9 +155,10 @@ class _Conversion:
         chosen = self._wanted(self._changes[module])
         if module not in self._checkpoint.layers:
             assert chosen is not None
-            weight = self._checkpoint.weight(module)
-            results.quantized[module] = rounded = self._rounded(module, weight, chosen)
-            results.records[module] = _record(decode(rounded), weight, rounded, "rounded")
+            pieces = LiveWeights(self._checkpoint).pieces(module, CHUNK)
+            rounded, compared = self._rounded(module, pieces, chosen)
+            results.quantized[module] = rounded
+            results.records[module] = _record(compared, rounded, "rounded")
             return
         values = _finite(module, self._checkpoint.weight(module))
         if chosen is None:
@@ -166,14 +168,14 @@ class _Conversion:
         moved = self._moved(source, chosen)
         how = "moved"
         if isinstance(moved, str):
-            how, moved = f"rounded: {moved}", self._rounded(module, values, chosen)
+            how, moved = f"rounded: {moved}", self._rounded(module, [values], chosen)[0]
         elif isinstance(source, str) or not _same_codes(moved, source):
             how = "recoded"
         results.quantized[module] = moved
         # what is written is what counts: it is unpacked again before anything is claimed of it
         assert self._codec is not None
         back = self._codec.unpack(self._codec.pack(moved), layout_of(moved))
-        record = _record(decode(back), values, moved, how)
+        record = _record(RoundingErrors.of(decode(back), values), moved, how)
         if isinstance(source, QuantizedTensor) and source.activations != chosen.activations:
             record |= {"exact": False, "why": f"{source.activations} activations are not kept"}
         results.records[module] = record
@@ -184,7 +186,7 @@ class _Conversion:
             raise RequestError(f"{module} has values outside {self._dtype}", hint="--dtype float32")
         transposed = self._checkpoint.family.conv1d and module != self._checkpoint.naming.head
         results.dense[f"{module}.weight"] = (plain.T if transposed else plain).contiguous()
-        results.records[module] = _record(plain.float(), values, None, "decoded")
+        results.records[module] = _record(RoundingErrors.of(plain, values), None, "decoded")
 
     def _source(self, module: str) -> QuantizedTensor | str:
         """A quantized linear as integers, or why it is none."""
@@ -215,13 +217,23 @@ class _Conversion:
             return moved
         return self._codec.accepts(moved) or moved
 
-    def _rounded(self, module: str, weight: Tensor, chosen: Layout) -> QuantizedTensor:
+    def _rounded(
+        self, module: str, pieces: Iterable[Tensor], chosen: Layout
+    ) -> tuple[QuantizedTensor, RoundingErrors]:
+        """The nearest values for rows of a weight that come some at a time."""
         assert self._solver is not None
+        parts: list[QuantizedTensor] = []
+        check, compared = ScaleCheck(), RoundingErrors()
         with about(module):
-            solved = self._solver.solve(weight, None, chosen)
-            assert isinstance(solved, QuantizedTensor)
-            check_scales(weight, solved)
-        return replace(solved, activations=chosen.activations)
+            for piece in pieces:
+                weight = piece.float()
+                solved = self._solver.solve(weight, None, chosen)
+                assert isinstance(solved, QuantizedTensor)
+                check.add(weight, solved)
+                compared.add(decode(solved), weight)
+                parts.append(solved)
+            check.settle()
+        return replace(joined(parts), activations=chosen.activations), compared
 
 
 def _same_codes(moved: QuantizedTensor, source: QuantizedTensor) -> bool:
@@ -234,14 +246,11 @@ def _finite(module: str, values: Tensor) -> Tensor:
     return values
 
 
-def _record(found: Tensor, values: Tensor, tensor: QuantizedTensor | None, how: str) -> Record:
+def _record(compared: RoundingErrors, tensor: QuantizedTensor | None, how: str) -> Record:
     """Whether the values are equal, and sqrt(sum of squared differences / sum of squares)."""
-    exact = torch.equal(found, values)
-    change = (found - values).double()
-    error = 0.0 if exact else ratio(change.square().sum(), values.double().square().sum())
     # blocks that do not fill a row have an index, too, and no need to store it
     desc_act = tensor is not None and tensor.grid != "fp8" and tensor.params.group_index is not None
-    return {"exact": exact, "error": error, "how": how, "desc_act": desc_act}
+    return {"exact": compared.exact, "error": compared.error, "how": how, "desc_act": desc_act}
 
 
 def _is_ragged(change: Change) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from llmopt.grids import ggml
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import to_blocks
 from llmopt.model.layout import ggml_layout
-from llmopt.verbs.shared.records import compared
-from llmopt.verbs.shared.solving import Solver
+from llmopt.verbs.shared.records import RoundingErrors
+from llmopt.verbs.shared.solving import Solver, solved_rows
 
 #: what the ledger says of a tensor that is as it was
 _MOVED = {"exact": True, "error": 0.0, "how": "moved"}
@@ -85,25 +86,23 @@ class Encode:
         return layer if layer.grid == type_id else f"{layer.grid} values are not {type_id} values"
 
     def _solve(self, inlet: Inlet, names: list[str], type_id: str) -> None:
-        weights = [inlet.weight(name) for name in names]
-        for name, weight in zip(names, weights, strict=True):
-            with about(name):
-                ggml.check_range(type_id, weight)
-        with about(", ".join(names)):
-            solved = self._encoded(inlet, names, torch.cat(weights), type_id)
-        start = 0
-        for name, weight in zip(names, weights, strict=True):
-            part = replace(solved, data=solved.data[start : start + weight.shape[0]].clone())
-            start += weight.shape[0]
-            values = decode(part)
-            with about(name):
-                record = compared(values, weight, inlet.statistics)
-            how = {"exact": torch.equal(values, weight), "how": "rounded"}
-            inlet.replace(name, part, record | how)
+        def solve(weight: Tensor) -> BlockTensor:
+            if inlet.statistics is None:
+                return self._solver.encode(weight, self._importance.get(names[0]), type_id)
+            solved = self._solver.solve(weight, inlet.statistics, ggml_layout(type_id))
+            assert isinstance(solved, BlockTensor)
+            return solved
 
-    def _encoded(self, inlet: Inlet, names: list[str], weight: Tensor, type_id: str) -> BlockTensor:
-        if inlet.statistics is None:
-            return self._solver.encode(weight, self._importance.get(names[0]), type_id)
-        solved = self._solver.solve(weight, inlet.statistics, ggml_layout(type_id))
-        assert isinstance(solved, BlockTensor)
-        return solved
+        check = partial(ggml.check_range, type_id)
+        made: dict[str, list[Tensor]] = {name: [] for name in names}
+        found = {name: RoundingErrors(inlet.statistics) for name in names}
+        for name, weight, solved, rows in solved_rows(inlet, names, check, solve):
+            part = replace(solved, data=solved.data[rows].clone())
+            found[name].add(decode(part), weight)
+            made[name].append(part.data)
+        for name in names:
+            with about(name):
+                record = found[name].record() | {"exact": found[name].exact, "how": "rounded"}
+            data = made.pop(name)
+            encoded = BlockTensor(grid=type_id, data=torch.cat(data) if len(data) > 1 else data[0])
+            inlet.replace(name, encoded, record)

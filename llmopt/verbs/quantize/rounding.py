@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
-import torch
+from torch import Tensor
 
-from llmopt.blockwalk import Inlet, LiveBlock
+from llmopt.blockwalk import Inlet, LiveBlock, Record
 from llmopt.errors import about
 from llmopt.formats.codec import decode
-from llmopt.grids.base import AffineParams, GridOptions, QuantizedTensor
-from llmopt.methods.quantize.base import check_scales
+from llmopt.grids.base import GridOptions, QuantizedTensor, joined, rows_of
+from llmopt.linalg import InputStatistics
+from llmopt.methods.quantize.base import ScaleCheck, check_weight
 from llmopt.model.change import Change
 from llmopt.model.layout import Layout
-from llmopt.verbs.shared.records import compared
-from llmopt.verbs.shared.solving import Solver
+from llmopt.verbs.shared.records import RoundingErrors
+from llmopt.verbs.shared.solving import Solver, solved_rows
 
 
 class Quantize:
@@ -50,30 +52,37 @@ class Quantize:
             self._solve(inlet, names, chosen)
 
     def _solve(self, inlet: Inlet, names: list[str], chosen: Layout) -> None:
-        weights = [inlet.weight(name) for name in names]
-        with about(", ".join(names)):
-            solved = self._solver.solve(torch.cat(weights), inlet.statistics, chosen)
-        assert isinstance(solved, QuantizedTensor)
-        start = 0
-        for name, weight in zip(names, weights, strict=True):
-            part = rows_of(solved, start, start + weight.shape[0], chosen.activations)
-            start += weight.shape[0]
+        def solve(weight: Tensor) -> QuantizedTensor:
+            solved = self._solver.solve(weight, inlet.statistics, chosen)
+            assert isinstance(solved, QuantizedTensor)
+            return replace(solved, activations=chosen.activations)
+
+        made = {name: _Made(inlet.statistics) for name in names}
+        for name, weight, solved, rows in solved_rows(inlet, names, check_weight, solve):
             with about(name):
-                check_scales(weight, part)
-                record = compared(decode(part), weight, inlet.statistics)
-            desc_act = {"desc_act": part.params.group_index is not None}
-            inlet.replace(name, part, record | desc_act)
+                made[name].add(rows_of(solved, rows), weight)
+        for name in names:
+            with about(name):
+                tensor, record = made.pop(name).settle()
+            inlet.replace(name, tensor, record)
 
 
-def rows_of(
-    tensor: QuantizedTensor, start: int, stop: int, activations: str | None
-) -> QuantizedTensor:
-    """Output channels start to stop of a tensor that was solved together with others."""
-    p = tensor.params
-    params = AffineParams(
-        bits=p.bits, group_size=p.group_size, symmetric=p.symmetric,
-        scale=p.scale[start:stop].clone(), zero=p.zero[start:stop].clone(),
-        group_index=p.group_index, scale_dtype=p.scale_dtype,
-    )  # fmt: skip
-    codes = tensor.codes[start:stop].clone()
-    return QuantizedTensor(grid=tensor.grid, codes=codes, params=params, activations=activations)
+class _Made:
+    """What was made of a linear, some rows at a time."""
+
+    def __init__(self, statistics: InputStatistics | None) -> None:
+        self._parts: list[QuantizedTensor] = []
+        self._scales, self._compared = ScaleCheck(), RoundingErrors(statistics)
+
+    def add(self, part: QuantizedTensor, weight: Tensor) -> None:
+        """The next rows, and what they were."""
+        self._scales.add(weight, part)
+        self._compared.add(decode(part), weight)
+        self._parts.append(part)
+
+    def settle(self) -> tuple[QuantizedTensor, Record]:
+        """All of it; RequestError where too little is left of the weight."""
+        self._scales.settle()
+        tensor = joined(self._parts)
+        desc_act = tensor.params.group_index is not None
+        return tensor, self._compared.record() | {"desc_act": desc_act}

@@ -13,25 +13,69 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.linalg import InputStatistics
 from llmopt.model.ledger import LedgerEntry
 
+#: weights that are compared at once
+_PIECE = 1 << 22
 
-def compared(found: Tensor, weight: Tensor, statistics: InputStatistics | None) -> Record:
-    """Relative errors of a linear's values [out, in], and of its outputs where E[x x^T] is known.
 
-    RequestError where nothing is left of the weight.
+class RoundingErrors:
+    """What became of a linear, some rows at a time.
+
+    statistics: of its inputs, where they are known. exact: whether all values are the weights.
     """
-    if bool(weight.any()) and not bool(found.any()):
-        raise too_small()
-    unit = _unit(weight)
-    change = found - weight
-    if unit != 1:
-        change, weight = change / unit, weight / unit
-    record: Record = {"error": ratio(change.square().sum(), weight.square().sum())}
-    if statistics is not None:
-        if statistics.wanted.hessian:
-            lost, whole = statistics.losses(change).sum(), statistics.losses(weight).sum()
-            record["output_error"] = ratio(lost, whole)
-        record["tokens"] = statistics.tokens
-    return record
+
+    def __init__(self, statistics: InputStatistics | None = None) -> None:
+        self._statistics = statistics
+        self.exact = True
+        self._left, self._any = False, False
+        self._sums = {"error": [0.0, 0.0]}
+        if statistics is not None and statistics.wanted.hessian:
+            self._sums["output_error"] = [0.0, 0.0]
+
+    @classmethod
+    def of(cls, found: Tensor, weight: Tensor) -> RoundingErrors:
+        """Of all rows."""
+        errors = cls()
+        errors.add(found, weight)
+        return errors
+
+    @property
+    def error(self) -> float:
+        """The relative error of the values."""
+        return ratio(*self._sums["error"])
+
+    def add(self, found: Tensor, weight: Tensor) -> None:
+        """Values that rows got, [n, cols] in any dtype, and what they were before, float32."""
+        rows = max(1, _PIECE // weight.shape[1])
+        for values, before in zip(torch.split(found, rows), torch.split(weight, rows), strict=True):
+            values = values.to(torch.float32)
+            self.exact = self.exact and torch.equal(values, before)
+            self._left = self._left or bool(values.any())
+            self._any = self._any or bool(before.any())
+            self._add_sums(values, before)
+
+    def record(self) -> Record:
+        """Relative errors of the values, and of the outputs where E[x x^T] is known.
+
+        RequestError where nothing is left of the weight.
+        """
+        if self._any and not self._left:
+            raise too_small()
+        found: Record = {name: ratio(*sums) for name, sums in self._sums.items()}
+        return found if self._statistics is None else found | {"tokens": self._statistics.tokens}
+
+    def _add_sums(self, values: Tensor, weight: Tensor) -> None:
+        unit, change = _unit(weight), values - weight
+        if unit != 1:
+            change, weight = change / unit, weight / unit
+        for name, sums in self._sums.items():
+            for place, each in enumerate((change, weight)):
+                sums[place] += unit * unit * self._loss(name, each)
+
+    def _loss(self, name: str, change: Tensor) -> float:
+        if name == "output_error":
+            assert self._statistics is not None
+            return float(self._statistics.losses(change).sum())
+        return float(change.square().sum())
 
 
 def too_small() -> RequestError:

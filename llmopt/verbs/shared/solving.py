@@ -1,11 +1,15 @@
-"""A step's method with the step's settings, for one weight at a time."""
+"""A step's method with the step's settings, for some rows of weights at a time."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, cast
 
+import torch
 from torch import Tensor
 
+from llmopt.blockwalk import Inlet
+from llmopt.errors import about
 from llmopt.grids import ggml
 from llmopt.grids.base import GridOptions, Quantized
 from llmopt.grids.ggml import BlockTensor
@@ -17,6 +21,51 @@ from llmopt.model.layout import Layout
 from llmopt.specs import FORMATS, METHODS, load
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.verbs.shared.settings import Solving
+
+#: weights that are solved at once, whatever a linear has; no setting, since products of other
+#: shapes add in other orders
+CHUNK = 1 << 25
+
+Q = TypeVar("Q", bound=Quantized)
+
+
+def solved_rows(
+    inlet: Inlet,
+    names: Sequence[str],
+    check: Callable[[Tensor], None],
+    solve: Callable[[Tensor], Q],
+) -> Iterator[tuple[str, Tensor, Q, slice[int, int, None]]]:
+    """Linears that share an input, in chunks of rows; those of small linears are in one chunk.
+
+    Yields a linear's name, some of its rows as they were, float32 [n, cols], and what `solve` made
+    of a chunk, with where in it these rows are. `check` sees the rows of one linear before that,
+    and its errors name it.
+    """
+    for some in _chunks(inlet, names):
+        for name, weight in some:
+            with about(name):
+                check(weight)
+        weights = [weight for _, weight in some]
+        with about(", ".join(dict.fromkeys(name for name, _ in some))):
+            solved = solve(torch.cat(weights) if len(weights) > 1 else weights[0])
+        start = 0
+        for name, weight in some:
+            rows = slice(start, start + len(weight))
+            start = rows.stop
+            yield name, weight, solved, rows
+
+
+def _chunks(inlet: Inlet, names: Sequence[str]) -> Iterator[list[tuple[str, Tensor]]]:
+    together: list[tuple[str, Tensor]] = []
+    size = 0
+    for name in names:
+        for weight in inlet.pieces(name, CHUNK):
+            if together and size + weight.numel() > CHUNK:
+                yield together
+                together, size = [], 0
+            together.append((name, weight))
+            size += weight.numel()
+    yield together
 
 
 class Solver:
