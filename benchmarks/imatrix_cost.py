@@ -47,7 +47,7 @@ HEADER = "| process | whole, CPU s | its start | the rest |\n|---|---|---|---|"
 
 def cpu_seconds(process: str, model: Path, sequences: int, length: int) -> float:
     if process == "forward":
-        return forward.cpu_seconds(model, "calibration", sequences, length)
+        return forward.cpu_seconds(model, sequences, length)
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         call = [
             "-m", "llmopt", "convert", model, "-o", Path(folder) / "imatrix", "--to", "imatrix",
