@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from llmopt.blockwalk.activations import Activations, Batch, Room
 from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.safetensors import announce
+from llmopt.formats.tensor_header import TensorHeader
 
 
 class BlockStream:
@@ -63,13 +67,22 @@ class BlockStream:
 
     @contextmanager
     def filled(self, index: int, weights: LiveWeights | None = None) -> Iterator[None]:
-        """Hold a block's weights: these, or the checkpoint's."""
+        """Hold a block's weights: these, or the checkpoint's; the next one's are read meanwhile."""
         self.skeleton.fill(index, weights or self._source)
+        announce(self._headers.get(index + 1, []))
         memory.release()
         try:
             yield
         finally:
             self.skeleton.drop(index)
+
+    @cached_property
+    def _headers(self) -> dict[int | None, list[TensorHeader]]:
+        """Where the tensors of each block lie."""
+        found: dict[int | None, list[TensorHeader]] = defaultdict(list)
+        for name, tensor in self.checkpoint.stored.items():
+            found[self.checkpoint.naming.block_of(name)].append(tensor.header)
+        return found
 
     def batches(self) -> Iterator[Batch]:
         """The sequences of each batch."""

@@ -136,9 +136,10 @@ class _CalibratedWalk:
         ):
             flow = BlockFlow(stream, index, self._activations, weights, known)
             LiveBlock(index, self._parts.linears(index), weights, flow).run(self._passes)
-            flow.advance()
+            if goes_on := index + 1 < self._parts.total:
+                flow.advance()
         self._parts.write(index, weights.results)
-        if (index + 1) % self._save_every == 0:
+        if goes_on and (index + 1) % self._save_every == 0:
             self._state.save(index + 1, self._activations)
         self._tell(index + 1, self._parts.total)
 

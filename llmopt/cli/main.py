@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,9 @@ from llmopt.errors import LlmoptError
 
 _INTERRUPTED, _TERMINATED, _BROKEN_PIPE = 130, 143, 141
 _MOST_ERRORS = 20
+#: objects made since the last search for cycles among them: the default, 700, is a tenth of the
+#: time in which the libraries are loaded
+_COLLECT_EVERY = 50_000
 _STOPPED = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
 
 
@@ -35,6 +39,7 @@ def run() -> NoReturn:
     _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     threads.settle()
+    gc.set_threshold(_COLLECT_EVERY)
     as_json = "--json" in sys.argv
     try:
         result = application()(standalone_mode=False)

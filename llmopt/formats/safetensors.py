@@ -91,6 +91,19 @@ def _read_range(header: TensorHeader) -> Tensor:
     return raw
 
 
+def announce(headers: Iterable[TensorHeader]) -> None:
+    """Let the system read what is soon asked for while others compute, where it can."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    places: dict[Path, list[TensorHeader]] = {}
+    for header in headers:
+        places.setdefault(header.file, []).append(header)
+    for path, found in places.items():
+        with path.open("rb", buffering=0) as file:
+            for header in found:
+                os.posix_fadvise(file.fileno(), header.start, header.nbytes, os.POSIX_FADV_WILLNEED)
+
+
 def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """One safetensors file, on disk whole or not at all, even if the power fails."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

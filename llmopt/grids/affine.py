@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -79,7 +81,8 @@ def round_with_feedback(
                 target[last].addmm_(coupling[first, last].T, current[first])
         return
     middles = None if levels is None else (levels[1:] + levels[:-1]) / 2
-    columns = (x.unbind() for x in (target, current, codes, scale, low, high))
+    columns = (_columns(x) for x in (target, current, codes, scale, low, high))
+    coupled = coupling.unsqueeze(2).unbind()
     for i, (wanted, change, code, step, least, most) in enumerate(zip(*columns, strict=True)):
         torch.div(wanted, step, out=code)
         if levels is None or middles is None:
@@ -88,7 +91,12 @@ def round_with_feedback(
             code.copy_(levels[torch.bucketize(code, middles)])
         change.addcmul_(code, step, value=-1)
         if i + 1 < n:  # a rank-1 update; addr_ would be slower
-            target[i + 1 :].addcmul_(coupling[i, i + 1 :].unsqueeze(1), change)
+            target[i + 1 :].addcmul_(coupled[i][i + 1 :], change)
+
+
+def _columns(x: Tensor) -> Sequence[Tensor]:
+    """The rows of x [n, rows]; where all are one, no view is made for each."""
+    return [x[0]] * len(x) if x.stride(0) == 0 else x.unbind()
 
 
 def per_column(params: AffineParams, cols: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:

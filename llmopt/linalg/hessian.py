@@ -14,9 +14,10 @@ from torch import Tensor
 
 from llmopt import processor
 
-# A Hessian of fewer columns is one matrix product; from here on, computing the blocks on and above
-# the diagonal alone saves more than the extra calls cost.
+# A Hessian of fewer columns is summed by rows of this many, each from its diagonal block on; from
+# here on, in blocks of a size that keeps more of x in a core's cache.
 _SPLIT_COLUMNS = 2048
+_SPLIT_ROWS = 128
 _SPLIT_BLOCK = 1024
 # Squares of this size are mirrored at once: two of them fit into a core's cache.
 _MIRROR_BLOCK = 256
@@ -97,7 +98,8 @@ def _rows(matrix: Tensor, chosen: Tensor, *, above: bool) -> Tensor:
 def _upper_blocks(cols: int) -> Iterator[tuple[slice, slice]]:
     """The blocks on and above the diagonal of a [cols, cols] matrix."""
     if cols < _SPLIT_COLUMNS:
-        yield slice(0, cols), slice(0, cols)
+        for start in range(0, cols, _SPLIT_ROWS):
+            yield slice(start, min(start + _SPLIT_ROWS, cols)), slice(start, cols)
         return
     starts = [slice(i, min(i + _SPLIT_BLOCK, cols)) for i in range(0, cols, _SPLIT_BLOCK)]
     for i, rows in enumerate(starts):

@@ -16,8 +16,8 @@ from llmopt.step import Text
 #: what a walk does with a block: one forward; one for statistics and one of what was changed;
 #: one for each inlet in turn
 Manner = Literal["through", "twice", "in turn"]
-#: a Hessian of more columns is computed in blocks on and above its diagonal (llmopt.linalg)
-_SPLIT_COLUMNS, _SPLIT_BLOCK = 2048, 1024
+#: a Hessian is computed in blocks on and above its diagonal, of as many rows (llmopt.linalg)
+_SPLIT_COLUMNS, _SPLIT_ROWS, _SPLIT_BLOCK = 2048, 128, 1024
 #: inputs of modules' ends that a walk keeps: in activations, and bytes (blockwalk.shortcuts)
 _KEPT_WIDTHS, _KEPT_BYTES = 2, 256 << 20
 #: times that what flows into and out of a linear is read or written besides
@@ -174,7 +174,6 @@ def _module(linear: str) -> str:
 
 def _squares(width: int) -> float:
     """Elements of a Hessian that are computed."""
-    if width < _SPLIT_COLUMNS:
-        return width**2
-    blocks = -(-width // _SPLIT_BLOCK)
-    return blocks * (blocks + 1) / 2 * _SPLIT_BLOCK**2
+    rows = min(_SPLIT_ROWS if width < _SPLIT_COLUMNS else _SPLIT_BLOCK, width)
+    blocks = -(-width // rows)
+    return blocks * (blocks + 1) / 2 * rows**2
