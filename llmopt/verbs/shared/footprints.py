@@ -21,7 +21,7 @@ from llmopt.verbs.shared.changes import linear_shape
 from llmopt.verbs.shared.fitting import Way
 
 #: Python with torch and transformers loaded, and a model without weights; text and its tokens
-_LIBRARIES, _TEXT = 300 << 20, 75 << 20
+_LIBRARIES, _TEXT = 254 << 20, 69 << 20
 #: what blockwalk.shortcuts keeps at most: in bytes of the activations, and in any case
 _SHARE, _LITTLE = 2, 256 << 20
 #: activations are kept every so many blocks (blockwalk.walk)
@@ -30,13 +30,13 @@ _SAVE_EVERY = 8
 _F32 = 4
 #: bytes for each code that is compared (evaluate.codes)
 _OF_CODES = 34
-#: slices of the heads of all models, in the dtypes that are stored and computed with, and logits
-_HEADS = 400 << 20
+#: slices of all models' heads: bytes in float32, tokens, and positions whose logits are computed
+_HEAD_BYTES, _HEAD_TOKENS, _POSITIONS = 128 << 20, 16384, 512
 #: weights of which rows are rounded at once (verbs.shared.solving), and float32 copies of them
-_AT_ONCE, _COPIES = 1 << 25, 2.25
+_AT_ONCE, _COPIES = 1 << 25, 2
 #: the same in a method (methods.quantize): in groups of columns, and in blocks of GGUF
-_ROWS_AT_ONCE, _ROW_COPIES = 1 << 23, 4
-_BLOCKS_AT_ONCE, _BLOCK_COPIES = 1 << 22, 14
+_ROWS_AT_ONCE, _ROW_COPIES = 1 << 23, 3.5
+_BLOCKS_AT_ONCE, _BLOCK_COPIES = 1 << 22, 15
 
 
 #: how many Hessians of a block's inlets there are at once
@@ -65,8 +65,7 @@ def imatrix_footprint(
 ) -> Footprint:
     """A walk that only looks: a block, and activations; the squares of inputs are small."""
     walk = _Walk(contents, changes, calibration, way)
-    inputs = sum(change.shape[-1] for change in changes if change.quantized)
-    return Footprint(_LIBRARIES + _TEXT + walk.looking, max(4 * inputs * _F32, walk.saved))
+    return Footprint(_LIBRARIES + _TEXT + walk.looking, 3 * walk.inputs * _F32 + walk.saved)
 
 
 def _hessian(cols: int) -> int:
@@ -122,7 +121,7 @@ def bench_footprint(
     vocabulary = max(map(_vocabulary, models))
     coded = max((math.prod(t.shape) for each in models for t in _coded(each)), default=0)
     if way.arrangement.whole_models:
-        evaluating, disk = sum(held[-2:]) + 6 * way.length * vocabulary * _F32, 0
+        evaluating, disk = sum(held[-2:]) + 3 * way.length * vocabulary * _F32, 0
     else:
         evaluating, disk = _in_lockstep(models, evaluation, way)
     memory = _LIBRARIES + _TEXT + max(evaluating, coded * _OF_CODES)
@@ -138,7 +137,14 @@ def _in_lockstep(models: Sequence[Contents], evaluation: Text, way: Way) -> tupl
     held = 0 if way.arrangement.activations_in_file else states
     saves = 1 + min(2, models[0].naming.block_count // _SAVE_EVERY)
     disk = states * (len(models) + saves + way.arrangement.activations_in_file)
-    return max(block + held + batch, _HEADS), disk
+    return max(block + held + batch, _slices(models)), disk
+
+
+def _slices(models: Sequence[Contents]) -> int:
+    """Slices of the heads of all models, as they are stored and computed with, and their logits."""
+    row = sum(hidden_size(each.config) for each in models) * _F32
+    tokens = min(_HEAD_TOKENS, max(map(_vocabulary, models)), max(1, _HEAD_BYTES // row))
+    return tokens * (row + row // 2 + len(models) * _POSITIONS * _F32)
 
 
 def _loaded(model: Contents) -> int:
@@ -194,6 +200,17 @@ class _Walk:
         return self._between + self._results(None) * 2 + square + self._solving(None)
 
     @property
+    def inputs(self) -> int:
+        """Channels of all linears' inputs."""
+        naming, tensors = self._contents.naming, self._contents.tensors
+        return sum(
+            linear_shape(self._contents, tensors[f"{name}.weight"])[1]
+            for block in range(naming.block_count)
+            for names in naming.linears(block)
+            for name in names
+        )
+
+    @property
     def saved(self) -> int:
         """Disk for activations: what is saved, what replaces it, and those in files."""
         saves = min(2, self._contents.naming.block_count // _SAVE_EVERY)
@@ -218,7 +235,10 @@ class _Walk:
         contents, column = self._contents, self._tokens * _F32
         most = max(_SHARE * self.activations, _LITTLE)
         inlets = contents.naming.linears(0)
-        ends = {names[0].rpartition(".")[0]: names[0] for names in inlets if len(names) == 1}
+        alone = [names[0] for names in inlets if len(names) == 1]
+        ends = {
+            name.rpartition(".")[0]: name for name in alone if not contents.naming.pool_of(name)
+        }
         kept = 0
         for name in ends.values():
             size = linear_shape(contents, contents.tensors[f"{name}.weight"])[1] * column
@@ -275,10 +295,10 @@ def _rounding(linears: Sequence[Change]) -> int:
     at_once = min(sum(sizes), _AT_ONCE)
     assert linears[0].quantized is not None
     if linears[0].quantized.grid in GGML_TYPES:
-        inner = min(at_once, _BLOCKS_AT_ONCE) * _BLOCK_COPIES
+        inner = min(at_once, _BLOCKS_AT_ONCE) * _BLOCK_COPIES * _F32
     else:
-        inner = min(at_once, _ROWS_AT_ONCE) * _ROW_COPIES
-    return int(max(at_once * _COPIES + inner, max(sizes)) * _F32)
+        inner = int(min(at_once, _ROWS_AT_ONCE) * _ROW_COPIES * _F32)
+    return max(at_once * _COPIES * _F32 + inner, max(sizes) * _F32)
 
 
 def _held(change: Change) -> int:
