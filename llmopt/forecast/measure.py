@@ -183,7 +183,7 @@ class Measurements:
         return rows * cols**2 * (1 + 2 * refine) * self.found["products"]
 
     def _statistics(self, cols: int) -> InputStatistics:
-        statistics = InputStatistics.empty(cols, InputMoments(hessian=True))
+        statistics = InputStatistics.empty(cols, InputMoments(hessian=True, mean_abs=True))
         statistics.add(self._normal(2 * cols, cols))
         return statistics
 

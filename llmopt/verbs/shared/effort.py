@@ -22,6 +22,8 @@ from llmopt.verbs.shared.settings import Solving
 
 #: elements of a weight that are solved at once (methods.quantize)
 _CHUNK, _BLOCKWISE_CHUNK = 1 << 23, 1 << 22
+#: of a Hessian of more columns, half is what products with both halves take (llmopt.linalg)
+_WIDE_BLOCK = 2048
 #: sweeps that a kind of work called feedback has
 _SWEEPS = 2
 #: scales that AWQ's search judges (methods.transform.awq)
@@ -157,7 +159,8 @@ def _solve(linears: _Alike, solving: Solving, *, guided: bool) -> Effort:
     """Codes for linears in each of their layouts; `guided` by statistics of their inputs."""
     rows, cols, guided = linears.rows, linears.cols, guided and linears.walked
     hessians = guided and METHODS[solving.method].hessian
-    compared = {"products": 4 * rows * cols**2} if hessians else {}
+    wide = (cols + _WIDE_BLOCK) / 2 if cols > _WIDE_BLOCK else cols
+    compared = {"products": 4 * rows * cols * wide} if hessians else {}
     parts = [Effort({"moved": _HANDLED * rows * cols}), Effort(compared)]
     for layout in linears.layouts:
         if layout.grid in GGML_TYPES:
