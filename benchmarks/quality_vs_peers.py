@@ -3,6 +3,11 @@
     python scripts/environment.py peer-gptqmodel
     python benchmarks/quality_vs_peers.py [--model demo] [--bits 4 3] [--group-size 128 32]
 
+For the time of a model of width 512, whose KL then says nothing:
+
+    python scripts/random_checkpoint.py llama-512 -o MODEL
+    python benchmarks/quality_vs_peers.py --model MODEL
+
 For every setting each tool quantizes the model, one after the other, in a process of its own on
 the same cores; then `llmopt bench` measures all of them against the original on held-out windows.
 Peers run at their own defaults, each in its environment (benchmarks/peers says which defaults),

@@ -50,6 +50,9 @@ _LLAMA = {
 }
 #: config.json of what is usual
 SHAPES: dict[str, dict[str, Any]] = {
+    "llama-512": _LLAMA
+    | {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "head_dim": 64}
+    | {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8192},
     "llama-1b": _LLAMA
     | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True},
