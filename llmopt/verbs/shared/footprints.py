@@ -135,7 +135,7 @@ def _in_lockstep(models: Sequence[Contents], evaluation: Text, way: Way) -> tupl
     block = max(_largest_block(each) for each in models)
     batch = way.length * max(map(_widest, models)) * _F32 * 6
     held = 0 if way.arrangement.activations_in_file else states
-    saves = 1 + min(2, models[0].naming.block_count // _SAVE_EVERY)
+    saves = min(2, models[0].naming.block_count // _SAVE_EVERY)
     disk = states * (len(models) + saves + way.arrangement.activations_in_file)
     return max(block + held + batch, _slices(models)), disk
 
