@@ -69,7 +69,8 @@ def _step(settings: BenchSettings, context: PlanContext) -> PlannedStep:
         effort=bench_effort(
             [context.contents(name) for name in dict.fromkeys(names)],
             context.contents(base.name) if base else None, evaluation,
-            new_tokens=new_tokens, speed=settings.speed, together=False,
+            new_tokens=new_tokens, speed=settings.speed,
+            together=not fitted.way.arrangement.whole_models,
         ),
         footprint=fitted.footprint,
         arrangement=fitted.way.arrangement,

@@ -106,7 +106,9 @@ def _refusal(
             if needs(way).memory_bytes <= limit:
                 ways.append(f"{source.says(('data', text.split, 'length'), way.length)} fits")
                 break
-    enough = f"{math.ceil(least / 2**20 / 102.4) / 10:g}GiB"
+    unit, name = (102.4 * 2**20, "GiB") if least >= 2**30 else (2**20, "MiB")
+    rounded = math.ceil(least / unit)
+    enough = f"{rounded / 10:g}{name}" if name == "GiB" else f"{rounded}{name}"
     ways.append(f"{source.says(_LIMIT, enough)} is enough")
     message = f"{context.id} needs {in_words(least)} at least, and may hold {in_words(limit)}"
     return source.error(message, _LIMIT, ", or ".join(ways))
