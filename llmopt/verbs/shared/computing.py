@@ -63,23 +63,28 @@ class Computing:
 
     def forward(self) -> Effort:
         """All blocks once."""
-        return self.blocks("through")
+        return self.blocks("through", to_head=True)
 
     def logits(self) -> Effort:
         """The head, and what is looked at in its logits."""
         size = self.tokens * self.vocabulary
         return Effort({"products": 2 * size * self.width, "moved": 4 * size * _LOGIT_PASSES})
 
-    def blocks(self, manner: Manner) -> Effort:
-        """The forwards of a walk over all blocks."""
+    def blocks(self, manner: Manner, *, to_head: bool) -> Effort:
+        """The forwards of a walk over all blocks.
+
+        to_head: the head is walked, too, so that what the last block gives is computed.
+        """
         found: dict[str, float] = defaultdict(float)
-        for block in range(self.contents.naming.block_count):
+        last = self.contents.naming.block_count - 1
+        for block in range(last + 1):
             rounds = list(self._rounds(block, in_turn=manner == "in turn"))
-            runs, attention = _runs(rounds, manner, self._ends(rounds))
+            through = to_head or block < last
+            runs, attention = _runs(rounds, manner, self._ends(rounds), through=through)
             for each in runs:
                 rows, cols = self.shape(each.linear)
                 kept = each.ends and rows == cols  # what it gives is kept as well
-                tokens = self.seen(each.linear) * (1 if kept else each.times)
+                tokens = self.seen(each.linear) * (min(1, each.times) if kept else each.times)
                 found["products"] += 2 * tokens * rows * cols
                 found["moved"] += 4 * tokens * (rows + cols) * _PASSES
             width = self.shape(rounds[1][0][0])[1] if len(rounds) > 1 else self.width
@@ -146,24 +151,27 @@ class Computing:
         return (tensor.shape[0], tensor.shape[1]) if tensor else (0, 0)
 
 
-def _runs(rounds: Sequence[Inlets], manner: Manner, ends: dict[str, int]) -> tuple[list[Run], int]:
+def _runs(
+    rounds: Sequence[Inlets], manner: Manner, ends: dict[str, int], *, through: bool
+) -> tuple[list[Run], int]:
     """How often each linear of a block, and its attention, are computed.
 
-    In turn, each round's inputs take a run as far as there, and a last one goes all the way; a
-    module whose end's inputs are kept is computed for the last time when they are.
+    In turn, each round's inputs take a run as far as there, and a last one goes all the way, if it
+    goes `through`; a module whose end's inputs are kept is computed for the last time when they
+    are.
     """
     last, found, in_turn = len(rounds) - 1, [], manner == "in turn"
     for index, inlets in enumerate(rounds):
         for name in (name for names in inlets for name in names):
             if in_turn:
                 end = next((e for path, e in ends.items() if name.startswith(path)), last + 1)
-                times = end - index if index < end else last + 1 - index
+                times = end - index if index < end else last - index + through
             else:
-                times = 1 if manner == "through" or index == last else 2
+                times = through + (manner == "twice" and index < last)
             found.append(Run(name, times, ends=in_turn and ends.get(_module(name)) == index))
     if not in_turn:
-        return found, 1 if manner == "through" else 2
-    attention = 1 if 1 in ends.values() else max(last, 1) + 1
+        return found, through + (manner == "twice")
+    attention = 1 if 1 in ends.values() else max(last, 1) + through
     return found, attention
 
 

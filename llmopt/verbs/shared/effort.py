@@ -55,8 +55,9 @@ def quantize_effort(
     """
     parts, hessians = [_files(contents, changes)], METHODS[solving.method].hessian
     if calibration is not None:
-        walk = Computing(contents, calibration)
-        parts.append(walk.blocks("in turn" if in_turn else "twice"))
+        walk, naming = Computing(contents, calibration), contents.naming
+        head = any(change.quantized and change.module == naming.head for change in changes)
+        parts.append(walk.blocks("in turn" if in_turn else "twice", to_head=head))
         parts.append(walk.statistics(hessians=hessians))
         if transform:
             parts += [walk.forward(), walk.statistics(hessians=True)]
