@@ -11,7 +11,8 @@ from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import StoredTensor
 from llmopt.formats.codec import Codec
 from llmopt.formats.layout import layout_of
-from llmopt.formats.safetensors import ShardWriter, read_tensor
+from llmopt.formats.safetensors import read_tensor
+from llmopt.formats.shards import ShardWriter
 from llmopt.grids.base import Quantized
 from llmopt.model.layout import Layout
 

@@ -16,6 +16,8 @@ from llmopt.formats.tensor_header import Headers
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: bytes of a shard at most, and of a part that is one as it is, where there are several
+SHARD_BYTES, LARGE_PART = 4 << 30, 64 << 20
 PICKLES = (".bin", ".pt", ".pth")
 #: pickles that trainers leave beside a model
 OF_TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")

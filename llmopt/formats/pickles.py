@@ -13,7 +13,8 @@ from torch import Tensor
 
 from llmopt.errors import RequestError
 from llmopt.formats.headers import OF_TRAINING, PICKLES, shard_names
-from llmopt.formats.safetensors import DTYPE_NAMES, ShardWriter
+from llmopt.formats.safetensors import DTYPE_NAMES
+from llmopt.formats.shards import ShardWriter
 from llmopt.formats.side_files import copy_files, note_left_out, side_files
 
 _INDEX = "pytorch_model.bin.index.json"

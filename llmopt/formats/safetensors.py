@@ -19,10 +19,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from llmopt.errors import LlmoptError, RequestError
+from llmopt.errors import RequestError
 from llmopt.formats.gguf.reading import decoded, undone
-from llmopt.formats.headers import INDEX, WEIGHTS
-from llmopt.formats.safetensors_header import read_file_headers, read_metadata
 from llmopt.formats.tensor_header import TensorHeader
 
 TORCH_DTYPES = {
@@ -44,9 +42,6 @@ TORCH_DTYPES = {
     "F64": torch.float64,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-
-_COPY_BYTES = 8 << 20
-_PART_SUFFIX = ".safetensors"
 
 
 def torch_dtype(header: TensorHeader) -> torch.dtype:
@@ -111,11 +106,11 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         (name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
         for name, tensor in tensors.items()
     ]
-    order, text = _header(layout, metadata)
-    with _appearing(path) as file:
+    order, text = header_bytes(layout, metadata)
+    with appearing(path) as file:
         file.write(text)
         for name in order:
-            _write_tensor(tensors[name], file)
+            write_tensor(tensors[name], file)
 
 
 def write_rows(
@@ -124,20 +119,20 @@ def write_rows(
 ) -> None:  # fmt: skip
     """A file as `write_file` makes it of one tensor, whose rows come some at a time."""
     size = math.prod(shape) * dtype.itemsize
-    _, text = _header([(name, DTYPE_NAMES[dtype], tuple(shape), size)], metadata)
-    with _appearing(path) as file:
+    _, text = header_bytes([(name, DTYPE_NAMES[dtype], tuple(shape), size)], metadata)
+    with appearing(path) as file:
         file.write(text)
         for piece in pieces:
-            _write_tensor(piece.contiguous(), file)
+            write_tensor(piece.contiguous(), file)
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
+def appearing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that is on disk, under its name, when all is in it."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         yield file
-        _to_disk(file)
+        to_disk(file)
     partial.replace(path)
     _sync_folder(path.parent)
 
@@ -149,90 +144,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
     ]
 
 
-class ShardWriter:
-    """Collects tensors in part files as they are finished, then lays them out as a checkpoint.
-
-    A part is a safetensors file in `folder` that appears at once and complete, so a killed run
-    keeps all that it finished. Tensors that do not change are not written into parts: `keep`
-    notes where they lie, and `finalize` copies their bytes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._kept: dict[str, TensorHeader] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def parts(self) -> list[str]:
-        """Names of the finished parts, in natural order."""
-        names = (path.name.removesuffix(_PART_SUFFIX) for path in self._files())
-        return sorted(names, key=natural_key)
-
-    def write(self, part: str, tensors: Mapping[str, Tensor], note: str = "") -> None:
-        """Finish a part; `note` is text that `read_note` gives back."""
-        write_file(self._path(part), tensors, {"format": "pt", "note": note})
-
-    def headers(self, part: str) -> dict[str, TensorHeader]:
-        """The tensors of a finished part."""
-        return read_file_headers(self._path(part))
-
-    def read_note(self, part: str) -> str:
-        """The note that came with a finished part."""
-        return read_metadata(self._path(part)).get("note", "")
-
-    def keep(self, name: str, header: TensorHeader) -> None:
-        """Put a stored tensor into the result unchanged, as `name`."""
-        if name in self._kept:
-            raise LlmoptError(f"tensor {name} was given to the writer twice")
-        self._kept[name] = header
-
-    def clear(self) -> None:
-        """Forget everything that was written or kept."""
-        self._kept.clear()
-        for path in self._folder.glob("*" + _PART_SUFFIX + "*"):
-            path.unlink()
-
-    def finalize(self, folder: Path, max_shard_bytes: int = 4 << 30) -> list[str]:
-        """Write the checkpoint into `folder`; returns the names of the files, in order.
-
-        Tensors are dealt to shards in natural order of their names, and lie within a shard with
-        the widest dtypes first, so that each is aligned. The same tensors give the same bytes.
-        """
-        shards = _deal(self._collect(), max_shard_bytes)
-        if len(shards) == 1:
-            _copy_shard(folder / WEIGHTS, shards[0])
-            return [WEIGHTS]
-        count = len(shards)
-        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        for name, shard in zip(names, shards, strict=True):
-            _copy_shard(folder / name, shard)
-        weight_map = {
-            tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard
-        }
-        total = sum(header.nbytes for shard in shards for header in shard.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        return [*names, INDEX]
-
-    def _collect(self) -> dict[str, TensorHeader]:
-        """Every tensor of the result with its place, in natural order of names."""
-        tensors = dict(self._kept)
-        for part in self.parts():
-            for name, header in self.headers(part).items():
-                if name in tensors:
-                    raise LlmoptError(f"tensor {name} was given to the writer twice")
-                tensors[name] = header
-        if not tensors:
-            raise LlmoptError("there is no tensor to write")
-        return {name: tensors[name] for name in sorted(tensors, key=natural_key)}
-
-    def _files(self) -> Iterable[Path]:
-        return self._folder.glob("*" + _PART_SUFFIX)
-
-    def _path(self, part: str) -> Path:
-        return self._folder / (part + _PART_SUFFIX)
-
-
-def _header(
+def header_bytes(
     layout: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]
 ) -> tuple[list[str], bytes]:
     """The order in which tensors (name, dtype, shape, bytes) lie, and the bytes before them."""
@@ -253,62 +165,15 @@ def _header(
     return order, len(text).to_bytes(8, "little") + text
 
 
-def _deal(
-    tensors: Mapping[str, TensorHeader], max_shard_bytes: int
-) -> list[dict[str, TensorHeader]]:
-    shards: list[dict[str, TensorHeader]] = [{}]
-    size = 0
-    for name, header in tensors.items():
-        if shards[-1] and size + _size(header) > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = header
-        size += _size(header)
-    return shards
-
-
-def _copy_shard(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    layout = [
-        (name, DTYPE_NAMES[torch_dtype(item)], item.stored_shape or item.shape, _size(item))
-        for name, item in tensors.items()
-    ]
-    order, text = _header(layout, {"format": "pt"})
-    with path.open("wb") as file:
-        file.write(text)
-        for name in order:
-            if tensors[name].plain:
-                _copy_range(tensors[name], file)
-            else:
-                _write_tensor(read_tensor(tensors[name]), file)
-        _to_disk(file)
-
-
-def _size(header: TensorHeader) -> int:
-    """Bytes of a tensor in our files."""
-    if header.plain:
-        return header.nbytes
-    return math.prod(header.shape) * torch_dtype(header).itemsize
-
-
-def _write_tensor(tensor: Tensor, target: BinaryIO) -> None:
+def write_tensor(tensor: Tensor, target: BinaryIO) -> None:
+    """A tensor's bytes, as they lie in such a file."""
     # a zero-sized array has no buffer to write
     if tensor.numel():
         target.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _copy_range(header: TensorHeader, target: BinaryIO) -> None:
-    with header.file.open("rb") as source:
-        source.seek(header.start)
-        left = header.nbytes
-        while left:
-            piece = source.read(min(left, _COPY_BYTES))
-            if not piece:
-                raise LlmoptError(f"{header.file.name} ended inside tensor {header.name}")
-            target.write(piece)
-            left -= len(piece)
-
-
-def _to_disk(file: BinaryIO) -> None:
+def to_disk(file: BinaryIO) -> None:
+    """Make what was written survive a power failure."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -13,7 +13,7 @@ import torch
 from llmopt.blockwalk import Inlet, LiveBlock, Pass, Record, Sink, walk
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gptq import Codec
-from llmopt.formats.safetensors import ShardWriter
+from llmopt.formats.shards import ShardWriter
 from llmopt.grids.base import AffineParams, QuantizedTensor
 from llmopt.linalg import InputMoments, InputStatistics
 from tests import models

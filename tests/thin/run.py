@@ -8,7 +8,7 @@ from collections import defaultdict
 from torch import Tensor
 
 from llmopt.formats.checkpoint import Checkpoint
-from llmopt.formats.safetensors import ShardWriter
+from llmopt.formats.shards import ShardWriter
 from llmopt.model.change import Change
 from llmopt.model.ledger import LedgerEntry
 from llmopt.step import Outcome, Work

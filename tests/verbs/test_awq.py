@@ -16,7 +16,7 @@ from llmopt.blockwalk import LiveBlock, Sink, walk
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.headers import WEIGHTS
-from llmopt.formats.safetensors import ShardWriter
+from llmopt.formats.shards import ShardWriter
 from llmopt.grids.base import GridOptions
 from llmopt.runtimes.torch import load
 from llmopt.verbs.quantize.transform import Awq

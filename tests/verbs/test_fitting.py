@@ -59,6 +59,12 @@ def test_eight_billion_parameters_fit(
     assert plan.by_id("q").settings.document().get("batch_size") == 2
 
 
+def test_shards_of_a_large_model_take_no_second_copy(tmp_path: Path, large: Path) -> None:
+    data = {"calibration": {"source": "demo", "sequences": 32, "length": 512}}
+    step = planned(tmp_path, large, GPTQ, data=data).by_id("q")
+    assert step.footprint.disk_bytes == sum(change.bytes for change in step.changes)
+
+
 def needed(tmp_path: Path, **recipe: object) -> int:
     return planned(tmp_path, "demo", ALONE, **recipe).by_id("q").footprint.memory_bytes
 

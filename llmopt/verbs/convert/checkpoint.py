@@ -16,7 +16,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_contents
-from llmopt.formats.safetensors import ShardWriter
+from llmopt.formats.shards import ShardWriter
 from llmopt.grids.base import QuantizedTensor, joined
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks

@@ -28,7 +28,8 @@ from llmopt.formats.gguf.weights import (
 from llmopt.formats.gguf.writer import Source, TensorEntry, write_gguf
 from llmopt.formats.imatrix import read_imatrix
 from llmopt.formats.quantization import read_contents
-from llmopt.formats.safetensors import ShardWriter, read_tensor
+from llmopt.formats.safetensors import read_tensor
+from llmopt.formats.shards import ShardWriter
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids import ggml
 from llmopt.model.apply import own_config

@@ -46,7 +46,7 @@ def plan(
     refuse_loss(lost, context, exact=target.exact)
     changes = tuple(each.change for each in lost)
     hessians: Hessians = "in turn" if target.feeds_back else "none"
-    needs = partial(quantize_footprint, contents, changes, calibration, hessians)
+    needs = partial(quantize_footprint, contents, changes, calibration, hessians, one_file=True)
     fitted = walked(needs, calibration, target.batch_size, context)
     step = PlannedStep(
         id=context.id,

@@ -12,8 +12,9 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.gguf.export import placements
 from llmopt.formats.imatrix import Imatrix, InputSquares, write_imatrix
 from llmopt.formats.quantization import read_contents
-from llmopt.formats.safetensors import ShardWriter, read_tensor, write_file
+from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers
+from llmopt.formats.shards import ShardWriter
 from llmopt.linalg import InputMoments
 from llmopt.runtimes.device import pick_device
 from llmopt.specs import KINDS

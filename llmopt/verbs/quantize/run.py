@@ -11,7 +11,7 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of
 from llmopt.formats.quantization import read_contents
-from llmopt.formats.safetensors import ShardWriter
+from llmopt.formats.shards import ShardWriter
 from llmopt.grids.base import Quantized
 from llmopt.model.apply import own_config
 from llmopt.model.change import Action, Change

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from llmopt.formats.headers import LARGE_PART, SHARD_BYTES
 from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.footprint import Footprint
@@ -49,15 +50,31 @@ def quantize_footprint(
     calibration: Text | None,
     hessians: Hessians,
     way: Way,
+    *,
+    one_file: bool,
 ) -> Footprint:
-    """A walk that rounds: a block, its results, activations, a Hessian that becomes its factor."""
+    """A walk that rounds: a block, its results, activations, a Hessian that becomes its factor.
+
+    one_file: what is written is no checkpoint in shards.
+    """
     walk = _Walk(contents, changes, calibration, way)
-    written = sum(change.bytes for change in changes)
     parts = sum(change.bytes for change in changes if change.quantized)
+    writing = parts + sum(c.bytes for c in changes) if one_file else _writing(contents, changes)
     if calibration is None:
-        return Footprint(_LIBRARIES + walk.alone, parts + written)
+        return Footprint(_LIBRARIES + walk.alone, writing)
     memory = _LIBRARIES + _TEXT + max(walk.rounding(hessians), walk.rounding_head)
-    return Footprint(memory, parts + max(written, walk.saved))
+    return Footprint(memory, max(writing, parts + walk.saved))
+
+
+def _writing(contents: Contents, changes: Sequence[Change]) -> int:
+    """Disk while shards are made: all of them, and parts that are copied (formats.shards)."""
+    written, parts = sum(change.bytes for change in changes), defaultdict[int | None, int](int)
+    for change in changes:
+        if change.actions != ("kept",):
+            parts[contents.naming.block_of(change.name)] += change.bytes
+    several = written > SHARD_BYTES
+    linked = [size for size in parts.values() if several and LARGE_PART <= size <= SHARD_BYTES]
+    return written + sum(parts.values()) - sum(linked)
 
 
 def imatrix_footprint(
@@ -68,17 +85,6 @@ def imatrix_footprint(
     return Footprint(_LIBRARIES + _TEXT + walk.looking, 3 * walk.inputs * _F32 + walk.saved)
 
 
-def _hessian(cols: int) -> int:
-    """A Hessian and its factor, which share a square: llmopt.linalg says how.
-
-    Up to 2048 columns there are three squares more; above, as many of blocks, and 512 rows four
-    times while columns are put in another order.
-    """
-    block = min(cols, 2048)
-    rows = 4 * 512 * cols if cols > block else 0
-    return 4 * (cols * cols + 3 * block * block + rows)
-
-
 def convert_footprint(contents: Contents, changes: Sequence[Change]) -> Footprint:
     """The largest linear in float32 with copies, and a block's results."""
     blocks: dict[int | None, int] = defaultdict(int)
@@ -87,7 +93,7 @@ def convert_footprint(contents: Contents, changes: Sequence[Change]) -> Footprin
             blocks[contents.naming.block_of(change.name)] += change.bytes
     largest = max((math.prod(change.shape) for change in changes if change.why), default=0)
     memory = _LIBRARIES + 5 * _F32 * largest + max(blocks.values(), default=0)
-    return Footprint(memory, 2 * sum(change.bytes for change in changes))
+    return Footprint(memory, _writing(contents, changes))
 
 
 def allocate_footprint(

@@ -1,0 +1,201 @@
+"""Checkpoints that are written a part at a time: what a killed run keeps, and shards in the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import Tensor
+
+from llmopt.errors import LlmoptError
+from llmopt.formats import headers
+from llmopt.formats.headers import INDEX, SHARD_BYTES, WEIGHTS
+from llmopt.formats.safetensors import (
+    DTYPE_NAMES,
+    appearing,
+    header_bytes,
+    natural_key,
+    read_tensor,
+    to_disk,
+    torch_dtype,
+    write_file,
+    write_tensor,
+)
+from llmopt.formats.safetensors_header import read_file_headers
+from llmopt.formats.tensor_header import TensorHeader
+
+_COPY_BYTES = 8 << 20
+_PART_SUFFIX = ".safetensors"
+_METADATA = {"format": "pt"}
+#: by name, in natural order
+Tensors = Mapping[str, TensorHeader]
+
+
+class ShardWriter:
+    """Collects tensors in part files as they are finished, then lays them out as a checkpoint.
+
+    A part is a safetensors file in `folder` that appears at once and complete, after a file with
+    what is noted of it, so a killed run keeps all that it finished. Tensors that do not change are
+    not written into parts: `keep` notes where they lie, and `finalize` copies their bytes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kept: dict[str, TensorHeader] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def parts(self) -> list[str]:
+        """Names of the finished parts, in natural order."""
+        names = (path.name.removesuffix(_PART_SUFFIX) for path in self._files())
+        return sorted(names, key=natural_key)
+
+    def write(self, part: str, tensors: Mapping[str, Tensor], note: str = "") -> None:
+        """Finish a part; `note` is text that `read_note` gives back."""
+        with appearing(self._note(part)) as file:
+            file.write(note.encode())
+        write_file(self._path(part), tensors, _METADATA)
+
+    def headers(self, part: str) -> dict[str, TensorHeader]:
+        """The tensors of a finished part."""
+        return read_file_headers(self._path(part))
+
+    def read_note(self, part: str) -> str:
+        """The note that came with a finished part."""
+        return self._note(part).read_text("utf-8")
+
+    def keep(self, name: str, header: TensorHeader) -> None:
+        """Put a stored tensor into the result unchanged, as `name`."""
+        if name in self._kept:
+            raise LlmoptError(f"tensor {name} was given to the writer twice")
+        self._kept[name] = header
+
+    def clear(self) -> None:
+        """Forget everything that was written or kept."""
+        self._kept.clear()
+        for path in self._folder.iterdir():
+            path.unlink()
+
+    def finalize(self, folder: Path, max_shard_bytes: int = SHARD_BYTES) -> list[str]:
+        """Write the checkpoint into `folder`; returns the names of the files, in order.
+
+        What fits is one file. Else large parts become shards as they are, by hard links, and the
+        other tensors are dealt to shards in natural order of their names. Within a shard the widest
+        dtypes come first, so that each tensor is aligned. The same parts give the same bytes.
+        """
+        tensors = self._collect()
+        if sum(map(_size, tensors.values())) <= max_shard_bytes:
+            _copy_shard(folder / WEIGHTS, tensors)
+            return [WEIGHTS]
+        shards = self._shards(tensors, max_shard_bytes)
+        names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        placed: dict[str, str] = {}
+        for name, (part, held) in zip(names, shards, strict=True):
+            placed |= dict.fromkeys(held, name)
+            if part is None:
+                _copy_shard(folder / name, held)
+            else:
+                _link(part, folder / name)
+        index = {
+            "metadata": {"total_size": sum(map(_size, tensors.values()))},
+            "weight_map": {tensor: placed[tensor] for tensor in tensors},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        return [*names, INDEX]
+
+    def _shards(self, tensors: Tensors, max_shard_bytes: int) -> list[tuple[Path | None, Tensors]]:
+        """Each shard's tensors, and the part that is the shard already, in order of names."""
+        large: dict[Path, dict[str, TensorHeader]] = {
+            path: {}
+            for path in self._files()
+            if headers.LARGE_PART <= path.stat().st_size <= max_shard_bytes
+        }
+        rest: dict[str, TensorHeader] = {}
+        for name, header in tensors.items():
+            large.get(header.file, rest)[name] = header
+        found: list[tuple[Path | None, Tensors]] = [*large.items()]
+        found += [(None, shard) for shard in _deal(rest, max_shard_bytes) if shard]
+        return sorted(found, key=lambda shard: natural_key(next(iter(shard[1]))))
+
+    def _collect(self) -> dict[str, TensorHeader]:
+        """Every tensor of the result with its place, in natural order of names."""
+        tensors = dict(self._kept)
+        for part in self.parts():
+            for name, header in self.headers(part).items():
+                if name in tensors:
+                    raise LlmoptError(f"tensor {name} was given to the writer twice")
+                tensors[name] = header
+        if not tensors:
+            raise LlmoptError("there is no tensor to write")
+        return {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+
+    def _files(self) -> Iterable[Path]:
+        return self._folder.glob("*" + _PART_SUFFIX)
+
+    def _path(self, part: str) -> Path:
+        return self._folder / (part + _PART_SUFFIX)
+
+    def _note(self, part: str) -> Path:
+        return self._folder / f"{part}.note"
+
+
+def _deal(
+    tensors: Mapping[str, TensorHeader], max_shard_bytes: int
+) -> list[dict[str, TensorHeader]]:
+    shards: list[dict[str, TensorHeader]] = [{}]
+    size = 0
+    for name, header in tensors.items():
+        if shards[-1] and size + _size(header) > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = header
+        size += _size(header)
+    return shards
+
+
+def _copy_shard(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
+    layout = [
+        (name, DTYPE_NAMES[torch_dtype(item)], item.stored_shape or item.shape, _size(item))
+        for name, item in tensors.items()
+    ]
+    order, text = header_bytes(layout, _METADATA)
+    with path.open("wb") as file:
+        file.write(text)
+        for name in order:
+            if tensors[name].plain:
+                _copy_range(tensors[name], file)
+            else:
+                write_tensor(read_tensor(tensors[name]), file)
+        to_disk(file)
+
+
+def _size(header: TensorHeader) -> int:
+    """Bytes of a tensor in our files."""
+    if header.plain:
+        return header.nbytes
+    return math.prod(header.shape) * torch_dtype(header).itemsize
+
+
+def _link(part: Path, shard: Path) -> None:
+    """Give a part another name; a copy where the file system has no hard links."""
+    shard.unlink(missing_ok=True)
+    try:
+        os.link(part, shard)
+    except OSError:
+        shutil.copyfile(part, shard)
+
+
+def _copy_range(header: TensorHeader, target: BinaryIO) -> None:
+    with header.file.open("rb") as source:
+        source.seek(header.start)
+        left = header.nbytes
+        while left:
+            piece = source.read(min(left, _COPY_BYTES))
+            if not piece:
+                raise LlmoptError(f"{header.file.name} ended inside tensor {header.name}")
+            target.write(piece)
+            left -= len(piece)
