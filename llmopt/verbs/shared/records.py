@@ -14,7 +14,7 @@ from llmopt.linalg import InputStatistics
 from llmopt.model.ledger import LedgerEntry
 
 #: weights that are compared at once
-_PIECE = 1 << 22
+_PIECE = 1 << 24
 
 
 class RoundingErrors:

@@ -17,7 +17,8 @@ from llmopt.formats.gguf.weights import nearest, unchanged
 from llmopt.formats.gguf.writer import TensorEntry, write_gguf
 from llmopt.formats.headers import read_headers
 from llmopt.formats.quantization import read_contents
-from llmopt.formats.safetensors import read_file_headers, read_tensor
+from llmopt.formats.safetensors import read_tensor
+from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.formats.shards import ShardWriter
 from llmopt.grids.ggml import BlockTensor, encode
 from llmopt.sources import resolve
