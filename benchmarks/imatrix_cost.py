@@ -26,21 +26,8 @@ import forward
 import tables
 from process import measure
 
-from scripts.random_checkpoint import write_model
+from scripts.random_checkpoint import config_of, with_blocks, write_model
 
-# a small vocabulary, so that blocks are what takes the time
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "vocab_size": 4096,
-    "tie_word_embeddings": False,
-}
 START = (2, 8)
 HEADER = "| process | whole, CPU s | its start | the rest |\n|---|---|---|---|"
 
@@ -102,7 +89,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="write NAME.json and NAME.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        model, config = Path(folder) / "model", CONFIG | {"num_hidden_layers": arguments.blocks}
+        model, config = (
+            Path(folder) / "model",
+            with_blocks(config_of("llama-1024"), arguments.blocks),
+        )
         write_model(model, config, dtype=torch.bfloat16)
         save(arguments, measured(model, arguments))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -20,6 +21,16 @@ FINISHED = (0, 3)
 _PREDICTED = ("step", "verb", "memory_bytes", "disk_bytes", "seconds")
 
 Call = Sequence[str | Path]
+
+
+def model_parser(described: str | None, blocks: int) -> argparse.ArgumentParser:
+    """Arguments of a benchmark on some blocks of a model; `described` is its docstring."""
+    parser = argparse.ArgumentParser(description=(described or "").split("\n")[0])
+    parser.add_argument("--scratch", type=Path, required=True, help="a folder with room")
+    parser.add_argument("--shape", default="llama-8b", help="as scripts/random_checkpoint.py has")
+    parser.add_argument("--blocks", type=int, default=blocks)
+    parser.add_argument("--model", type=Path, help="use this folder, and write none")
+    return parser
 
 
 def planned(call: Call, folder: Path) -> list[dict[str, Any]]:

@@ -86,11 +86,7 @@ class Clock:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scratch", type=Path, required=True, help="a folder with room")
-    parser.add_argument("--shape", default="llama-8b", help="as scripts/random_checkpoint.py has")
-    parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--model", type=Path, help="use this folder, and write none")
+    parser = steps.model_parser(__doc__, blocks=2)
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--sample", type=int, default=8, help="sequences that pieces are timed on")

@@ -48,7 +48,7 @@ def findings(count: int | None = None) -> dict[str, Any]:
 
 
 def measure(count: int | None = None, *, quick: bool = False) -> None:
-    """Time each kind of work here, and remember it for plans; takes some 20 seconds.
+    """Time each kind of work here, and remember it for plans; takes about half a minute.
 
     In a process of its own, so that what this one holds and does is not in it. LlmoptError where
     that fails, or takes too long. `quick`: as little as there can be, which says nothing.

@@ -53,6 +53,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-512": _LLAMA
     | {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "head_dim": 64}
     | {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 8192},
+    # head and embedding are small, so that blocks are what is measured
+    "llama-1024": _LLAMA
+    | {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "head_dim": 64}
+    | {"num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 4096},
     "llama-1b": _LLAMA
     | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True},

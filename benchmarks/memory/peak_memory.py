@@ -24,23 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from process import Measured, measure
 
-from scripts.random_checkpoint import write_model
-
-# head and embeddings are small, so that what grows is what is measured
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "max_position_embeddings": 512,
-    "vocab_size": 4096,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "tie_word_embeddings": True,
-}
+from scripts.random_checkpoint import config_of, with_blocks, write_model
 
 
 def quantize(model: Path, out: Path, arguments: argparse.Namespace) -> Measured:
@@ -69,7 +53,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for blocks in arguments.blocks:
         with tempfile.TemporaryDirectory() as scratch:
-            config = CONFIG | {"num_hidden_layers": blocks}
+            config = with_blocks(config_of("llama-1024"), blocks)
             size = write_model(Path(scratch) / "model", config, dtype=torch.bfloat16)
             measured = quantize(Path(scratch) / "model", Path(scratch) / "out", arguments)
         rows.append({"blocks": blocks, "weight_bytes": size} | asdict(measured))

@@ -50,11 +50,7 @@ PLAN_HEADER = (
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scratch", type=Path, required=True, help="a folder with room")
-    parser.add_argument("--shape", default="llama-8b", help="as scripts/random_checkpoint.py has")
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--model", type=Path, help="use this folder, and write none")
+    parser = steps.model_parser(__doc__, blocks=4)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--sequences", type=int, nargs="+", default=[128, 32], help="for each job")
     parser.add_argument("--length", type=int, default=512)

@@ -82,30 +82,6 @@ class Pools:
         self._pools[pool].absorb(statistics)
 
 
-def rounds(
-    naming: Naming, block: int, needed: Callable[[str], int], budget: int, *, sequential: bool
-) -> Iterator[list[Names]]:
-    """The inlets of a block, those together that are to be collected in one pass over the data.
-
-    `sequential`: inlets that depend on each other come in different passes, and experts in
-    several where what all need, in bytes by a linear's name, is more than `budget`.
-    """
-    if not sequential:
-        yield list(naming.linears(block))
-        return
-    for inlets in naming.rounds(block):
-        some: list[Names] = []
-        size = 0
-        for names in inlets:
-            more = needed(names[0])
-            if some and size + more > budget:
-                yield some
-                some, size = [], 0
-            some.append(names)
-            size += more
-        yield some
-
-
 def _reached(names: Names, statistics: InputStatistics | None) -> InputStatistics:
     if statistics is None:
         raise LlmoptError(f"no activations reached {names[0]}")

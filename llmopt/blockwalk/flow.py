@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.blockwalk.activations import Activations, Batch
-from llmopt.blockwalk.experts import Collected, Names, Pools, rounds
+from llmopt.blockwalk.experts import Collected, Names, Pools
 from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
@@ -112,7 +112,12 @@ class BlockFlow:
         def needed(name: str) -> int:
             return wanted.nbytes(skeleton.width(name))
 
-        for inlets in rounds(naming, self._index, needed, size, sequential=sequential):
+        found = (
+            naming.rounds_within(self._index, needed, size)
+            if sequential
+            else [list(naming.linears(self._index))]
+        )
+        for inlets in found:
             self._known.forget(inlets)
             seen = self._observed(inlets, wanted, note=sequential, through=through)
             yield list(pools.sort(seen, skeleton.width))

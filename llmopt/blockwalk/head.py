@@ -9,9 +9,7 @@ from torch import Tensor
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import decode
 from llmopt.formats.safetensors import read_rows
-
-_BYTES = 128 << 20  # of rows that are held together, in float32
-_MOST_TOKENS = 16384  # whose logits are looked at together
+from llmopt.specs.walking import HEAD_BYTES, HEAD_TOKENS
 
 
 class HeadRows:
@@ -42,5 +40,5 @@ class HeadRows:
 
 def token_runs(vocabulary: int, width: int) -> Iterator[range]:
     """Runs of tokens whose rows, `width` numbers a token in all heads, are held together."""
-    step = min(_MOST_TOKENS, max(1, _BYTES // (4 * width)))
+    step = min(HEAD_TOKENS, max(1, HEAD_BYTES // (4 * width)))
     return (range(start, min(start + step, vocabulary)) for start in range(0, vocabulary, step))

@@ -17,9 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from llmopt.blockwalk.activations import Activations, Batch, Room
 from llmopt.blockwalk.skeleton import Forward, Skeleton
-
-#: bytes that may be kept: in those of the walk's activations, and in any case
-SHARE, LITTLE = 2, 256 << 20
+from llmopt.specs.walking import KEPT_LITTLE, KEPT_SHARE
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Shortcuts:
         self._skeleton, self._room = skeleton, room
         self._shape, self._dtype = activations.shape, activations.dtype
         one = self._shape[:-1].numel() * self._dtype.itemsize
-        self._left = max(SHARE * self._shape[-1], LITTLE // one)
+        self._left = max(KEPT_SHARE * self._shape[-1], KEPT_LITTLE // one)
         self._ends: dict[str, _End] = {}
         self._batch = slice(0, 0)
 

@@ -19,6 +19,7 @@ from llmopt.blockwalk.state import WalkState, digest, environment
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.specs.walking import SAVE_EVERY
 
 
 def walk(
@@ -32,7 +33,7 @@ def walk(
     batch_size: int = 2,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    save_every: int = 8,
+    save_every: int = SAVE_EVERY,
     activations_in_file: bool = False,
     on_block: OnBlock | None = None,
 ) -> dict[str, Record]:

@@ -17,7 +17,8 @@ _IN = {"FLOP": "GFLOP/s", "bytes": "GB/s"}
 
 def doctor(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time this machine, for plan's forecasts (20 s).")
+        bool,
+        typer.Option("--measure", help="Time this machine for forecasts: half a minute."),
     ] = False,
     threads: o.Threads = None,
     json: o.Json = False,
@@ -30,7 +31,7 @@ def doctor(
 
     output = Output(json)
     if measure:
-        output.note("measuring this machine: about 20 s ...")
+        output.note("measuring this machine: about half a minute ...")
         doctor.measure(threads)
     found = doctor.findings(threads)
     table = Table("what", "found", show_header=False, title="llmopt doctor")

@@ -25,11 +25,10 @@ from llmopt.evaluate.streamed import Scores
 from llmopt.evaluate.windows import Windows, check_vocabularies, check_windows
 from llmopt.formats.safetensors import read_tensor, write_file
 from llmopt.formats.safetensors_header import read_file_headers, read_metadata
+from llmopt.specs.walking import HEAD_POSITIONS
 
 #: told (what, done, total)
 Progress = Callable[[str, int, int], None]
-
-_POSITIONS = 512  # whose logits are computed at once
 
 
 class Lockstep:
@@ -107,7 +106,7 @@ class Lockstep:
             for each in scores:
                 stack.enter_context(each.tokens(tokens.start, tokens.stop))
             for window in windows:
-                for run in _runs(positions, _POSITIONS):
+                for run in _runs(positions, HEAD_POSITIONS):
                     rows = slice(run.start, run.stop)
                     logits = [each.logits(window, rows).to(self._device) for each in scores]
                     found.add(window * positions + run.start, tokens.start, logits)

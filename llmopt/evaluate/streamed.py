@@ -22,12 +22,11 @@ from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.runtimes.base import Engine
 from llmopt.runtimes.tokens import check_tokens
 from llmopt.runtimes.torch.activations import round_tokens
+from llmopt.specs.walking import SAVE_EVERY
 
 #: told (blocks done, of how many)
 OnBlock = Callable[[int, int], None]
 _HIDDEN = "hidden"
-#: activations are kept after so many blocks
-_SAVE_EVERY = 8
 
 
 class Scores(Protocol):
@@ -138,7 +137,7 @@ class StreamedScores:
         for index in range(first, stream.blocks):
             with stream.filled(index):
                 stream.advance(index, activations)
-            if (index + 1) % _SAVE_EVERY == 0:
+            if (index + 1) % SAVE_EVERY == 0:
                 self._state.save(index + 1, activations)
             on_block(index + 1, stream.blocks)
         return activations

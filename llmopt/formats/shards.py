@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -133,8 +133,11 @@ class ShardWriter:
             raise LlmoptError("there is no tensor to write")
         return {name: tensors[name] for name in sorted(tensors, key=natural_key)}
 
-    def _files(self) -> Iterable[Path]:
-        return self._folder.glob("*" + _PART_SUFFIX)
+    def _files(self) -> Iterator[Path]:
+        """Finished parts: those of an earlier version, which had their notes inside, are none."""
+        for path in self._folder.glob("*" + _PART_SUFFIX):
+            if self._note(path.name.removesuffix(_PART_SUFFIX)).is_file():
+                yield path
 
     def _path(self, part: str) -> Path:
         return self._folder / (part + _PART_SUFFIX)

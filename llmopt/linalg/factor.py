@@ -11,9 +11,10 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError
 from llmopt.linalg.hessian import all_finite, mirror_upper
+from llmopt.specs.walking import FACTOR_BLOCK
 
-#: From more columns than this, a matrix is factored in place, in blocks of as many.
-BLOCK = 2048
+#: from more columns than this, a matrix is factored in place
+BLOCK = FACTOR_BLOCK
 
 
 class Part(Protocol):

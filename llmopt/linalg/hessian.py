@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 
 from llmopt import processor
+from llmopt.specs.walking import PERMUTED_ROWS, SPLIT_BLOCK, SPLIT_COLUMNS, SPLIT_ROWS
 
-# A Hessian of fewer columns is summed by rows of this many, each from its diagonal block on; from
-# here on, in blocks of a size that keeps more of x in a core's cache.
-_SPLIT_COLUMNS = 2048
-_SPLIT_ROWS = 128
-_SPLIT_BLOCK = 1024
 # Squares of this size are mirrored at once: two of them fit into a core's cache.
 _MIRROR_BLOCK = 256
-# Rows that are permuted at once.
-_PERMUTED_ROWS = 512
 
 
 def accumulate_hessian(hessian: Tensor, x: Tensor, count: int) -> int:
@@ -70,8 +64,8 @@ def permute_below(matrix: Tensor, order: Tensor) -> None:
     matrix: [cols, cols]. order: int64 [cols]. matrix[i, j] becomes what stands for
     (order[i], order[j]), for i > j; nothing else changes.
     """
-    for start in range(0, len(order), _PERMUTED_ROWS):
-        stop = min(start + _PERMUTED_ROWS, len(order))
+    for start in range(0, len(order), PERMUTED_ROWS):
+        stop = min(start + PERMUTED_ROWS, len(order))
         found = _rows(matrix, order[start:stop], above=True).index_select(1, order[:stop])
         matrix[start:stop, :start] = found[:, :start]
         own = matrix[start:stop, start:stop]
@@ -80,8 +74,8 @@ def permute_below(matrix: Tensor, order: Tensor) -> None:
 
 def permute_above(matrix: Tensor, order: Tensor) -> None:
     """The other way: from what stands on and below the diagonal to above it."""
-    for start in range(0, len(order), _PERMUTED_ROWS):
-        stop = min(start + _PERMUTED_ROWS, len(order))
+    for start in range(0, len(order), PERMUTED_ROWS):
+        stop = min(start + PERMUTED_ROWS, len(order))
         found = _rows(matrix, order[start:stop], above=False).index_select(1, order[:stop])
         matrix[:start, start:stop] = found[:, :start].T
         own = matrix[start:stop, start:stop]
@@ -97,11 +91,11 @@ def _rows(matrix: Tensor, chosen: Tensor, *, above: bool) -> Tensor:
 
 def _upper_blocks(cols: int) -> Iterator[tuple[slice, slice]]:
     """The blocks on and above the diagonal of a [cols, cols] matrix."""
-    if cols < _SPLIT_COLUMNS:
-        for start in range(0, cols, _SPLIT_ROWS):
-            yield slice(start, min(start + _SPLIT_ROWS, cols)), slice(start, cols)
+    if cols < SPLIT_COLUMNS:
+        for start in range(0, cols, SPLIT_ROWS):
+            yield slice(start, min(start + SPLIT_ROWS, cols)), slice(start, cols)
         return
-    starts = [slice(i, min(i + _SPLIT_BLOCK, cols)) for i in range(0, cols, _SPLIT_BLOCK)]
+    starts = [slice(i, min(i + SPLIT_BLOCK, cols)) for i in range(0, cols, SPLIT_BLOCK)]
     for i, rows in enumerate(starts):
         for columns in starts[i:]:
             yield rows, columns

@@ -7,7 +7,7 @@ Module paths are those of the text model that transformers builds for the family
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -243,6 +243,25 @@ class Naming:
             tuple(tuple(self.name(f"{module}.{path}") for path in inlet) for inlet in some)
             for some in self.family.rounds(self.experts[block] if self.experts else 0)
         )
+
+    def rounds_within(
+        self, block: int, needed: Callable[[str], int], budget: int
+    ) -> Iterator[list[tuple[str, ...]]]:
+        """Rounds, in several where what all inlets of one need is more than `budget`.
+
+        `needed`: by a linear's name, in what the budget is counted in.
+        """
+        for inlets in self.rounds(block):
+            some: list[tuple[str, ...]] = []
+            size = 0
+            for names in inlets:
+                more = needed(names[0])
+                if some and size + more > budget:
+                    yield some
+                    some, size = [], 0
+                some.append(names)
+                size += more
+            yield some
 
     def routers(self, block: int) -> tuple[str, ...]:
         """The names of what sends a block's tokens to its experts."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmopt.blockwalk.experts import Pools, rounds
+from llmopt.blockwalk.experts import Pools
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.linalg import InputMoments, InputStatistics
@@ -129,6 +129,5 @@ def test_experts_are_collected_in_as_many_passes_as_memory_asks_for() -> None:
         return 4 * next((size for part, size in wide.items() if part in name), GATE) ** 2
 
     budget = 2 * 4 * GATE**2
-    found = [len(some) for some in rounds(naming, 0, needed, budget, sequential=True)]
+    found = [len(some) for some in naming.rounds_within(0, needed, budget)]
     assert found == [1, 1, 2, 2, 1, 5]
-    assert [len(some) for some in rounds(naming, 0, needed, 0, sequential=False)] == [12]

@@ -38,8 +38,8 @@ def test_sparing_changes_nothing(
     models.save(tmp_path / "model", family)
     made: list[bytes] = []
     for share in (2, 0):
-        monkeypatch.setattr(shortcuts, "SHARE", share)
-        monkeypatch.setattr(shortcuts, "LITTLE", 0)
+        monkeypatch.setattr(shortcuts, "KEPT_SHARE", share)
+        monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
         work = tmp_path / str(share)
         work.mkdir()
         run(tmp_path / "model", work, Round(sequential=True), tokens=calibration(), head=True)
@@ -51,7 +51,7 @@ def test_attention_is_computed_once_and_once_to_see_where_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three batches and two blocks: 2 x (3 to the projection, 1 to learn that it is the end)."""
-    monkeypatch.setattr(shortcuts, "LITTLE", 0)
+    monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
     models.save(tmp_path / "model", "llama", intermediate_size=160)  # too wide to be kept
     calls = counted(monkeypatch)
     run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
@@ -168,7 +168,7 @@ def test_outputs_take_the_place_of_inputs_and_do_not_outlive_a_second_look() -> 
 
 
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcuts, "LITTLE", 0)
+    monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
     models.save(tmp_path / "model", "llama", intermediate_size=160)
     width = Checkpoint.open(tmp_path / "model").config["hidden_size"]
     kept: list[int] = []

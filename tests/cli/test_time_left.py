@@ -29,6 +29,14 @@ class Step:
     verb = "quantize"
 
 
+def begun(total: int) -> tuple[Clock, TimeLeft]:
+    """A count of which nothing is done yet."""
+    clock = Clock()
+    left = TimeLeft(clock)
+    left.heard(0, total)
+    return clock, left
+
+
 def test_nothing_is_known_before_the_first_unit() -> None:
     clock = Clock()
     left = TimeLeft(clock)
@@ -41,9 +49,7 @@ def test_nothing_is_known_before_the_first_unit() -> None:
 
 
 def test_time_passes_between_reports_and_a_late_unit_is_not_negative() -> None:
-    clock = Clock()
-    left = TimeLeft(clock)
-    left.heard(0, 4)
+    clock, left = begun(4)
     clock.passes(20.0)
     left.heard(1, 4)
     clock.passes(5.0)
@@ -55,9 +61,7 @@ def test_time_passes_between_reports_and_a_late_unit_is_not_negative() -> None:
 
 
 def test_units_of_an_earlier_run_do_not_count() -> None:
-    clock = Clock()
-    left = TimeLeft(clock)
-    left.heard(0, 32)
+    clock, left = begun(32)
     clock.passes(3.0)
     left.heard(17, 32)  # sixteen were replayed
     assert left.seconds is None
@@ -67,9 +71,7 @@ def test_units_of_an_earlier_run_do_not_count() -> None:
 
 
 def test_one_unit_that_took_long_is_outvoted() -> None:
-    clock = Clock()
-    left = TimeLeft(clock)
-    left.heard(0, 32)
+    clock, left = begun(32)
     for done in range(1, 8):
         clock.passes(8 * 3600.0 if done == 5 else 10.0)
         left.heard(done, 32)

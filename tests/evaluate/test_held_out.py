@@ -18,7 +18,7 @@ from tests import models
 def test_divergence_is_that_of_the_whole_models(
     tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "_MOST_TOKENS", 40)
+    monkeypatch.setattr(head, "HEAD_TOKENS", 40)
     settings = {"final_logit_softcapping": 5.0} if family == "gemma2" else {}
     model = models.save(tmp_path / "model", family, **settings)
     checkpoint, rows = Checkpoint.open(tmp_path / "model"), models.tokens(3, 12)

@@ -152,8 +152,8 @@ def test_a_slice_of_the_head_is_a_part_of_the_logits(
     settings = {"final_logit_softcapping": 5.0} if family == "gemma2" else {}
     models.save(tmp_path / "model", family, **settings)
     base = open_artifact("model", tmp_path / "model")
-    monkeypatch.setattr(head, "_MOST_TOKENS", 13)
-    monkeypatch.setattr(lockstep, "_POSITIONS", 10)
+    monkeypatch.setattr(head, "HEAD_TOKENS", 13)
+    monkeypatch.setattr(lockstep, "HEAD_POSITIONS", 10)
     bench = Bench(tmp_path / "state", None, base)
     assert_same(bench.found(base).metrics, whole(base, None).metrics)
     assert bench.told[-1] == ("slices of the vocabulary", 8, 8)
@@ -208,8 +208,8 @@ def test_models_that_only_their_engine_runs_stand_beside_streamed_ones(
 def test_a_killed_evaluation_goes_on_with_the_same_numbers(
     tmp_path: Path, pair: Callable[..., tuple[Artifact, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "_MOST_TOKENS", 40)
-    monkeypatch.setattr(streamed, "_SAVE_EVERY", 1)
+    monkeypatch.setattr(head, "HEAD_TOKENS", 40)
+    monkeypatch.setattr(streamed, "SAVE_EVERY", 1)
     base, *made = pair("llama", {"method": "rtn"}, {"method": "rtn", "grid": "int3"})
     undisturbed = Bench(tmp_path / "whole", base, *made)
     expected = [undisturbed.found(model).metrics for model in made]

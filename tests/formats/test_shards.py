@@ -97,6 +97,7 @@ def test_a_tensor_cannot_be_given_twice(tmp_path: Path) -> None:
 def test_an_unfinished_part_does_not_count(tmp_path: Path) -> None:
     writer = collected(tmp_path / "parts", tmp_path / "source")
     (tmp_path / "parts" / "third.safetensors.partial").write_bytes(b"half")
+    save_file({"y": torch.ones(1)}, tmp_path / "parts" / "no-note.safetensors")
     assert writer.parts() == ["first", "second"]
     writer.clear()
     assert list((tmp_path / "parts").iterdir()) == []

@@ -23,8 +23,8 @@ def test_accumulation_is_the_mean_over_all_tokens(
     dtype: torch.dtype, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if split:
-        monkeypatch.setattr(hessian, "_SPLIT_COLUMNS", 10)
-        monkeypatch.setattr(hessian, "_SPLIT_BLOCK", 8)
+        monkeypatch.setattr(hessian, "SPLIT_COLUMNS", 10)
+        monkeypatch.setattr(hessian, "SPLIT_BLOCK", 8)
     x = activations(300, 20).to(dtype)
     h, count = torch.zeros(20, 20), 0
     for part in (x[:7], x[7:7], x[7:200], x[200:].view(4, 25, 20)):
@@ -74,7 +74,7 @@ def test_fast_products_changes_nothing_where_they_are_slow(monkeypatch: pytest.M
 def test_permutations_fill_one_half_from_the_other(
     cols: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hessian, "_PERMUTED_ROWS", 5)
+    monkeypatch.setattr(hessian, "PERMUTED_ROWS", 5)
     generator = torch.Generator().manual_seed(0)
     matrix, order = torch.randn(cols, cols, generator=generator), torch.randperm(cols)
     symmetric = matrix.triu() + matrix.triu(1).T

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from llmopt.model.contents import Contents
 from llmopt.model.effort import Effort
+from llmopt.specs.walking import (
+    KEPT_LITTLE,
+    KEPT_SHARE,
+    SPLIT_BLOCK,
+    SPLIT_COLUMNS,
+    SPLIT_ROWS,
+)
 from llmopt.step import Text
 
 #: what a walk does with a block: one forward; one for statistics and one of what was changed;
 #: one for each inlet in turn
 Manner = Literal["through", "twice", "in turn"]
-#: a Hessian is computed in blocks on and above its diagonal, of as many rows (llmopt.linalg)
-_SPLIT_COLUMNS, _SPLIT_ROWS, _SPLIT_BLOCK = 2048, 128, 1024
-#: inputs of modules' ends that a walk keeps: in activations, and bytes (blockwalk.shortcuts)
-_KEPT_WIDTHS, _KEPT_BYTES = 2, 256 << 20
 #: times that what flows into and out of a linear is read or written besides
 _PASSES = 2
 #: times that logits of a model are read or written to compare them
@@ -78,7 +81,7 @@ class Computing:
         found: dict[str, float] = defaultdict(float)
         last = self.contents.naming.block_count - 1
         for block in range(last + 1):
-            rounds = list(self._rounds(block, in_turn=manner == "in turn"))
+            rounds = self._rounds(block, in_turn=manner == "in turn")
             through = to_head or block < last
             runs, attention = _runs(rounds, manner, self._ends(rounds), through=through)
             for each in runs:
@@ -103,28 +106,30 @@ class Computing:
                 found["hessians"] += 2 * tokens * _squares(width)
         return Effort(dict(found))
 
-    def _rounds(self, block: int, *, in_turn: bool) -> Iterator[Inlets]:
+    def _rounds(self, block: int, *, in_turn: bool) -> list[Inlets]:
         """Inlets that are looked at in one run, where they are looked at in turn."""
         naming = self.contents.naming
-        budget = sum(
-            4 * math.prod(self.shape(name))
-            for inlet in naming.linears(block) for name in inlet
-        ) if in_turn else 0  # fmt: skip
-        for inlets in naming.rounds(block):
-            some: list[tuple[str, ...]] = []
-            size = 0
-            for names in inlets:
-                needed = 4 * self.shape(names[0])[1] ** 2
-                if some and in_turn and size + needed > budget:
-                    yield tuple(some)
-                    some, size = [], 0
-                some.append(names)
-                size += needed
-            yield tuple(some)
+        if not in_turn:
+            return list(naming.rounds(block))
+        weights = [name for inlet in naming.linears(block) for name in inlet]
+        budget = sum(4 * math.prod(self.shape(name)) for name in weights)
+
+        def needed(name: str) -> int:
+            return 4 * self.shape(name)[1] ** 2
+
+        return [tuple(some) for some in naming.rounds_within(block, needed, budget)]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of inputs that a walk keeps of a block, where each inlet is looked at in turn."""
+        rounds = self._rounds(0, in_turn=True)
+        ends = set(self._ends(rounds).values())
+        widths = [self.shape(rounds[index][0][0])[1] for index in ends]
+        return 4 * self.tokens * sum(widths)
 
     def _ends(self, rounds: Sequence[Inlets]) -> dict[str, int]:
         """Modules that end in a linear whose inputs are kept -> the round of that linear."""
-        left = max(_KEPT_WIDTHS * self.width, _KEPT_BYTES // (4 * self.tokens))
+        left = max(KEPT_SHARE * self.width, KEPT_LITTLE // (4 * self.tokens))
         found: dict[str, int] = {}
         for index, inlets in enumerate(rounds):
             for names in inlets:
@@ -182,6 +187,6 @@ def _module(linear: str) -> str:
 
 def _squares(width: int) -> float:
     """Elements of a Hessian that are computed."""
-    rows = min(_SPLIT_ROWS if width < _SPLIT_COLUMNS else _SPLIT_BLOCK, width)
+    rows = min(SPLIT_ROWS if width < SPLIT_COLUMNS else SPLIT_BLOCK, width)
     blocks = -(-width // rows)
     return blocks * (blocks + 1) / 2 * rows**2

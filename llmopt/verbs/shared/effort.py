@@ -15,6 +15,7 @@ from llmopt.model.layout import Layout
 from llmopt.specs import METHODS
 from llmopt.specs.folds import pairs
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.walking import FACTOR_BLOCK
 from llmopt.specs.work import columns, encoding, feedback
 from llmopt.step import Text
 from llmopt.verbs.shared.computing import Computing
@@ -22,8 +23,6 @@ from llmopt.verbs.shared.settings import Solving
 
 #: elements of a weight that are solved at once (methods.quantize)
 _CHUNK, _BLOCKWISE_CHUNK = 1 << 23, 1 << 22
-#: of a Hessian of more columns, half is what products with both halves take (llmopt.linalg)
-_WIDE_BLOCK = 2048
 #: sweeps that a kind of work called feedback has
 _SWEEPS = 2
 #: scales that AWQ's search judges (methods.transform.awq)
@@ -160,7 +159,7 @@ def _solve(linears: _Alike, solving: Solving, *, guided: bool) -> Effort:
     """Codes for linears in each of their layouts; `guided` by statistics of their inputs."""
     rows, cols, guided = linears.rows, linears.cols, guided and linears.walked
     hessians = guided and METHODS[solving.method].hessian
-    wide = (cols + _WIDE_BLOCK) / 2 if cols > _WIDE_BLOCK else cols
+    wide = (cols + FACTOR_BLOCK) / 2 if cols > FACTOR_BLOCK else cols
     compared = {"products": 4 * rows * cols * wide} if hessians else {}
     parts = [Effort({"moved": _HANDLED * rows * cols}), Effort(compared)]
     for layout in linears.layouts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from llmopt.formats.headers import LARGE_PART, SHARD_BYTES
@@ -17,22 +18,25 @@ from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.footprint import Footprint
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.walking import (
+    FACTOR_BLOCK,
+    HEAD_BYTES,
+    HEAD_POSITIONS,
+    HEAD_TOKENS,
+    PERMUTED_ROWS,
+    SAVE_EVERY,
+)
 from llmopt.step import Text
 from llmopt.verbs.shared.changes import linear_shape
+from llmopt.verbs.shared.computing import Computing
 from llmopt.verbs.shared.fitting import Way
 
 #: Python with torch and transformers loaded, and a model without weights; text and its tokens
 _LIBRARIES, _TEXT = 254 << 20, 69 << 20
-#: what blockwalk.shortcuts keeps at most: in bytes of the activations, and in any case
-_SHARE, _LITTLE = 2, 256 << 20
-#: activations are kept every so many blocks (blockwalk.walk)
-_SAVE_EVERY = 8
 #: bytes of a float32
 _F32 = 4
 #: bytes for each code that is compared (evaluate.codes)
 _OF_CODES = 34
-#: slices of all models' heads: bytes in float32, tokens, and positions whose logits are computed
-_HEAD_BYTES, _HEAD_TOKENS, _POSITIONS = 128 << 20, 16384, 512
 #: weights of which rows are rounded at once (verbs.shared.solving), and float32 copies of them
 _AT_ONCE, _COPIES = 1 << 25, 2
 #: the same in a method (methods.quantize): in groups of columns, and in blocks of GGUF
@@ -141,7 +145,7 @@ def _in_lockstep(models: Sequence[Contents], evaluation: Text, way: Way) -> tupl
     block = max(_largest_block(each) for each in models)
     batch = way.length * max(map(_widest, models)) * _F32 * 6
     held = 0 if way.arrangement.activations_in_file else states
-    saves = min(2, models[0].naming.block_count // _SAVE_EVERY)
+    saves = min(2, models[0].naming.block_count // SAVE_EVERY)
     disk = states * (len(models) + saves + way.arrangement.activations_in_file)
     return max(block + held + batch, _slices(models)), disk
 
@@ -149,8 +153,8 @@ def _in_lockstep(models: Sequence[Contents], evaluation: Text, way: Way) -> tupl
 def _slices(models: Sequence[Contents]) -> int:
     """Slices of the heads of all models, as they are stored and computed with, and their logits."""
     row = sum(hidden_size(each.config) for each in models) * _F32
-    tokens = min(_HEAD_TOKENS, max(map(_vocabulary, models)), max(1, _HEAD_BYTES // row))
-    return tokens * (row + row // 2 + len(models) * _POSITIONS * _F32)
+    tokens = min(HEAD_TOKENS, max(map(_vocabulary, models)), max(1, HEAD_BYTES // row))
+    return tokens * (row + row // 2 + len(models) * HEAD_POSITIONS * _F32)
 
 
 def _loaded(model: Contents) -> int:
@@ -176,6 +180,8 @@ class _Walk:
         self._contents, self._way = contents, way
         self._quantized = {change.module: change for change in changes if change.quantized}
         self._block = _largest_block(contents)
+        text = replace(calibration, length=way.length) if calibration else None
+        self._computing = Computing(contents, text) if text else None
         self._tokens = (calibration.count if calibration else 0) * way.length
         self.activations = self._tokens * hidden_size(contents.config) * _F32
 
@@ -219,7 +225,7 @@ class _Walk:
     @property
     def saved(self) -> int:
         """Disk for activations: what is saved, what replaces it, and those in files."""
-        saves = min(2, self._contents.naming.block_count // _SAVE_EVERY)
+        saves = min(2, self._contents.naming.block_count // SAVE_EVERY)
         scratch = self._way.arrangement.activations_in_file
         return self.activations * (saves + scratch) + scratch * self._known
 
@@ -238,18 +244,7 @@ class _Walk:
     @property
     def _known(self) -> int:
         """Inputs that blockwalk.shortcuts keeps, where it takes all that it may."""
-        contents, column = self._contents, self._tokens * _F32
-        most = max(_SHARE * self.activations, _LITTLE)
-        inlets = contents.naming.linears(0)
-        alone = [names[0] for names in inlets if len(names) == 1]
-        ends = {
-            name.rpartition(".")[0]: name for name in alone if not contents.naming.pool_of(name)
-        }
-        kept = 0
-        for name in ends.values():
-            size = linear_shape(contents, contents.tensors[f"{name}.weight"])[1] * column
-            kept += size if kept + size <= most else 0
-        return kept
+        return self._computing.kept_bytes if self._computing else 0
 
     def _changed(self, part: int | None) -> list[Change]:
         naming = self._contents.naming
@@ -323,8 +318,8 @@ def hessian_bytes(cols: int) -> int:
     Up to 2048 columns there are three squares more; above, as many of blocks, and 512 rows four
     times while columns are put in another order.
     """
-    block = min(cols, 2048)
-    rows = 4 * 512 * cols if cols > block else 0
+    block = min(cols, FACTOR_BLOCK)
+    rows = 4 * PERMUTED_ROWS * cols if cols > block else 0
     return 4 * (cols * cols + 3 * block * block + rows)
 
 

@@ -1,0 +1,17 @@
+"""Sizes that a walk keeps to, and that plans count with. No torch."""
+
+from __future__ import annotations
+
+#: activations are saved every so many blocks
+SAVE_EVERY = 8
+#: inputs of modules' ends that are kept at most: in bytes of the activations, and in any case
+KEPT_SHARE, KEPT_LITTLE = 2, 256 << 20
+#: a Hessian of fewer columns is summed by as many rows, each from its diagonal block on; from
+#: here on in blocks of a size that keeps more of x in a core's cache
+SPLIT_COLUMNS, SPLIT_ROWS, SPLIT_BLOCK = 2048, 128, 1024
+#: from more columns than this, a matrix is factored in place, in blocks of as many
+FACTOR_BLOCK = 2048
+#: rows of a Hessian that are permuted at once
+PERMUTED_ROWS = 512
+#: slices of all models' heads: bytes in float32, tokens, and positions whose logits are computed
+HEAD_BYTES, HEAD_TOKENS, HEAD_POSITIONS = 128 << 20, 16384, 512
