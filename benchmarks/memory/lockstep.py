@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -182,14 +183,17 @@ def main() -> None:
     asked.scratch.mkdir(parents=True, exist_ok=True)
     asked.scratch = asked.scratch.resolve()
     found: dict[str, Any] = {}
+    load_average = [os.getloadavg()[0]]
     for part, run in zip(PARTS, (memory, timed, kills), strict=True):
         if part in asked.parts:
             found[part] = run(asked)
             print(part, json.dumps(found[part]), flush=True)
+            load_average.append(os.getloadavg()[0])
     failed = [part for part, most in MOST.items() if part in found and found[part]["ratio"] > most]
     failed += ["kills"] if found.get("kills", {}).get("differ") else []
     if asked.results:
-        said = f"{asked.windows} windows of {asked.length} tokens, blocks of width 1024."
+        said = f"{asked.windows} windows of {asked.length} tokens, blocks of width 1024; "
+        said += f"load average {load_average}"
         tables.save(asked.results, {"asked": said, **found}, said, rows(found))
     sys.exit(f"does not hold: {', '.join(failed)}" if failed else 0)
 
