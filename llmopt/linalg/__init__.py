@@ -1,6 +1,6 @@
 """Hessians, their statistics and factors: tensor -> tensor, no files, no models."""
 
-from llmopt.linalg.factor import Factor, Part
+from llmopt.linalg.factor import Factor, Part, Symmetric
 from llmopt.linalg.hessian import all_finite
 from llmopt.linalg.statistics import InputMoments, InputStatistics, MeanSquares, accumulated
 
@@ -10,6 +10,7 @@ __all__ = [
     "InputStatistics",
     "MeanSquares",
     "Part",
+    "Symmetric",
     "accumulated",
     "all_finite",
 ]

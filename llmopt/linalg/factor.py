@@ -15,10 +15,13 @@ from llmopt.specs.walking import FACTOR_BLOCK
 
 #: from more columns than this, a matrix is factored in place
 BLOCK = FACTOR_BLOCK
+# Columns that a factored block is taken from at once: half of what is computed of as many rows at
+# the diagonal is thrown away.
+_STRIP = 512
 
 
 class Part(Protocol):
-    """What error feedback reads of a matrix M [cols, cols]."""
+    """What error feedback reads of a matrix M [cols, cols], as far as it stands above the diagonal."""
 
     def within(self, block: slice[int, int, None]) -> Tensor:
         """M[block, block]."""
@@ -26,8 +29,15 @@ class Part(Protocol):
     def between(self, block: slice[int, int, None], later: slice[int, int, None]) -> Tensor:
         """M[block, later], for columns that come after those of the block."""
 
-    def asked(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
-        """M[:, span]^T residual, for residual [cols, rows]."""
+    def before(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+        """M[:start, span]^T residual[:start], for residual [cols, rows]: of columns before a span."""
+
+
+class Symmetric(Part, Protocol):
+    """What descent reads of a symmetric one."""
+
+    def after(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+        """M[stop:, span]^T residual[stop:], for residual [cols, rows]: of columns after a span."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +49,7 @@ class Factor:
     columns; may be more than was asked for.
     """
 
-    damped: Part
+    damped: Symmetric
     upper: Part
     diagonal: Tensor
     damping: float
@@ -59,8 +69,8 @@ class Upper:
         """As `Part`."""
         return self.square[block, later]
 
-    def asked(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
-        """M[:, span]^T residual without what the span's own rows add to it."""
+    def before(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+        """As `Part`."""
         return self.square[: span.start, span].T @ residual[: span.start]
 
 
@@ -78,9 +88,13 @@ class Whole:
         """As `Part`."""
         return self.square[block, later]
 
-    def asked(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+    def before(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
         """As `Part`."""
-        return self.square[:, span].T @ residual
+        return self.square[: span.start, span].T @ residual[: span.start]
+
+    def after(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+        """As `Symmetric`."""
+        return self.square[span.stop :, span].T @ residual[span.stop :]
 
 
 @dataclass(frozen=True)
@@ -99,11 +113,13 @@ class Lower:
         """As `Part`."""
         return self.square[later, block].T
 
-    def asked(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+    def before(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
         """As `Part`."""
-        found = self.within(span) @ residual[span]
-        found.addmm_(self.square[span, : span.start], residual[: span.start])
-        return found.addmm_(self.square[span.stop :, span].T, residual[span.stop :])
+        return self.square[span, : span.start] @ residual[: span.start]
+
+    def after(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
+        """As `Symmetric`."""
+        return self.square[span.stop :, span].T @ residual[span.stop :]
 
 
 def damped_factor(
@@ -239,7 +255,7 @@ def _factored_by_blocks(square: Tensor) -> bool:
         for rows in above:
             part = square[rows, own]
             part.copy_(torch.linalg.solve_triangular(upper.T, part, upper=False, left=False))
-        for columns in above:
+        for columns in _pieces(own.start, _STRIP):
             beside = square[columns, own].T
             before = slice(0, columns.start)
             square[before, columns].addmm_(square[before, own], beside, alpha=-1)
@@ -253,4 +269,8 @@ def _replace_upper(corner: Tensor, upper: Tensor) -> None:
 
 
 def _blocks(cols: int) -> list[slice[int, int, None]]:
-    return [slice(i, min(i + BLOCK, cols)) for i in range(0, cols, BLOCK)]
+    return _pieces(cols, BLOCK)
+
+
+def _pieces(cols: int, size: int) -> list[slice[int, int, None]]:
+    return [slice(i, min(i + size, cols)) for i in range(0, cols, size)]

@@ -51,16 +51,18 @@ def test_factor_multiplies_back_and_is_the_inverse_of_gptqs(factored: Way, permu
 
 
 def test_what_feedback_reads_is_the_matrix(factored: Way) -> None:
-    """Blocks, what stands beside them, and products with all or with what stands before."""
+    """Blocks, what stands beside them, and products with what stands before and after."""
     found = factored(hessian_of(activations(300, 23)), 0.01)
     residual = torch.randn(23, 4, generator=torch.Generator().manual_seed(2))
     block, later, span = slice(6, 9), slice(9, 14), slice(6, 14)
-    for part, known in ((found.upper, 6), (found.damped, 23)):
+    for part in (found.upper, found.damped):
         matrix = whole(part, 23)
         assert torch.equal(part.within(block), matrix[block, block])
         assert torch.equal(part.between(block, later), matrix[block, later])
-        asked = matrix[:known, span].T @ residual[:known]
-        assert torch.allclose(part.asked(span, residual), asked, atol=1e-5)
+        asked = matrix[:6, span].T @ residual[:6]
+        assert torch.allclose(part.before(span, residual), asked, atol=1e-5)
+    asked = whole(found.damped, 23)[14:, span].T @ residual[14:]
+    assert torch.allclose(found.damped.after(span, residual), asked, atol=1e-5)
 
 
 def test_both_ways_give_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,12 +21,11 @@ from llmopt.errors import LlmoptError
 from llmopt.grids.ggml import BlockTensor, block_grid, check_range, place_of
 from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
 from llmopt.linalg import Factor, InputStatistics
+from llmopt.methods.quantize import sweeps
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback
 from llmopt.methods.quantize.settings import Feedback
 from llmopt.specs.ggml import GGML_TYPES
 
-# Columns that share one product with all others.
-_SPAN = 256
 # Elements of a weight that are worked on at once; rows do not depend on each other.
 _CHUNK = 1 << 22
 
@@ -83,9 +83,9 @@ class _Solver:
             dtype=self._rounding.dtype, device=weight.device,
         )  # fmt: skip
         rows = _Rows(columns, torch.zeros_like(columns), codes)
-        self._pass(rows, forward=True)
-        for _ in range(self._refine):
-            self._pass(rows, forward=False)
+        sweeps.feed_back(self._factor, rows.residual, self._width, partial(self._round, rows))
+        descent = partial(self._descend, rows)
+        sweeps.descend(self._factor, rows.residual, self._width, descent, self._refine)
         blocks = [
             self._rounding.pack(rows.fields[start], self._codes(rows, start).T.contiguous())
             for start in range(0, columns.shape[0], self._width)
@@ -96,43 +96,30 @@ class _Solver:
         vector = self._rounding.vector
         return rows.codes[start // vector : (start + self._width) // vector]
 
-    def _pass(self, rows: _Rows, *, forward: bool) -> None:
-        """Visit all blocks: `forward` to round them for the first time, else to descend."""
-        matrix = self._factor.upper if forward else self._factor.damped
-        visit = self._round if forward else self._descend
-        cols, width = len(rows.weight), self._width
-        span = max(width, _SPAN)
-        for start in range(0, cols, span):
-            stop = min(start + span, cols)
-            pending = matrix.asked(slice(start, stop), rows.residual)
-            for first in range(start, stop, width):
-                after = first + width
-                block = slice(first, after)
-                settled = visit(rows, block, pending[first - start : after - start])
-                rows.fields[first] = settled.fields
-                self._codes(rows, first).copy_(settled.codes)
-                residual = rows.weight[block] - settled.values
-                change = residual - rows.residual[block]
-                rows.residual[block] = residual
-                if after < stop:
-                    later = matrix.between(block, slice(after, stop))
-                    pending[after - start :].addmm_(later.T, change)
-
-    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> _Settled:
+    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper.within(block)
         target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
         # what comes back lies column by column, and every step to come works on rows
         target = target.contiguous().add_(rows.weight[block])
-        return self._rounding.round(target, upper, self._refine)
+        return self._settle(rows, block, self._rounding.round(target, upper, self._refine))
 
-    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> _Settled:
+    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Improve a block given all others; pending [n, rows] is H times the residual."""
         cost = self._factor.damped.within(block)
         values = rows.weight[block] - rows.residual[block]
         codes = self._codes(rows, block.start)
         present = _Settled(rows.fields[block.start], codes.clone(), values)
-        return self._rounding.improve(present, pending, cost)
+        return self._settle(rows, block, self._rounding.improve(present, pending, cost))
+
+    def _settle(self, rows: _Rows, block: slice[int, int, None], settled: _Settled) -> Tensor:
+        """Take over what a block settled on; returns by how much its residual changed."""
+        rows.fields[block.start] = settled.fields
+        self._codes(rows, block.start).copy_(settled.codes)
+        residual = rows.weight[block] - settled.values
+        change = residual - rows.residual[block]
+        rows.residual[block] = residual
+        return change
 
 
 class _Scalars:

@@ -15,6 +15,7 @@ The tensors here are transposed, a column of the weight to a contiguous row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,14 +24,13 @@ from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
 from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
 from llmopt.linalg import Factor, InputStatistics
+from llmopt.methods.quantize import sweeps
 from llmopt.methods.quantize.base import check_weight, grid_of
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback, feedback_with_trials
 from llmopt.methods.quantize.settings import ActOrder, GptqSettings
 
-# Columns that share one product with all others; groups inside it are settled among themselves.
-_SPAN = 128
 # Elements of a weight that are worked on at once; rows do not depend on each other.
-_CHUNK = 1 << 23
+_CHUNK = 1 << 25
 
 
 def solve(
@@ -162,9 +162,11 @@ class _Solver:
         if self._settings.static_groups:
             params = self._grid.fit(weight, self._options, self._stored_diagonal)
             rows.scale, rows.zero = params.scale.T.clone(), params.zero.T.to(torch.float32)
-        self._pass(rows, forward=True)
-        for _ in range(self._settings.refine):
-            self._pass(rows, forward=False)
+        sweeps.feed_back(self._factor, rows.residual, self._size, partial(self._round, rows))
+        sweeps.descend(
+            self._factor, rows.residual, self._size, partial(self._descend, rows),
+            self._settings.refine,
+        )  # fmt: skip
         codes = torch.empty(weight.T.shape, dtype=torch.uint8, device=weight.device)
         codes[self._order] = rows.codes.add_(rows.zero[self._group].to(torch.int16)).to(torch.uint8)
         return _Result(
@@ -172,23 +174,6 @@ class _Solver:
             scale=rows.scale.T.contiguous(),
             zero=rows.zero.T.to(torch.int32).contiguous(),
         )
-
-    def _pass(self, rows: _Rows, *, forward: bool) -> None:
-        """Visit all groups: `forward` to round them for the first time, else to descend."""
-        matrix = self._factor.upper if forward else self._factor.damped
-        visit = self._round if forward else self._descend
-        cols, size = len(self._order), self._size
-        span = max(size, _SPAN // size * size)
-        for start in range(0, cols, span):
-            stop = min(start + span, cols)
-            pending = matrix.asked(slice(start, stop), rows.residual)
-            for first in range(start, stop, size):
-                after = first + size
-                block = slice(first, after)
-                change = visit(rows, block, pending[first - start : after - start])
-                if after < stop:
-                    later = matrix.between(block, slice(after, stop))
-                    pending[after - start :].addmm_(later.T, change)
 
     def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
         """Round a group; pending [n, rows] is what errors before it ask of it, times R."""

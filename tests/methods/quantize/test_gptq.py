@@ -12,7 +12,7 @@ from llmopt.errors import LlmoptError, RequestError
 from llmopt.grids import integer
 from llmopt.grids.base import GridOptions, ScaleSearch
 from llmopt.linalg import InputMoments, InputStatistics
-from llmopt.methods.quantize import gptq, rtn
+from llmopt.methods.quantize import gptq, rtn, sweeps
 from llmopt.methods.quantize.gptq import column_order
 from llmopt.methods.quantize.settings import ActOrder, GptqSettings
 from tests.methods.quantize.reference import (
@@ -223,6 +223,6 @@ def test_how_columns_are_blocked_does_not_matter(
 ) -> None:
     weight, statistics = make_problem(30, 96)
     expected = gptq.solve(weight, statistics, options(3, 16), GptqSettings())
-    monkeypatch.setattr(gptq, "_SPAN", span)
+    monkeypatch.setattr(sweeps, "_SPAN", span)
     solved = gptq.solve(weight, statistics, options(3, 16), GptqSettings())
     assert (expected.codes == solved.codes).float().mean() > 0.99
