@@ -3,7 +3,9 @@
 A walk that changes a block inlet by inlet runs it several times, each time further. Attention ends
 in its output projection, and from when the linears before that are done, the projection's inputs
 are the same each time. They are kept, and attention is then the projection of what was kept. It is
-projected once: where outputs are as wide as inputs, they take their place.
+projected once: where outputs are as wide as inputs, they take their place. So it is with an MLP,
+whose inputs are wider: those lie in a file, if they may, which is read faster than they are
+computed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ class _End:
     """What is `held` for `linear`, which ends `module` if nothing else does.
 
     held: [sequences, length, width], its inputs; of the first `projected` sequences its outputs.
-    inside: what names of linears in the module begin with. complete: whether all inputs are there.
+    inside: what names of linears in the module begin with. beside: whether it counts as none of
+    what may be kept. complete: whether all inputs are there.
     others: how many outputs the module has besides the linear's, None while it is not known; a
     module of one output, not in a tuple, has -1.
     """
@@ -34,6 +37,7 @@ class _End:
     module: nn.Module
     inside: str
     held: Activations
+    beside: bool = False
     complete: bool = False
     projected: int = 0
     others: int | None = None
@@ -48,11 +52,14 @@ class _End:
 class Shortcuts:
     """Those of one block, whose hidden states are `activations` [sequences, length, width].
 
-    What is kept lies in `room`. Use as a context: at its end all modules are as they were.
+    What is kept lies in `room`; what is more than may be kept there, `beside` it, or nowhere. Use
+    as a context: at its end all modules are as they were.
     """
 
-    def __init__(self, skeleton: Skeleton, activations: Activations, room: Room) -> None:
-        self._skeleton, self._room = skeleton, room
+    def __init__(
+        self, skeleton: Skeleton, activations: Activations, room: Room, beside: Room | None = None
+    ) -> None:
+        self._skeleton, self._room, self._beside = skeleton, room, beside
         self._shape, self._dtype = activations.shape, activations.dtype
         one = self._shape[:-1].numel() * self._dtype.itemsize
         self._left = max(KEPT_SHARE * self._shape[-1], KEPT_LITTLE // one)
@@ -83,13 +90,13 @@ class Shortcuts:
 
     def note(self, name: str, x: Tensor) -> None:
         """The input x of a linear in the present batch, if it is worth keeping."""
-        if self._batch.start == 0 and x.shape[-1] <= self._left:
-            self._ends[name] = self._begun(name, x.shape[-1])
-            self._left -= x.shape[-1]
+        whole = x.shape[:-1] == (self._batch.stop - self._batch.start, self._shape[1])
+        if self._batch.start == 0 and whole:
+            self._begin(name, x.shape[-1])
         end = self._ends.get(name)
         if end is None:
             return
-        if x.shape[:-1] != (self._batch.stop - self._batch.start, self._shape[1]):
+        if not whole:
             self._drop(name)
             return
         end.held[self._batch] = x
@@ -107,12 +114,18 @@ class Shortcuts:
             for hook in hooks:
                 hook.remove()
 
-    def _begun(self, name: str, width: int) -> _End:
+    def _begin(self, name: str, width: int) -> None:
+        """Hold a linear's inputs, if there is room for them."""
+        beside = width > self._left
+        room = self._beside if beside else self._room
+        if room is None:
+            return
         inside = name.rpartition(".")[0] + "."
         linear = self._skeleton.module(name)
         module = self._skeleton.module(inside[:-1])
-        held = self._room.make(f"inputs.{name}", (*self._shape[:-1], width), self._dtype)
-        return _End(linear, module, inside, held)
+        held = room.make(f"inputs.{name}", (*self._shape[:-1], width), self._dtype)
+        self._ends[name] = _End(linear, module, inside, held, beside)
+        self._left -= 0 if beside else width
 
     def _watched(self, name: str, end: _End) -> Iterator[RemovableHandle]:
         """Let the module run once to see whether its output is the linear's very output."""
@@ -147,7 +160,7 @@ class Shortcuts:
 
     def _drop(self, name: str) -> None:
         end = self._ends.pop(name)
-        self._left += end.held.shape[-1]
+        self._left += 0 if end.beside else end.held.shape[-1]
         self._room.give_back(end.held)
         if end.others is not None:
             del end.module.forward

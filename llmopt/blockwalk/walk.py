@@ -46,7 +46,8 @@ def walk(
     that they are not tied.
 
     activations_in_file: between blocks, and while a block lasts, activations lie in files of
-    `state_folder` rather than in memory; the bytes are the same.
+    `state_folder` rather than in memory; the bytes are the same. The inputs of what ends an MLP may
+    lie there in any case, unless a GPU computes them faster than files are read.
 
     A walk that was killed goes on when it is called again with the same arguments, `state_folder`
     and sink, and gives the same bytes. Activations are saved every `save_every` blocks; what was
@@ -79,7 +80,8 @@ def walk(
                 checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device,
                 room=Room(state_folder if activations_in_file else None),
             )  # fmt: skip
-            _CalibratedWalk(stream, passes, parts, state, save_every, tell).run(done)
+            beside = Room(state_folder) if device.type == "cpu" else None
+            _CalibratedWalk(stream, passes, parts, state, beside, save_every, tell).run(done)
         state.forget()
         return parts.keep_the_rest()
 
@@ -87,7 +89,8 @@ def walk(
 class _CalibratedWalk:
     """Activations flow through each block, before and after it is changed.
 
-    They are overwritten batch by batch and block by block.
+    They are overwritten batch by batch and block by block. beside: room for inputs that memory has
+    none for.
     """
 
     def __init__(
@@ -96,11 +99,13 @@ class _CalibratedWalk:
         passes: Sequence[Pass],
         parts: Parts,
         state: WalkState,
+        beside: Room | None,
         save_every: int,
         tell: OnBlock,
     ) -> None:
         self._stream, self._passes, self._parts = stream, passes, parts
-        self._state, self._save_every, self._tell = state, save_every, tell
+        self._state, self._beside, self._save_every = state, beside, save_every
+        self._tell = tell
         self._activations: Activations = torch.empty(0)
 
     def run(self, done: int) -> None:
@@ -133,7 +138,7 @@ class _CalibratedWalk:
         stream, weights = self._stream, LiveWeights(self._stream.checkpoint)
         with (
             stream.filled(index, weights),
-            Shortcuts(stream.skeleton, self._activations, stream.room) as known,
+            Shortcuts(stream.skeleton, self._activations, stream.room, self._beside) as known,
         ):
             flow = BlockFlow(stream, index, self._activations, weights, known)
             LiveBlock(index, self._parts.linears(index), weights, flow).run(self._passes)

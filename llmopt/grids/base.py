@@ -56,19 +56,25 @@ class QuantizedTensor:
     """A weight as codes uint8 [rows, cols] in the checkpoint's column order.
 
     `activations` names the grid that inputs are rounded to, token by token, in a product with it.
+    `losses`: float64 [rows], where what chose the codes knows it d E[x x^T] d^T for the error d of
+    each row: what it costs in outputs.
     """
 
     grid: str
     codes: Tensor
     params: AffineParams
     activations: str | None = None
+    losses: Tensor | None = None
 
 
 def rows_of(tensor: QuantizedTensor, rows: slice) -> QuantizedTensor:
     """Some output channels of a tensor, in memory of their own."""
-    p = tensor.params
+    p, losses = tensor.params, tensor.losses
     params = replace(p, scale=p.scale[rows].clone(), zero=p.zero[rows].clone())
-    return replace(tensor, codes=tensor.codes[rows].clone(), params=params)
+    return replace(
+        tensor, codes=tensor.codes[rows].clone(), params=params,
+        losses=None if losses is None else losses[rows],
+    )  # fmt: skip
 
 
 def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
@@ -80,7 +86,16 @@ def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
         scale=torch.cat([part.params.scale for part in parts]),
         zero=torch.cat([part.params.zero for part in parts]),
     )
-    return replace(parts[0], codes=torch.cat([part.codes for part in parts]), params=params)
+    return replace(
+        parts[0], codes=torch.cat([part.codes for part in parts]), params=params,
+        losses=of_all([part.losses for part in parts]),
+    )  # fmt: skip
+
+
+def of_all(losses: Sequence[Tensor | None]) -> Tensor | None:
+    """Those of several parts, one after the other; None where one's are not known."""
+    known = [each for each in losses if each is not None]
+    return torch.cat(known) if len(known) == len(losses) else None
 
 
 #: a weight in any number format

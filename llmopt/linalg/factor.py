@@ -21,7 +21,7 @@ _STRIP = 512
 
 
 class Part(Protocol):
-    """What error feedback reads of a matrix M [cols, cols], as far as it stands above the diagonal."""
+    """What error feedback reads of a matrix M [cols, cols], on and above its diagonal."""
 
     def within(self, block: slice[int, int, None]) -> Tensor:
         """M[block, block]."""
@@ -30,14 +30,14 @@ class Part(Protocol):
         """M[block, later], for columns that come after those of the block."""
 
     def before(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
-        """M[:start, span]^T residual[:start], for residual [cols, rows]: of columns before a span."""
+        """M[:start, span]^T residual[:start]: of columns before a span; residual [cols, rows]."""
 
 
 class Symmetric(Part, Protocol):
     """What descent reads of a symmetric one."""
 
     def after(self, span: slice[int, int, None], residual: Tensor) -> Tensor:
-        """M[stop:, span]^T residual[stop:], for residual [cols, rows]: of columns after a span."""
+        """M[stop:, span]^T residual[stop:]: of columns after a span; residual [cols, rows]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,14 @@ class Factor:
 
     damped: the matrix, float32. upper: R, whose diagonal is > 0. diagonal: [cols] float32, that of
     R. damping: what was added to the Hessian's diagonal, as a fraction of its mean over the live
-    columns; may be more than was asked for.
+    columns; may be more than was asked for. added: the same as it is.
     """
 
     damped: Symmetric
     upper: Part
     diagonal: Tensor
     damping: float
+    added: float
 
 
 @dataclass(frozen=True)
@@ -148,13 +149,14 @@ def damped_factor(
         hessian.clone() if order is None else hessian.index_select(0, order).index_select(1, order)
     )
     before = damped.diagonal().clone()
-    for used, diagonal in _dampings(before, damping, increment, attempts):
-        damped.diagonal().copy_(diagonal)
+    for used, added in _dampings(before, damping, increment, attempts):
+        damped.diagonal().copy_(before + added)
         upper = _flipped_cholesky(damped)
         if upper is not None:
             return Factor(
-                damped=Whole(damped), upper=Upper(upper), diagonal=upper.diagonal(), damping=used
-            )
+                damped=Whole(damped), upper=Upper(upper), diagonal=upper.diagonal(), damping=used,
+                added=float(added),
+            )  # fmt: skip
     raise AssertionError("the dampings end in an error")
 
 
@@ -172,14 +174,15 @@ def factor_in_place(
     and stays; on and above it R is made. before: [cols] float32, the Hessian's diagonal. Only
     where float32 does not do, there is a second square, in float64, for as long as this runs.
     """
-    for used, diagonal in _dampings(before, damping, increment, attempts):
+    for used, added in _dampings(before, damping, increment, attempts):
+        diagonal = before + added
         for dtype in (torch.float32, torch.float64):
             mirror_upper(square.T)
             square.diagonal().copy_(diagonal)
             if _factored(square, dtype):
                 return Factor(
                     damped=Lower(square, diagonal), upper=Upper(square),
-                    diagonal=square.diagonal().clone(), damping=used,
+                    diagonal=square.diagonal().clone(), damping=used, added=float(added),
                 )  # fmt: skip
     raise AssertionError("the dampings end in an error")
 
@@ -196,12 +199,12 @@ def check_finite(hessian: Tensor) -> None:
 def _dampings(
     before: Tensor, damping: float, increment: float, attempts: int
 ) -> Iterator[tuple[float, Tensor]]:
-    """Each damping to try, and the diagonal [cols] with it; LlmoptError when all were tried."""
+    """Each damping to try, and what it adds to the diagonal; LlmoptError when all were tried."""
     live = before > 0
     mean = before[live].mean() if bool(live.any()) else before.new_ones(())
     for attempt in range(attempts):
         used = damping + attempt * increment
-        yield used, before + mean * used
+        yield used, mean * used
     raise LlmoptError(f"the Hessian is not positive definite even with damping {used:g}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from llmopt.blockwalk import shortcuts
-from llmopt.blockwalk.activations import Room
+from llmopt.blockwalk.activations import FileActivations, Room
 from llmopt.blockwalk.shortcuts import Shortcuts
 from llmopt.formats.checkpoint import Checkpoint
 from tests import models
@@ -36,39 +37,43 @@ def test_sparing_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     models.save(tmp_path / "model", family)
+    monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
     made: list[bytes] = []
-    for share in (2, 0):
-        monkeypatch.setattr(shortcuts, "KEPT_SHARE", share)
-        monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
-        work = tmp_path / str(share)
+    for way in ("memory", "file", "nothing kept"):
+        monkeypatch.setattr(shortcuts, "KEPT_SHARE", 2 if way == "memory" else 0)
+        if way == "nothing kept":
+            monkeypatch.setattr(Shortcuts, "note", lambda *_: None)
+        work = tmp_path / way
         work.mkdir()
         run(tmp_path / "model", work, Round(sequential=True), tokens=calibration(), head=True)
         made.append((work / "out" / "model.safetensors").read_bytes())
-    assert made[0] == made[1]
+    assert made[0] == made[1] == made[2]
 
 
-def test_attention_is_computed_once_and_once_to_see_where_it_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("little", [0, 256 << 20])
+def test_modules_are_computed_once_and_once_to_see_where_they_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, little: int
 ) -> None:
-    """Three batches and two blocks: 2 x (3 to the projection, 1 to learn that it is the end)."""
-    monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
+    """Three batches, and one to learn: of two blocks, but for the last round of the last one.
+
+    An MLP's inputs are kept in a file where they are neither little nor narrow.
+    """
+    monkeypatch.setattr(shortcuts, "KEPT_LITTLE", little)
+    files: list[int] = []
+    begun = FileActivations.__init__
+
+    def noting(self: FileActivations, path: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
+        files.append(shape[-1])
+        begun(self, path, shape, dtype)
+
+    monkeypatch.setattr(FileActivations, "__init__", noting)
     models.save(tmp_path / "model", "llama", intermediate_size=160)  # too wide to be kept
     calls = counted(monkeypatch)
     run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
-    per_linear = Counter(calls.values())
-    # q, k, v; o in 1 round, down in the last; gate and up in 2 rounds; nothing asks for the last
-    # round of the last block
-    assert per_linear == {4: 2 * 3, 3: 2 + 1 + 2, 3 + 3: 2}
-
-
-def test_what_is_little_is_kept_however_few_the_activations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models.save(tmp_path / "model", "llama", intermediate_size=160)
-    calls = counted(monkeypatch)
-    run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
-    # once, but for the batch that shows where attention and MLP end
+    # q, k, v, gate and up of both, and o and down that show where attention and MLP end
     assert Counter(calls.values()) == {4: 5 + 3, 3: 2 + 3}
+    assert files == ([] if little else [160, 160])
+    assert not list(tmp_path.rglob("*.scratch"))
 
 
 def test_a_walk_that_only_looks_runs_a_block_once(
@@ -167,17 +172,19 @@ def test_outputs_take_the_place_of_inputs_and_do_not_outlive_a_second_look() -> 
         assert "forward" not in vars(module)
 
 
-def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_in_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortcuts, "KEPT_LITTLE", 0)
     models.save(tmp_path / "model", "llama", intermediate_size=160)
     width = Checkpoint.open(tmp_path / "model").config["hidden_size"]
     kept: list[int] = []
-    begun = Shortcuts._begun
+    make = Room.make
 
-    def noting(self: Shortcuts, name: str, cols: int) -> Any:
-        kept.append(cols)
-        return begun(self, name, cols)
+    def noting(self: Room, name: str, shape: Sequence[int], dtype: torch.dtype) -> Any:
+        found = make(self, name, shape, dtype)
+        if name.startswith("inputs.") and isinstance(found, torch.Tensor):
+            kept.append(shape[-1])
+        return found
 
-    monkeypatch.setattr(Shortcuts, "_begun", noting)
+    monkeypatch.setattr(Room, "make", noting)
     run(tmp_path / "model", tmp_path, Round(sequential=True), tokens=calibration())
     assert kept == [width, width]  # attention's, of two blocks

@@ -23,10 +23,14 @@ Fields = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTensor:
-    """A weight as a GGUF file holds it. grid: an id in specs.ggml. data: uint8 [rows, bytes]."""
+    """A weight as a GGUF file holds it. grid: an id in specs.ggml. data: uint8 [rows, bytes].
+
+    losses: float64 [rows], as `QuantizedTensor`'s.
+    """
 
     grid: str
     data: Tensor
+    losses: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import LlmoptError
+from llmopt.grids.base import of_all
 from llmopt.grids.ggml import BlockTensor, block_grid, check_range, place_of
 from llmopt.grids.ggml.base import Fields, ScalarGrid, VectorGrid
 from llmopt.linalg import Factor, InputStatistics
@@ -45,7 +46,11 @@ def solve(
     solver = _Solver(factor, type_id, settings.refine)
     step = max(1, _CHUNK // weight.shape[1])
     parts = [solver.solve(part) for part in torch.split(weight.to(place), step)]
-    return BlockTensor(grid=type_id, data=torch.cat(parts).to(weight.device))
+    data = torch.cat([part for part, _ in parts]).to(weight.device)
+    losses = of_all([lost for _, lost in parts])
+    return BlockTensor(
+        grid=type_id, data=data, losses=None if losses is None else losses.to(weight.device)
+    )
 
 
 @dataclass
@@ -75,8 +80,8 @@ class _Solver:
             _Vectors(grid) if hasattr(grid, "vector") else _Scalars(grid)  # type: ignore[arg-type]
         )
 
-    def solve(self, weight: Tensor) -> Tensor:
-        """uint8 [rows, bytes] for some rows of the weight."""
+    def solve(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [rows, bytes] for some rows of the weight, and losses as `QuantizedTensor`'s."""
         columns = weight.T.contiguous()
         codes = torch.zeros(
             columns.shape[0] // self._rounding.vector, columns.shape[1],
@@ -85,12 +90,12 @@ class _Solver:
         rows = _Rows(columns, torch.zeros_like(columns), codes)
         sweeps.feed_back(self._factor, rows.residual, self._width, partial(self._round, rows))
         descent = partial(self._descend, rows)
-        sweeps.descend(self._factor, rows.residual, self._width, descent, self._refine)
+        losses = sweeps.descend(self._factor, rows.residual, self._width, descent, self._refine)
         blocks = [
             self._rounding.pack(rows.fields[start], self._codes(rows, start).T.contiguous())
             for start in range(0, columns.shape[0], self._width)
         ]
-        return torch.cat(blocks, dim=1)
+        return torch.cat(blocks, dim=1), losses
 
     def _codes(self, rows: _Rows, start: int) -> Tensor:
         vector = self._rounding.vector

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llmopt.errors import LlmoptError
 from llmopt.grids.affine import group_length
-from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor
+from llmopt.grids.base import AffineParams, Grid, GridOptions, QuantizedTensor, of_all
 from llmopt.linalg import Factor, InputStatistics
 from llmopt.methods.quantize import sweeps
 from llmopt.methods.quantize.base import check_weight, grid_of
@@ -62,6 +62,7 @@ def solve(
             group_index=solver.stored_index(),
             scale_dtype=grid_of(options).scale_dtype,
         ),
+        losses=of_all([part.losses for part in parts]),
     )
 
 
@@ -119,11 +120,15 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Result:
-    """codes uint8 [rows, cols] in stored order; scale float32 and zero int32 [rows, groups]."""
+    """codes uint8 [rows, cols] in stored order; scale float32 and zero int32 [rows, groups].
+
+    losses: as `QuantizedTensor`.
+    """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor
+    losses: Tensor | None
 
 
 class _Solver:
@@ -163,7 +168,7 @@ class _Solver:
             params = self._grid.fit(weight, self._options, self._stored_diagonal)
             rows.scale, rows.zero = params.scale.T.clone(), params.zero.T.to(torch.float32)
         sweeps.feed_back(self._factor, rows.residual, self._size, partial(self._round, rows))
-        sweeps.descend(
+        losses = sweeps.descend(
             self._factor, rows.residual, self._size, partial(self._descend, rows),
             self._settings.refine,
         )  # fmt: skip
@@ -173,6 +178,7 @@ class _Solver:
             codes=codes.T.contiguous(),
             scale=rows.scale.T.contiguous(),
             zero=rows.zero.T.to(torch.int32).contiguous(),
+            losses=losses,
         )
 
     def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Feedback goes from the first block to the last: one is asked for R^T times the residual of the
 columns before it. Descent asks a block for H times the residual of all columns, and its sweeps go
-backward and forward in turn: what the columns on one side of a block ask of it was summed by the
+forward and backward in turn: what the columns on one side of a block ask of it was summed by the
 sweep before, which left them as they are. So a sweep takes half of the products that it would take
 alone (Conrad and Wallach 1979, of symmetric relaxation).
 """
@@ -34,31 +34,44 @@ def feed_back(factor: Factor, residual: Tensor, width: int, visit: Visit) -> Non
         _visit(factor.upper, span, width, asked, visit)
 
 
-def descend(factor: Factor, residual: Tensor, width: int, visit: Visit, sweeps: int) -> None:
-    """Visit each block of `width` columns of residual [cols, rows] once a sweep; the first goes
-    from last to first.
+def descend(
+    factor: Factor, residual: Tensor, width: int, visit: Visit, sweeps: int
+) -> Tensor | None:
+    """Visit each block of `width` columns of residual [cols, rows] once a sweep.
+
+    The first sweep goes from first to last, the second back, and so on. Returns what is left of
+    d H d^T for each row d, without damping, float64 [rows]; None where there was no sweep.
     """
+    if not sweeps:
+        return None
     damped = factor.damped
-    # for each column, what those ask of it that the sweep before visited earlier
-    aside = torch.empty_like(residual) if sweeps > 1 else None
+    # for each column, what the columns ask of it that a sweep visits later
+    later = torch.empty_like(residual)
     for sweep in range(sweeps):
         backward = sweep % 2 == 1
         for span in _pieces(slice(0, len(residual)), _span(width), backward=backward):
-            if sweep == 0 or aside is None:
-                asked = damped.before(span, residual) if backward else damped.after(span, residual)
-            else:
-                asked = aside[span].clone()
-            fresh = damped.after(span, residual) if backward else damped.before(span, residual)
-            if aside is not None:
-                aside[span] = fresh
-            asked.add_(fresh).addmm_(damped.within(span), residual[span])
+            earlier = (damped.after if backward else damped.before)(span, residual)
+            asked = later[span].clone() if sweep else damped.after(span, residual)
+            later[span] = earlier  # as the next sweep, which goes the other way, will need it
+            asked.add_(earlier).addmm_(damped.within(span), residual[span])
             _visit(damped, span, width, asked, visit, backward=backward)
+    return _losses(factor, residual, later, _span(width))
+
+
+def _losses(factor: Factor, residual: Tensor, beside: Tensor, size: int) -> Tensor:
+    """As `descend`; beside [cols, rows] is what the columns on one side of a span ask of it."""
+    found = residual.new_zeros(residual.shape[1], dtype=torch.float64)
+    for span in _pieces(slice(0, len(residual)), size):
+        own = residual[span]
+        costly = torch.addmm(beside[span], factor.damped.within(span), own, beta=2)
+        found += costly.sub_(own, alpha=factor.added).mul_(own).sum(0, dtype=torch.float64)
+    return found
 
 
 def _visit(
     part: Part, span: Columns, width: int, asked: Tensor, visit: Visit, *, backward: bool = False
 ) -> None:
-    """Visit the blocks of a span; `asked` [n, rows] is of its columns, and each visit changes it."""
+    """Visit the blocks of a span; `asked` [n, rows] is of its columns, and visits change it."""
     for block in _pieces(span, width, backward=backward):
         change = visit(block, asked[_within(span, block)])
         if backward:

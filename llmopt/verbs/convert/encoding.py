@@ -97,8 +97,9 @@ class Encode:
         made: dict[str, list[Tensor]] = {name: [] for name in names}
         found = {name: RoundingErrors(inlet.statistics) for name in names}
         for name, weight, solved, rows in solved_rows(inlet, names, check, solve):
-            part = replace(solved, data=solved.data[rows].clone())
-            found[name].add(decode(part), weight)
+            part = replace(solved, data=solved.data[rows].clone(), losses=None)
+            losses = None if solved.losses is None else solved.losses[rows]
+            found[name].add(decode(part), weight, losses)
             made[name].append(part.data)
         for name in names:
             with about(name):

@@ -77,7 +77,7 @@ class _Made:
     def add(self, part: QuantizedTensor, weight: Tensor) -> None:
         """The next rows, and what they were."""
         self._scales.add(weight, part)
-        self._compared.add(decode(part), weight)
+        self._compared.add(decode(part), weight, part.losses)
         self._parts.append(part)
 
     def settle(self) -> tuple[QuantizedTensor, Record]:

@@ -120,25 +120,27 @@ class Computing:
         return [tuple(some) for some in naming.rounds_within(block, needed, budget)]
 
     @property
-    def kept_bytes(self) -> int:
-        """Of inputs that a walk keeps of a block, where each inlet is looked at in turn."""
+    def kept(self) -> tuple[int, int]:
+        """Bytes of inputs that a walk keeps of a block, where each inlet is looked at in turn.
+
+        Those that may lie in memory, and those that lie in files in any case.
+        """
         rounds = self._rounds(0, in_turn=True)
-        ends = set(self._ends(rounds).values())
-        widths = [self.shape(rounds[index][0][0])[1] for index in ends]
-        return 4 * self.tokens * sum(widths)
+        left = most = max(KEPT_SHARE * self.width, KEPT_LITTLE // (4 * self.tokens))
+        beside = 0
+        for index in self._ends(rounds).values():
+            width = self.shape(rounds[index][0][0])[1]
+            left, beside = (left - width, beside) if width <= left else (left, beside + width)
+        return 4 * self.tokens * (most - left), 4 * self.tokens * beside
 
     def _ends(self, rounds: Sequence[Inlets]) -> dict[str, int]:
         """Modules that end in a linear whose inputs are kept -> the round of that linear."""
-        left = max(KEPT_SHARE * self.width, KEPT_LITTLE // (4 * self.tokens))
-        found: dict[str, int] = {}
-        for index, inlets in enumerate(rounds):
-            for names in inlets:
-                width = self.shape(names[0])[1]
-                alone = len(names) == 1 and self.contents.naming.pool_of(names[0]) is None
-                if alone and width <= left:
-                    left -= width
-                    found[_module(names[0])] = index
-        return found
+        return {
+            _module(names[0]): index
+            for index, inlets in enumerate(rounds)
+            for names in inlets
+            if len(names) == 1 and self.contents.naming.pool_of(names[0]) is None
+        }
 
     @cached_property
     def _chosen(self) -> int:

@@ -22,7 +22,7 @@ from llmopt.verbs.shared.computing import Computing
 from llmopt.verbs.shared.settings import Solving
 
 #: elements of a weight that are solved at once (methods.quantize)
-_CHUNK, _BLOCKWISE_CHUNK = 1 << 23, 1 << 22
+_CHUNK, _BLOCKWISE_CHUNK = 1 << 25, 1 << 22
 #: sweeps that a kind of work called feedback has
 _SWEEPS = 2
 #: scales that AWQ's search judges (methods.transform.awq)
@@ -160,7 +160,9 @@ def _solve(linears: _Alike, solving: Solving, *, guided: bool) -> Effort:
     rows, cols, guided = linears.rows, linears.cols, guided and linears.walked
     hessians = guided and METHODS[solving.method].hessian
     wide = (cols + FACTOR_BLOCK) / 2 if cols > FACTOR_BLOCK else cols
-    compared = {"products": 4 * rows * cols * wide} if hessians else {}
+    # of weights, and of errors where the method does not know what they cost
+    knows = isinstance(solving.settings, Feedback) and solving.settings.refine > 0
+    compared = {"products": 2 * (1 if knows else 2) * rows * cols * wide} if hessians else {}
     parts = [Effort({"moved": _HANDLED * rows * cols}), Effort(compared)]
     for layout in linears.layouts:
         if layout.grid in GGML_TYPES:
@@ -206,8 +208,12 @@ def _choose(linears: _Alike, solving: Solving) -> Effort:
 
 
 def _products(linears: _Alike, first: int, sweeps: int) -> Effort:
-    """Of errors with the factor, of which half is zero, and with the Hessian."""
-    return Effort({"products": linears.rows * linears.cols**2 * (first + 2 * sweeps)})
+    """Of errors with the factor, of which half is zero, and with the Hessian.
+
+    The first sweep takes all of the Hessian, and each after it one side of its diagonal.
+    """
+    halves = first + (1 + sweeps if sweeps else 0)
+    return Effort({"products": linears.rows * linears.cols**2 * halves})
 
 
 def _factor(cols: int) -> Effort:

@@ -40,8 +40,8 @@ _OF_CODES = 34
 #: weights of which rows are rounded at once (verbs.shared.solving), and float32 copies of them
 _AT_ONCE, _COPIES = 1 << 25, 2
 #: the same in a method (methods.quantize): in groups of columns, and in blocks of GGUF
-_ROWS_AT_ONCE, _ROW_COPIES = 1 << 23, 3.5
-_BLOCKS_AT_ONCE, _BLOCK_COPIES = 1 << 22, 15
+_ROWS_AT_ONCE, _ROW_COPIES = 1 << 25, 4.5
+_BLOCKS_AT_ONCE, _BLOCK_COPIES = 1 << 22, 16
 
 
 #: how many Hessians of a block's inlets there are at once
@@ -226,8 +226,10 @@ class _Walk:
     def saved(self) -> int:
         """Disk for activations: what is saved, what replaces it, and those in files."""
         saves = min(2, self._contents.naming.block_count // SAVE_EVERY)
-        scratch = self._way.arrangement.activations_in_file
-        return self.activations * (saves + scratch) + scratch * self._known
+        in_memory, in_files = self._known
+        if self._way.arrangement.activations_in_file:
+            in_files += self.activations + in_memory
+        return self.activations * saves + in_files
 
     @property
     def _parts(self) -> list[int | None]:
@@ -239,12 +241,12 @@ class _Walk:
 
     @property
     def _kept(self) -> int:
-        return 0 if self._way.arrangement.activations_in_file else self._known
+        return 0 if self._way.arrangement.activations_in_file else self._known[0]
 
     @property
-    def _known(self) -> int:
-        """Inputs that blockwalk.shortcuts keeps, where it takes all that it may."""
-        return self._computing.kept_bytes if self._computing else 0
+    def _known(self) -> tuple[int, int]:
+        """Inputs that blockwalk.shortcuts keeps in memory, if it may, and in files."""
+        return self._computing.kept if self._computing else (0, 0)
 
     def _changed(self, part: int | None) -> list[Change]:
         naming = self._contents.naming

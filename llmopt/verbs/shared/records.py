@@ -43,15 +43,19 @@ class RoundingErrors:
         """The relative error of the values."""
         return ratio(*self._sums["error"])
 
-    def add(self, found: Tensor, weight: Tensor) -> None:
-        """Values that rows got, [n, cols] in any dtype, and what they were before, float32."""
-        rows = max(1, _PIECE // weight.shape[1])
-        for values, before in zip(torch.split(found, rows), torch.split(weight, rows), strict=True):
-            values = values.to(torch.float32)
+    def add(self, found: Tensor, weight: Tensor, losses: Tensor | None = None) -> None:
+        """Values that rows got, [n, cols] in any dtype, and what they were before, float32.
+
+        losses: [n], as `QuantizedTensor`'s; what is known is not computed again.
+        """
+        step = max(1, _PIECE // weight.shape[1])
+        for start in range(0, len(weight), step):
+            rows = slice(start, start + step)
+            values, before = found[rows].to(torch.float32), weight[rows]
             self.exact = self.exact and torch.equal(values, before)
             self._left = self._left or bool(values.any())
             self._any = self._any or bool(before.any())
-            self._add_sums(values, before)
+            self._add_sums(values, before, None if losses is None else losses[rows])
 
     def record(self) -> Record:
         """Relative errors of the values, and of the outputs where E[x x^T] is known.
@@ -63,13 +67,15 @@ class RoundingErrors:
         found: Record = {name: ratio(*sums) for name, sums in self._sums.items()}
         return found if self._statistics is None else found | {"tokens": self._statistics.tokens}
 
-    def _add_sums(self, values: Tensor, weight: Tensor) -> None:
+    def _add_sums(self, values: Tensor, weight: Tensor, losses: Tensor | None) -> None:
         unit, change = _unit(weight), values - weight
         if unit != 1:
-            change, weight = change / unit, weight / unit
+            change, weight, losses = change / unit, weight / unit, None
         for name, sums in self._sums.items():
-            for place, each in enumerate((change, weight)):
-                sums[place] += unit * unit * self._loss(name, each)
+            known = float(losses.sum()) if losses is not None and name == "output_error" else None
+            lost = self._loss(name, change) if known is None else known
+            sums[0] += unit * unit * lost
+            sums[1] += unit * unit * self._loss(name, weight)
 
     def _loss(self, name: str, change: Tensor) -> float:
         if name == "output_error":
