@@ -83,7 +83,8 @@ class Generation:
 def generation(request: Request) -> Iterator[Generation]:
     """A generation, all of whose request is checked; its pieces are made inside the block."""
     from llmopt import soundness
-    from llmopt.runtimes.choice import computing_threads, open_engine
+    from llmopt.processor import computing_threads
+    from llmopt.runtimes.choice import open_engine
 
     _check(request)
     folder = resolve(request.model).folder

@@ -115,7 +115,7 @@ def table(plan: Plan, verb: str, options: RunOptions, reporter: Reporter) -> Tab
     doing = _Doing(plan, step, parents, options, reporter)
     reporter.phase("loading torch and transformers")
     tabulates: Tabulates = load(f"{VERBS[verb].package}.run")
-    from llmopt.runtimes.choice import computing_threads
+    from llmopt.processor import computing_threads
 
     doing.check_models()
     with tempfile.TemporaryDirectory() as name, computing_threads(options.threads):
@@ -194,7 +194,7 @@ class _Doing:
         work = self.work(folder)
         self.phase("loading torch and transformers")
         verb: Runs = load(f"{VERBS[self.step.verb].package}.run")
-        from llmopt.runtimes.choice import computing_threads
+        from llmopt.processor import computing_threads
 
         self.phase("reading text and model")
         with computing_threads(self.options.threads):

@@ -1,9 +1,11 @@
-"""What the CPU at hand computes fast: one answer for all that choose by it."""
+"""What the CPU at hand computes fast, and with how many threads: one answer for all."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +37,17 @@ def fast_int8() -> bool:
     """
     limit = _onednn_limit()
     return torch.cpu._is_vnni_supported() and limit not in ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+
+
+@contextmanager
+def computing_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with this many threads inside; None: as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def identity() -> dict[str, str]:

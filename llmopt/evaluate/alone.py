@@ -135,7 +135,8 @@ def _answer(job: Job) -> _Answer:
 
 
 def _measured(job: Job) -> Metrics:
-    from llmopt.runtimes.choice import computing_threads, open_engine
+    from llmopt.processor import computing_threads
+    from llmopt.runtimes.choice import open_engine
 
     with computing_threads(job.threads):
         engine = open_engine(job.runtime, Path(job.folder), device=job.device, dtype=job.dtype)

@@ -34,7 +34,7 @@ from llmopt.methods.quantize.settings import AwqSettings, Feedback, GptqSettings
 from llmopt.methods.transform.awq import Reader, search_scale
 from llmopt.specs import load
 from llmopt.specs.ggml import GGML_TYPES
-from llmopt.specs.work import columns, encoding, feedback
+from llmopt.specs.work import columns, encoding, feedback, feedback_products
 
 #: what a run loads besides, before it does anything
 _LOADED_BY_RUNS = ("llmopt.verbs.quantize.run", "transformers.models.llama.modeling_llama")
@@ -180,7 +180,7 @@ class Measurements:
         )
 
     def _of_products(self, rows: int, cols: int, refine: int) -> float:
-        return rows * cols**2 * (1 + 2 * refine) * self.found["products"]
+        return rows * cols**2 * feedback_products(refine) * self.found["products"]
 
     def _statistics(self, cols: int) -> InputStatistics:
         statistics = InputStatistics.empty(cols, InputMoments(hessian=True, mean_abs=True))

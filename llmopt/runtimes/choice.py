@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from llmopt.artifact import check_trusted
 from llmopt.errors import RequestError
@@ -37,14 +33,3 @@ def open_engine(runtime: str, folder: Path, *, device: str, dtype: str = AUTO) -
         check_trusted(folder)
     engine: Engine = load(spec.module).load(folder, **options)
     return engine
-
-
-@contextmanager
-def computing_threads(count: int | None) -> Iterator[None]:
-    """Let engines that are opened and run inside compute with this many threads; None: as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -38,6 +38,14 @@ def columns(kind: str) -> str:
     return f"{kind} columns"
 
 
+def feedback_products(refine: int) -> int:
+    """Products of errors with one side of a Hessian or with its factor, each rows * cols^2 FLOP.
+
+    The factor takes one, the first sweep two, and each sweep after it one.
+    """
+    return 1 + (1 + refine if refine else 0)
+
+
 _PLAIN: tuple[tuple[str, Unit, str], ...] = (
     ("start", "times", "a process with torch and transformers loaded"),
     ("products", "FLOP", "float32 products"),

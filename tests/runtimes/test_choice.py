@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmopt.errors import RequestError
-from llmopt.runtimes.choice import computing_threads, open_engine
+from llmopt.processor import computing_threads
+from llmopt.runtimes.choice import open_engine
 
 
 def test_a_file_says_what_llama_cpp_computes_in(tmp_path: Path) -> None:

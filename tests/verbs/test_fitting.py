@@ -87,14 +87,17 @@ def test_what_cannot_fit_names_what_would(tmp_path: Path, large: Path) -> None:
     def of(length: int) -> dict[str, object]:
         return {"calibration": {"source": "demo", "sequences": 4, "length": length}}
 
+    model = json.loads((large / "config.json").read_text()) | {"max_position_embeddings": 1 << 15}
+    write_model(tmp_path / "long", model, dtype=torch.bfloat16, hollow=True)
+    large = tmp_path / "long"
     with pytest.raises(RecipeError, match=r"q needs .* at least, and may hold 1 MiB") as refused:
-        planned(tmp_path, large, ALONE, data=of(8192), max_memory="1MiB")
+        planned(tmp_path, large, ALONE, data=of(16384), max_memory="1MiB")
     assert refused.value.key == "max_memory"
     enough = str(refused.value.hint).partition("max_memory: ")[2].partition(" ")[0]
-    planned(tmp_path, large, ALONE, data=of(8192), max_memory=enough)
+    planned(tmp_path, large, ALONE, data=of(16384), max_memory=enough)
     less = f"{float(enough.removesuffix('GiB')) - 0.2}GiB"
     with pytest.raises(RecipeError, match="q needs") as refused:
-        planned(tmp_path, large, ALONE, data=of(8192), max_memory=less)
+        planned(tmp_path, large, ALONE, data=of(16384), max_memory=less)
     hint = str(refused.value.hint)
     assert hint.startswith("length: ")
     length = int(hint.partition(": ")[2].split()[0])

@@ -101,30 +101,27 @@ class _Solver:
         vector = self._rounding.vector
         return rows.codes[start // vector : (start + self._width) // vector]
 
-    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
+    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
         """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper.within(block)
         target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
         # what comes back lies column by column, and every step to come works on rows
         target = target.contiguous().add_(rows.weight[block])
-        return self._settle(rows, block, self._rounding.round(target, upper, self._refine))
+        self._settle(rows, block, self._rounding.round(target, upper, self._refine))
 
-    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
+    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
         """Improve a block given all others; pending [n, rows] is H times the residual."""
         cost = self._factor.damped.within(block)
         values = rows.weight[block] - rows.residual[block]
         codes = self._codes(rows, block.start)
         present = _Settled(rows.fields[block.start], codes.clone(), values)
-        return self._settle(rows, block, self._rounding.improve(present, pending, cost))
+        self._settle(rows, block, self._rounding.improve(present, pending, cost))
 
-    def _settle(self, rows: _Rows, block: slice[int, int, None], settled: _Settled) -> Tensor:
-        """Take over what a block settled on; returns by how much its residual changed."""
+    def _settle(self, rows: _Rows, block: slice[int, int, None], settled: _Settled) -> None:
+        """Take over what a block settled on."""
         rows.fields[block.start] = settled.fields
         self._codes(rows, block.start).copy_(settled.codes)
-        residual = rows.weight[block] - settled.values
-        change = residual - rows.residual[block]
-        rows.residual[block] = residual
-        return change
+        rows.residual[block] = rows.weight[block] - settled.values
 
 
 class _Scalars:

@@ -109,13 +109,10 @@ class _Rows:
             zero=table.clone(),
         )
 
-    def settle(self, block: slice[int, int, None], codes: Tensor, lattice: ColumnLattice) -> Tensor:
-        """Take over a block's codes; returns by how much its residual changed."""
-        residual = torch.addcmul(self.weight[block], codes, lattice.scale, value=-1)
-        change = residual - self.residual[block]
-        self.residual[block] = residual
+    def settle(self, block: slice[int, int, None], codes: Tensor, lattice: ColumnLattice) -> None:
+        """Take over a block's codes."""
+        self.residual[block] = torch.addcmul(self.weight[block], codes, lattice.scale, value=-1)
         self.codes[block] = lattice.keep(codes)
-        return change
 
 
 @dataclass(frozen=True)
@@ -181,7 +178,7 @@ class _Solver:
             losses=losses,
         )
 
-    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
+    def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
         """Round a group; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper.within(block)
         wanted = torch.linalg.solve_triangular(upper.T, pending, upper=False)
@@ -193,17 +190,18 @@ class _Solver:
             rows.zero[self._group[block.start]] = zero.to(torch.float32)
         lattice = self._lattice(rows, block)
         if self._settings.refine == 0:
-            return rows.settle(block, feedback(target, upper, lattice), lattice)
+            rows.settle(block, feedback(target, upper, lattice), lattice)
+            return
         codes, lattice = feedback_with_trials(target, upper, lattice)
         cost = upper @ upper.T
         gradient = cost @ target.addcmul_(codes, lattice.scale, value=-1)
-        return self._improve(rows, block, gradient, cost, codes, lattice)
+        self._improve(rows, block, gradient, cost, codes, lattice)
 
-    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> Tensor:
+    def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
         """Improve a group given all others; pending [n, rows] is H times the residual."""
         lattice = self._lattice(rows, block)
         codes, cost = lattice.kept(rows.codes[block]), self._factor.damped.within(block)
-        return self._improve(rows, block, pending, cost, codes, lattice)
+        self._improve(rows, block, pending, cost, codes, lattice)
 
     def _improve(
         self,
@@ -213,11 +211,11 @@ class _Solver:
         cost: Tensor,
         codes: Tensor,
         old: ColumnLattice,
-    ) -> Tensor:
+    ) -> None:
         codes, lattice = descend(gradient, cost, codes, old)
         if lattice.free:
             rows.scale[self._group[block.start]] = lattice.scale[0]
-        return rows.settle(block, codes, lattice)
+        rows.settle(block, codes, lattice)
 
     def _lattice(self, rows: _Rows, block: slice[int, int, None]) -> ColumnLattice:
         """The values open to a block's columns, by the scales and zeros of now."""

@@ -5,6 +5,9 @@ columns before it. Descent asks a block for H times the residual of all columns,
 forward and backward in turn: what the columns on one side of a block ask of it was summed by the
 sweep before, which left them as they are. So a sweep takes half of the products that it would take
 alone (Conrad and Wallach 1979, of symmetric relaxation).
+
+Products are computed by all threads. A visit is thousands of steps over one column or a few: to
+wake other threads for a step takes as long as the step, so it is done by one.
 """
 
 from __future__ import annotations
@@ -15,23 +18,26 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from llmopt.linalg import Factor, Part
+from llmopt.linalg import Factor, Part, Symmetric
+from llmopt.processor import computing_threads
 
 # Columns that share one product with all others; blocks among them are settled one by one.
 _SPAN = 512
 
 #: columns start to stop
 Columns: TypeAlias = "slice[int, int, None]"
-#: changes the residual of a block of columns, given what others ask of it, [n, rows] and its own
-#: to overwrite; returns by how much it was changed
-Visit: TypeAlias = "Callable[[Columns, Tensor], Tensor]"
+#: settles the residual of a block of columns, given what is asked of it, [n, rows], which it may
+#: overwrite
+Visit: TypeAlias = "Callable[[Columns, Tensor], None]"
 
 
 def feed_back(factor: Factor, residual: Tensor, width: int, visit: Visit) -> None:
     """Visit each block of `width` columns of residual [cols, rows] once, from first to last."""
-    for span in _pieces(slice(0, len(residual)), _span(width)):
+    for span in _spans(residual, width):
         asked = factor.upper.before(span, residual)
-        _visit(factor.upper, span, width, asked, visit)
+        for block, earlier in _visited(factor.upper, span, width, residual, asked):
+            with computing_threads(1):
+                visit(block, earlier)
 
 
 def descend(
@@ -45,35 +51,59 @@ def descend(
     if not sweeps:
         return None
     damped = factor.damped
-    # for each column, what the columns ask of it that a sweep visits later
-    later = torch.empty_like(residual)
+    later = _asked_by_later(damped, residual, width)
     for sweep in range(sweeps):
         backward = sweep % 2 == 1
-        for span in _pieces(slice(0, len(residual)), _span(width), backward=backward):
-            earlier = (damped.after if backward else damped.before)(span, residual)
-            asked = later[span].clone() if sweep else damped.after(span, residual)
-            later[span] = earlier  # as the next sweep, which goes the other way, will need it
-            asked.add_(earlier).addmm_(damped.within(span), residual[span])
-            _visit(damped, span, width, asked, visit, backward=backward)
-    return _losses(factor, residual, later, _span(width))
+        for span in _spans(residual, width, backward=backward):
+            asked = (damped.after if backward else damped.before)(span, residual)
+            visited = _visited(damped, span, width, residual, asked, backward=backward)
+            for block, earlier in visited:
+                # all of H times the residual; the next sweep goes the other way
+                whole = torch.addmm(later[block], damped.within(block), residual[block])
+                whole.add_(earlier)
+                later[block] = earlier
+                with computing_threads(1):
+                    visit(block, whole)
+    return _losses(factor, residual, later, width)
 
 
-def _losses(factor: Factor, residual: Tensor, beside: Tensor, size: int) -> Tensor:
-    """As `descend`; beside [cols, rows] is what the columns on one side of a span ask of it."""
+def _asked_by_later(damped: Symmetric, residual: Tensor, width: int) -> Tensor:
+    """[cols, rows]: what the columns after its block ask of each."""
+    found = torch.empty_like(residual)
+    for span in _spans(residual, width):
+        found[span] = damped.after(span, residual)
+        for block in _pieces(span, width):
+            rest = slice(block.stop, span.stop)
+            if rest.start < rest.stop:
+                found[block].addmm_(damped.between(block, rest), residual[rest])
+    return found
+
+
+def _losses(factor: Factor, residual: Tensor, beside: Tensor, width: int) -> Tensor:
+    """As `descend`; beside [cols, rows] is what the columns on one side of a block ask of it."""
     found = residual.new_zeros(residual.shape[1], dtype=torch.float64)
-    for span in _pieces(slice(0, len(residual)), size):
-        own = residual[span]
-        costly = torch.addmm(beside[span], factor.damped.within(span), own, beta=2)
+    for block in _pieces(slice(0, len(residual)), width):
+        own = residual[block]
+        costly = torch.addmm(beside[block], factor.damped.within(block), own, beta=2)
         found += costly.sub_(own, alpha=factor.added).mul_(own).sum(0, dtype=torch.float64)
     return found
 
 
-def _visit(
-    part: Part, span: Columns, width: int, asked: Tensor, visit: Visit, *, backward: bool = False
-) -> None:
-    """Visit the blocks of a span; `asked` [n, rows] is of its columns, and visits change it."""
+def _visited(
+    part: Part,
+    span: Columns,
+    width: int,
+    residual: Tensor,
+    asked: Tensor,
+    *,
+    backward: bool = False,
+) -> Iterator[tuple[Columns, Tensor]]:
+    """The blocks of a span in their order, each with what those before it ask of it [n, rows].
+
+    asked: what the columns before the span ask of its own; overwritten.
+    """
     for block in _pieces(span, width, backward=backward):
-        change = visit(block, asked[_within(span, block)])
+        yield block, asked[_within(span, block)]
         if backward:
             rest = slice(span.start, block.start)
             coupling = part.between(rest, block)
@@ -81,11 +111,12 @@ def _visit(
             rest = slice(block.stop, span.stop)
             coupling = part.between(block, rest).T
         if rest.start < rest.stop:
-            asked[_within(span, rest)].addmm_(coupling, change)
+            asked[_within(span, rest)].addmm_(coupling, residual[block])
 
 
-def _span(width: int) -> int:
-    return max(width, _SPAN // width * width)
+def _spans(residual: Tensor, width: int, *, backward: bool = False) -> Iterator[Columns]:
+    size = max(width, _SPAN // width * width)
+    return _pieces(slice(0, len(residual)), size, backward=backward)
 
 
 def _pieces(whole: Columns, size: int, *, backward: bool = False) -> Iterator[Columns]:

@@ -16,7 +16,7 @@ from llmopt.specs import METHODS
 from llmopt.specs.folds import pairs
 from llmopt.specs.ggml import GGML_TYPES
 from llmopt.specs.walking import FACTOR_BLOCK
-from llmopt.specs.work import columns, encoding, feedback
+from llmopt.specs.work import columns, encoding, feedback, feedback_products
 from llmopt.step import Text
 from llmopt.verbs.shared.computing import Computing
 from llmopt.verbs.shared.settings import Solving
@@ -182,7 +182,8 @@ def _encode(linears: _Alike, type_id: str, solving: Solving, *, guided: bool) ->
     chunks = math.ceil(linears.rows / max(1, _BLOCKWISE_CHUNK // linears.cols))
     kind = feedback(type_id)
     found = {kind: weights * share, columns(kind): chunks * linears.cols * share}
-    return Effort(found) + _products(linears, 1, settings.refine) + _factor(linears.cols)
+    products = _products(linears, feedback_products(settings.refine))
+    return Effort(found) + products + _factor(linears.cols)
 
 
 def _choose(linears: _Alike, solving: Solving) -> Effort:
@@ -194,26 +195,24 @@ def _choose(linears: _Alike, solving: Solving) -> Effort:
     chunks = math.ceil(linears.rows / max(1, _CHUNK // linears.cols))
     if isinstance(settings, Feedback):
         first = {"feedback": weights, columns("feedback"): chunks * linears.cols}
-        sweeps, passes = settings.refine + bool(settings.refine), 1
+        sweeps, products = (
+            settings.refine + bool(settings.refine),
+            feedback_products(settings.refine),
+        )
+        factor = _factor(linears.cols)
     else:
-        first, sweeps, passes = {"nearest": weights}, settings.refine, 0
+        first, sweeps, products = {"nearest": weights}, settings.refine, 2 * settings.refine
+        factor = Effort()
     swept = {
         "feedback sweep": weights * sweeps,
         columns("feedback sweep"): chunks * linears.cols * sweeps,
     }
-    factor = _factor(linears.cols) if passes else Effort()
-    return total(
-        (Effort(first), Effort(swept), _products(linears, passes, settings.refine), factor)
-    )
+    return total((Effort(first), Effort(swept), _products(linears, products), factor))
 
 
-def _products(linears: _Alike, first: int, sweeps: int) -> Effort:
-    """Of errors with the factor, of which half is zero, and with the Hessian.
-
-    The first sweep takes all of the Hessian, and each after it one side of its diagonal.
-    """
-    halves = first + (1 + sweeps if sweeps else 0)
-    return Effort({"products": linears.rows * linears.cols**2 * halves})
+def _products(linears: _Alike, times: int) -> Effort:
+    """Of errors with the Hessian or its factor: so often with what stands on one side of it."""
+    return Effort({"products": linears.rows * linears.cols**2 * times})
 
 
 def _factor(cols: int) -> Effort:

@@ -29,18 +29,15 @@ def test_visits_are_asked_for_h_times_the_residual(
 ) -> None:
     weight, statistics = problem
     order = torch.argsort(statistics.diagonal)
-    made = statistics.factor(0.01, order=order)
     residual, visited = weight.T.index_select(0, order), list[int]()
     whole = statistics.hessian.clone()[order][:, order]
     made = statistics.factor(0.01, order=order)
     whole.diagonal().add_(made.added)
 
-    def visit(block: slice[int, int, None], asked: Tensor) -> Tensor:
+    def visit(block: slice[int, int, None], asked: Tensor) -> None:
         visited.append(block.start)
         torch.testing.assert_close(asked, whole[block] @ residual, rtol=1e-4, atol=1e-4)
-        change = 0.1 * torch.ones_like(residual[block])
-        residual[block] += change
-        return change
+        residual[block] += 0.1
 
     sweeps.descend(made, residual, 16, visit, count)
     there = list(range(0, 128, 16))
