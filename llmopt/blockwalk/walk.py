@@ -46,8 +46,7 @@ def walk(
     that they are not tied.
 
     activations_in_file: between blocks, and while a block lasts, activations lie in files of
-    `state_folder` rather than in memory; the bytes are the same. The inputs of what ends an MLP may
-    lie there in any case, unless a GPU computes them faster than files are read.
+    `state_folder` rather than in memory, where on a processor wide ones lie in any case.
 
     A walk that was killed goes on when it is called again with the same arguments, `state_folder`
     and sink, and gives the same bytes. Activations are saved every `save_every` blocks; what was
@@ -80,8 +79,15 @@ def walk(
                 checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device,
                 room=Room(state_folder if activations_in_file else None),
             )  # fmt: skip
-            beside = Room(state_folder) if device.type == "cpu" else None
-            _CalibratedWalk(stream, passes, parts, state, beside, save_every, tell).run(done)
+            _CalibratedWalk(
+                stream,
+                passes,
+                parts,
+                state,
+                save_every,
+                tell,
+                beside=Room(state_folder) if device.type == "cpu" else None,
+            ).run(done)
         state.forget()
         return parts.keep_the_rest()
 
@@ -90,7 +96,7 @@ class _CalibratedWalk:
     """Activations flow through each block, before and after it is changed.
 
     They are overwritten batch by batch and block by block. beside: room for inputs that memory has
-    none for.
+    none for, where a file is read sooner than they are computed.
     """
 
     def __init__(
@@ -99,9 +105,10 @@ class _CalibratedWalk:
         passes: Sequence[Pass],
         parts: Parts,
         state: WalkState,
-        beside: Room | None,
         save_every: int,
         tell: OnBlock,
+        *,
+        beside: Room | None,
     ) -> None:
         self._stream, self._passes, self._parts = stream, passes, parts
         self._state, self._beside, self._save_every = state, beside, save_every
