@@ -45,8 +45,7 @@ def walk(
     head that shares the embedding's weight gets one of its own: the result's config must then say
     that they are not tied.
 
-    activations_in_file: between blocks, and while a block lasts, activations lie in files of
-    `state_folder` rather than in memory, where on a processor wide ones lie in any case.
+    activations_in_file: activations lie in `state_folder`, as wide ones do on a processor anyway.
 
     A walk that was killed goes on when it is called again with the same arguments, `state_folder`
     and sink, and gives the same bytes. Activations are saved every `save_every` blocks; what was
@@ -79,15 +78,8 @@ def walk(
                 checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device,
                 room=Room(state_folder if activations_in_file else None),
             )  # fmt: skip
-            _CalibratedWalk(
-                stream,
-                passes,
-                parts,
-                state,
-                save_every,
-                tell,
-                beside=Room(state_folder) if device.type == "cpu" else None,
-            ).run(done)
+            beside = Room(state_folder) if device.type == "cpu" else None
+            _CalibratedWalk(stream, beside, passes, parts, state, save_every, tell).run(done)
         state.forget()
         return parts.keep_the_rest()
 
@@ -102,13 +94,12 @@ class _CalibratedWalk:
     def __init__(
         self,
         stream: BlockStream,
+        beside: Room | None,
         passes: Sequence[Pass],
         parts: Parts,
         state: WalkState,
         save_every: int,
         tell: OnBlock,
-        *,
-        beside: Room | None,
     ) -> None:
         self._stream, self._passes, self._parts = stream, passes, parts
         self._state, self._beside, self._save_every = state, beside, save_every
