@@ -76,3 +76,12 @@ def test_another_cpu_or_other_kernels_have_another_identity(
         patch.setattr(processor, "_kind", lambda: "another one")
         assert processor.identity() != usual
     assert all(usual.values())
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with processor.computing_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with processor.computing_threads(None):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -98,17 +98,11 @@ class WalkState:
         partial.write_text(text + "\n", encoding="utf-8")
         partial.replace(self._folder / _SETTINGS)
 
-    @contextmanager
-    def _same_threads(self) -> Iterator[None]:
+    def _same_threads(self) -> AbstractContextManager[None]:
         """Compute with as many threads as the walk began with: sums depend on it."""
-        before = torch.get_num_threads()
         threads = read_json(self._folder / _SETTINGS)["threads"]
         assert isinstance(threads, int)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return processor.computing_threads(threads)
 
 
 def keep(path: Path, activations: Activations, metadata: Mapping[str, str]) -> None:

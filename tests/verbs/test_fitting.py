@@ -65,6 +65,13 @@ def test_shards_of_a_large_model_take_no_second_copy(tmp_path: Path, large: Path
     assert step.footprint.disk_bytes == sum(change.bytes for change in step.changes)
 
 
+def test_a_walk_that_only_looks_keeps_no_inputs_on_disk(tmp_path: Path, large: Path) -> None:
+    step = {"id": "q", "convert": {"to": "imatrix"}}
+    found = planned(tmp_path, large, step).by_id("q").footprint.disk_bytes
+    activations = 4 * 128 * 512 * 4096
+    assert 2 * activations < found < 2.1 * activations  # saved ones, and what replaces them
+
+
 def needed(tmp_path: Path, **recipe: object) -> int:
     return planned(tmp_path, "demo", ALONE, **recipe).by_id("q").footprint.memory_bytes
 

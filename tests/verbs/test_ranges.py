@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llmopt import pipeline, planner
 from llmopt.errors import RequestError
+from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.recipe import from_data
 from llmopt.step import RunOptions
 from llmopt.verbs.shared.records import RoundingErrors, ratio
@@ -122,3 +123,25 @@ def test_errors_are_numbers_whatever_the_size() -> None:
         errors.record()
     with pytest.raises(Exception, match="no number"):
         ratio(math.inf, math.inf)
+
+
+def test_losses_that_are_known_are_taken_where_float32_holds_them() -> None:
+    """They stand for what they say of the outputs, and nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 32, generator=generator)
+    statistics = InputStatistics.empty(32, InputMoments(hessian=True))
+    statistics.add(torch.randn(64, 32, generator=generator))
+    for size, taken in ((1.0, True), (1e-25, False)):
+        values, before = weight * (1.125 * size), weight * size
+        found = {}
+        for times in (None, 1.0, 4.0):
+            errors = RoundingErrors(statistics)
+            known = None if times is None else times * statistics.losses(values - before)
+            errors.add(values, before, known)
+            found[times] = errors.record()
+        assert found[1.0] == pytest.approx(found[None], rel=1e-4)
+        ratio_of_outputs = 2.0 if taken else 1.0  # of square roots
+        assert found[4.0]["output_error"] == pytest.approx(
+            ratio_of_outputs * found[None]["output_error"], rel=1e-4
+        )
+        assert found[4.0]["error"] == found[None]["error"]

@@ -46,7 +46,10 @@ def plan(
     refuse_loss(lost, context, exact=target.exact)
     changes = tuple(each.change for each in lost)
     hessians: Hessians = "in turn" if target.feeds_back else "none"
-    needs = partial(quantize_footprint, contents, changes, calibration, hessians, one_file=True)
+    needs = partial(
+        quantize_footprint, contents, changes, calibration, hessians,
+        in_turn=target.feeds_back, one_file=True,
+    )  # fmt: skip
     fitted = walked(needs, calibration, target.batch_size, context)
     step = PlannedStep(
         id=context.id,

@@ -51,7 +51,10 @@ def _quantized(settings: QuantizeSettings, context: PlanContext) -> Planned:
     mistakes.raise_any()
     effective = _effective(settings, transform, calibration)
     hessians = _hessians(settings, transform)
-    needs = partial(quantize_footprint, contents, changes, calibration, hessians, one_file=False)
+    needs = partial(
+        quantize_footprint, contents, changes, calibration, hessians,
+        in_turn=in_order(settings), one_file=False,
+    )  # fmt: skip
     fitted = walked(needs, calibration, settings.batch_size, context)
     grid = f"{settings.grid} g{settings.group_size}"
     wanted = goal(settings.target_bpw, settings.target_size) or grid

@@ -161,8 +161,8 @@ def _solve(linears: _Alike, solving: Solving, *, guided: bool) -> Effort:
     hessians = guided and METHODS[solving.method].hessian
     wide = (cols + FACTOR_BLOCK) / 2 if cols > FACTOR_BLOCK else cols
     # of weights, and of errors where the method does not know what they cost
-    knows = isinstance(solving.settings, Feedback) and solving.settings.refine > 0
-    compared = {"products": 2 * (1 if knows else 2) * rows * cols * wide} if hessians else {}
+    known = isinstance(solving.settings, Feedback) and solving.settings.refine > 0
+    compared = {"products": (2 if known else 4) * rows * cols * wide} if hessians else {}
     parts = [Effort({"moved": _HANDLED * rows * cols}), Effort(compared)]
     for layout in linears.layouts:
         if layout.grid in GGML_TYPES:
@@ -195,14 +195,11 @@ def _choose(linears: _Alike, solving: Solving) -> Effort:
     chunks = math.ceil(linears.rows / max(1, _CHUNK // linears.cols))
     if isinstance(settings, Feedback):
         first = {"feedback": weights, columns("feedback"): chunks * linears.cols}
-        sweeps, products = (
-            settings.refine + bool(settings.refine),
-            feedback_products(settings.refine),
-        )
-        factor = _factor(linears.cols)
+        sweeps = settings.refine + bool(settings.refine)
+        products, factor = feedback_products(settings.refine), _factor(linears.cols)
     else:
-        first, sweeps, products = {"nearest": weights}, settings.refine, 2 * settings.refine
-        factor = Effort()
+        first, sweeps = {"nearest": weights}, settings.refine
+        products, factor = 2 * settings.refine, Effort()
     swept = {
         "feedback sweep": weights * sweeps,
         columns("feedback sweep"): chunks * linears.cols * sweeps,

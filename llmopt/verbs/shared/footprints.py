@@ -55,11 +55,13 @@ def quantize_footprint(
     hessians: Hessians,
     way: Way,
     *,
+    in_turn: bool,
     one_file: bool,
 ) -> Footprint:
     """A walk that rounds: a block, its results, activations, a Hessian that becomes its factor.
 
-    one_file: what is written is no checkpoint in shards.
+    in_turn: an inlet's statistics see what was changed before it. one_file: what is written is no
+    checkpoint in shards.
     """
     walk = _Walk(contents, changes, calibration, way)
     parts = sum(change.bytes for change in changes if change.quantized)
@@ -67,7 +69,7 @@ def quantize_footprint(
     if calibration is None:
         return Footprint(_LIBRARIES + walk.alone, writing)
     memory = _LIBRARIES + _TEXT + max(walk.rounding(hessians), walk.rounding_head)
-    return Footprint(memory, max(writing, parts + walk.saved))
+    return Footprint(memory, max(writing, parts + walk.saved(in_turn=in_turn)))
 
 
 def _writing(contents: Contents, changes: Sequence[Change]) -> int:
@@ -86,7 +88,8 @@ def imatrix_footprint(
 ) -> Footprint:
     """A walk that only looks: a block, and activations; the squares of inputs are small."""
     walk = _Walk(contents, changes, calibration, way)
-    return Footprint(_LIBRARIES + _TEXT + walk.looking, 3 * walk.inputs * _F32 + walk.saved)
+    disk = 3 * walk.inputs * _F32 + walk.saved(in_turn=False)
+    return Footprint(_LIBRARIES + _TEXT + walk.looking, disk)
 
 
 def convert_footprint(contents: Contents, changes: Sequence[Change]) -> Footprint:
@@ -222,11 +225,13 @@ class _Walk:
             for name in names
         )
 
-    @property
-    def saved(self) -> int:
-        """Disk for activations: what is saved, what replaces it, and those in files."""
+    def saved(self, *, in_turn: bool) -> int:
+        """Disk for activations: what is saved, what replaces it, and those in files.
+
+        in_turn: as `quantize_footprint`; only then inputs are kept.
+        """
         saves = min(2, self._contents.naming.block_count // SAVE_EVERY)
-        in_memory, in_files = self._known
+        in_memory, in_files = self._known if in_turn else (0, 0)
         if self._way.arrangement.activations_in_file:
             in_files += self.activations + in_memory
         return self.activations * saves + in_files

@@ -11,6 +11,7 @@ from llmopt.grids.base import GridOptions
 from llmopt.linalg import InputStatistics, factor
 from llmopt.methods.quantize import blockwise, gptq, sweeps
 from llmopt.methods.quantize.settings import Feedback, GptqSettings
+from llmopt.processor import computing_threads
 from tests.methods.quantize.reference import make_problem
 
 
@@ -36,10 +37,13 @@ def test_visits_are_asked_for_h_times_the_residual(
 
     def visit(block: slice[int, int, None], asked: Tensor) -> None:
         visited.append(block.start)
+        assert torch.get_num_threads() == 1
         torch.testing.assert_close(asked, whole[block] @ residual, rtol=1e-4, atol=1e-4)
         residual[block] += 0.1
 
-    sweeps.descend(made, residual, 16, visit, count)
+    with computing_threads(2):
+        sweeps.descend(made, residual, 16, visit, count)
+        assert torch.get_num_threads() == 2
     there = list(range(0, 128, 16))
     assert visited == (there + there[::-1] + there)[: 8 * count]
 
