@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -85,3 +88,34 @@ def test_threads_are_given_back() -> None:
     with processor.computing_threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
+
+
+def test_parts_are_computed_side_by_side_by_a_thread_each() -> None:
+    together = threading.Barrier(2, timeout=20)
+
+    def work(part: int) -> tuple[int, int]:
+        together.wait()
+        return part, torch.get_num_threads()
+
+    with processor.computing_threads(2):
+        assert processor.side_by_side(work, range(6)) == [(part, 1) for part in range(6)]
+        assert torch.get_num_threads() == 2
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [torch.get_num_threads()]
+
+
+def test_an_error_in_a_part_is_raised_and_ends_the_others() -> None:
+    seen: list[int] = []
+
+    def work(part: int) -> None:
+        seen.append(part)
+        if part == 1:
+            raise ValueError("part 1")
+        time.sleep(0.01)
+
+    with processor.computing_threads(2), pytest.raises(ValueError, match="part 1"):
+        processor.side_by_side(work, range(1000))
+    assert len(seen) < 1000

@@ -34,6 +34,7 @@ from llmopt.methods.quantize.settings import AwqSettings, Feedback, GptqSettings
 from llmopt.methods.transform.awq import Reader, search_scale
 from llmopt.specs import load
 from llmopt.specs.ggml import GGML_TYPES
+from llmopt.specs.walking import MOST_ROWS
 from llmopt.specs.work import columns, encoding, feedback, feedback_products
 
 #: what a run loads besides, before it does anything
@@ -46,6 +47,8 @@ _INT4 = GridOptions(
 )  # fmt: skip
 #: scales that AWQ's search judges
 _AWQ_SCALES = 41
+#: threads that get rows of a weight that is solved
+_MOST_THREADS = 4
 #: seconds from which on a run is not repeated
 _LONG = 0.05
 
@@ -55,6 +58,7 @@ class Measurements:
 
     def __init__(self, *, quick: bool) -> None:
         self._runs = 1 if quick else 3
+        self._threads = min(torch.get_num_threads(), _MOST_THREADS)
         self._disk_bytes = (1 if quick else 128) << 20
         self._generator = torch.Generator().manual_seed(0)
         self.found: dict[str, float] = {}
@@ -131,7 +135,7 @@ class Measurements:
             self.found["read"] = min(_elapsed(read) for _ in range(self._runs)) / len(data)
 
     def _methods(self) -> None:
-        cols, many, few = 512, 1024, 128
+        cols, many, few = 512, MOST_ROWS * self._threads, 128
         statistics, weight = self._statistics(cols), self._normal(many, cols)
         factor = self._best(lambda: statistics.factor(_DAMPING))
 
@@ -156,7 +160,7 @@ class Measurements:
 
     def _ggml(self, type_id: str) -> None:
         cols, few = 256, 32
-        statistics, rows = self._statistics(cols), self._normal(1024, cols)
+        statistics, rows = self._statistics(cols), self._normal(MOST_ROWS * self._threads, cols)
         weight = rows[:256]
         for search in ("best", "reference"):
             took = self._best(partial(ggml.encode, type_id, weight, statistics.diagonal, search))

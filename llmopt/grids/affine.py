@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from llmopt.errors import RequestError
 from llmopt.grids.base import AffineParams
 
 # Up to here columns are rounded one by one, above by halves with a matrix product in between.
-_FEW_COLUMNS = 16
+_FEW_COLUMNS, _FEW_ON_CPU = 16, 64
 
 
 def group_length(cols: int, group_size: int) -> int:
@@ -64,26 +62,44 @@ def round_with_feedback(
 
     target, current, codes: [n, rows] float32, a column of the weight to each row, contiguous. All
     three are overwritten: target with what each column was rounded from, current with the changes
-    current - c * scale, codes with c. scale, low, high: [n, rows], may be expanded views.
-    coupling: [n, n], of which the part above the diagonal is read. levels: what codes may be,
-    ascending, where they are not whole numbers; low and high then do not matter.
+    current - c * scale, codes with c. scale, low, high: [n, rows], or [1, rows] where all columns
+    share them. coupling: [n, n], of which the part above the diagonal is read. levels: what codes
+    may be, ascending, where they are not whole numbers; low and high then do not matter.
     """
     n = target.shape[0]
-    if n > _FEW_COLUMNS:
-        half = n // 2
-        first, last = slice(0, half), slice(half, n)
-        for part in (first, last):
-            round_with_feedback(
-                target[part], current[part], codes[part],
-                scale[part], low[part], high[part], coupling[part, part], levels,
-            )  # fmt: skip
-            if part is first:
-                target[last].addmm_(coupling[first, last].T, current[first])
+    if n <= (_FEW_ON_CPU if target.is_cpu else _FEW_COLUMNS):
+        settle = _settle_on_cpu if target.is_cpu else _settle
+        settle(target, current, codes, scale, low, high, coupling, levels)
         return
-    middles = None if levels is None else (levels[1:] + levels[:-1]) / 2
-    columns = (_columns(x) for x in (target, current, codes, scale, low, high))
+    half = n // 2
+    first, last = slice(0, half), slice(half, n)
+    for part in (first, last):
+        step, least, most = (x if len(x) == 1 else x[part] for x in (scale, low, high))
+        round_with_feedback(
+            target[part], current[part], codes[part],
+            step, least, most, coupling[part, part], levels,
+        )  # fmt: skip
+        if part is first:
+            target[last].addmm_(coupling[first, last].T, current[first])
+
+
+def _settle(
+    target: Tensor,
+    current: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    coupling: Tensor,
+    levels: Tensor | None,
+) -> None:
+    """As `round_with_feedback`, one column after the other."""
+    n = target.shape[0]
+    middles = None if levels is None else _middles(levels)
+    shared = (x.expand(n, -1).unbind() for x in (scale, low, high))
     coupled = coupling.unsqueeze(2).unbind()
-    for i, (wanted, change, code, step, least, most) in enumerate(zip(*columns, strict=True)):
+    columns = zip(target.unbind(), current.unbind(), codes.unbind(), *shared, strict=True)
+    for i, (wanted, change, code, step, least, most) in enumerate(columns):
         torch.div(wanted, step, out=code)
         if levels is None or middles is None:
             torch.clamp(code.round_(), least, most, out=code)
@@ -94,9 +110,29 @@ def round_with_feedback(
             target[i + 1 :].addcmul_(coupled[i][i + 1 :], change)
 
 
-def _columns(x: Tensor) -> Sequence[Tensor]:
-    """The rows of x [n, rows]; where all are one, no view is made for each."""
-    return [x[0]] * len(x) if x.stride(0) == 0 else x.unbind()
+def _settle_on_cpu(
+    target: Tensor,
+    current: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    coupling: Tensor,
+    levels: Tensor | None,
+) -> None:
+    """As `_settle`, compiled."""
+    from llmopt.grids import kernels  # takes half a second
+
+    table = target.new_empty(0) if levels is None else levels
+    step, least, most = (x.contiguous().numpy() for x in (scale, low, high))
+    kernels.round_with_feedback(
+        target.numpy(), current.numpy(), codes.numpy(), step, least, most,
+        coupling.numpy(), table.numpy(), _middles(table).numpy(),
+    )  # fmt: skip
+
+
+def _middles(levels: Tensor) -> Tensor:
+    return (levels[1:] + levels[:-1]) / 2
 
 
 def per_column(params: AffineParams, cols: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmopt.grids.affine import decode, encode, group_length, round_scale
 from llmopt.grids.base import AffineParams, GridOptions
 from llmopt.grids.search import search_scales
+from llmopt.processor import side_by_side
 
 __all__ = ["decode", "encode", "fit", "fit_block", "levels", "scale_dtype"]
 
@@ -36,11 +37,14 @@ def fit(w: Tensor, options: GridOptions, importance: Tensor | None = None) -> Af
     scale = torch.empty(rows, groups, dtype=torch.float32, device=w.device)
     zero = torch.empty(rows, groups, dtype=torch.int32, device=w.device)
     step = max(1, _CHUNK // cols)
-    for start in range(0, rows, step):
+
+    def fit_some(start: int) -> None:
         part = slice(start, start + step)
         found_scale, found_zero = _fit(blocks[part].permute(2, 1, 0).contiguous(), options, weights)
         scale[part] = found_scale.T
         zero[part] = found_zero.T
+
+    side_by_side(fit_some, range(0, rows, step))
     return AffineParams(
         bits=options.bits,
         group_size=options.group_size,

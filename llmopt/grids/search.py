@@ -9,7 +9,7 @@ and 3 bits, and within 5 % at 4 bits in groups of 32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,13 +36,40 @@ def search_scales(x: Tensor, options: GridOptions, weights: Tensor | None) -> tu
 
     weights broadcasts to x, >= 0; None weighs all alike. Scales are those of round_scale.
     """
-    best = _Best(x, None if weights is None else _floored(weights), 2**options.bits - 1)
     ranges = _symmetric_ranges if options.symmetric else _asymmetric_ranges
-    for scale, zero in ranges(x, options):
+    search = _search_on_cpu if x.is_cpu else _search
+    weights = None if weights is None else _floored(weights)
+    return search(x, weights, 2**options.bits - 1, list(ranges(x, options)))
+
+
+def _search(
+    x: Tensor, weights: Tensor | None, top: int, ranges: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """As `search_scales`, among these ranges and what they improve to."""
+    best = _Best(x, weights, top)
+    for scale, zero in ranges:
         best.consider(scale, zero)
     for _ in range(_ROUNDS):
         best.consider(best.scale.clone(), best.zero.clone())
     return best.scale, best.zero
+
+
+def _search_on_cpu(
+    x: Tensor, weights: Tensor | None, top: int, ranges: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """As `_search`, compiled."""
+    from llmopt.grids import kernels  # takes half a second
+
+    groups_of = x.contiguous().view(len(x), -1, x.shape[-1])
+    n, groups, rows = groups_of.shape
+    weights = torch.ones(n, groups) if weights is None else weights.expand(*x.shape[:-1], 1)
+    scales, zeros = (torch.stack(each).view(-1, groups, rows) for each in zip(*ranges, strict=True))
+    scale, zero = torch.empty(groups, rows), torch.empty(groups, rows)
+    kernels.search_scales(
+        groups_of.numpy(), weights.reshape(n, groups).numpy(), scales.numpy(), zeros.numpy(),
+        top, _ROUNDS, scale.numpy(), zero.numpy(),
+    )  # fmt: skip
+    return scale.view(x.shape[1:]), zero.view(x.shape[1:])
 
 
 class _Best:

@@ -15,3 +15,13 @@ FACTOR_BLOCK = 2048
 PERMUTED_ROWS = 512
 #: slices of all models' heads: bytes in float32, tokens, and positions whose logits are computed
 HEAD_BYTES, HEAD_TOKENS, HEAD_POSITIONS = 128 << 20, 16384, 512
+#: weights that a thread solves at once, and as few and many rows of them
+SOLVED_WEIGHTS, FEWEST_ROWS, MOST_ROWS = 1 << 22, 256, 1024
+
+
+def rows_at_once(cols: int) -> int:
+    """Rows of a weight of so many columns that a thread solves at once.
+
+    What a block of their columns takes stays in a cache, and is still worth the calls it takes.
+    """
+    return min(max(SOLVED_WEIGHTS // cols, FEWEST_ROWS), MOST_ROWS)

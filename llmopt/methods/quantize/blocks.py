@@ -51,18 +51,12 @@ class ColumnLattice:
             return codes.to(torch.float32)
         return self.levels[codes.to(torch.int64)]
 
-    def columns(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """scale, low and high, [n, rows]."""
-        rows = self.scale.shape[1]
-        return self.scale.expand(n, rows), self.low.expand(n, rows), self.high.expand(n, rows)
-
 
 def feedback(target: Tensor, upper: Tensor, lattice: ColumnLattice) -> Tensor:
     """Codes by GPTQ's feedback inside the block, U = `upper`; float32 [n, rows]."""
     codes = torch.empty_like(target)
     coupling = upper / upper.diagonal()
-    columns = lattice.columns(target.shape[0])
-    round_with_feedback(target.clone(), target.clone(), codes, *columns, coupling, lattice.levels)
+    _round(target.clone(), target.clone(), codes, lattice, coupling)
     return codes
 
 
@@ -84,10 +78,7 @@ def feedback_with_trials(
     )
     rounded_from, codes = target.repeat(1, k), torch.empty(n, k * rows, device=target.device)
     diagonal = upper.diagonal()
-    columns = trials.columns(n)
-    round_with_feedback(
-        rounded_from, rounded_from.clone(), codes, *columns, upper / diagonal, lattice.levels
-    )
+    _round(rounded_from, rounded_from.clone(), codes, trials, upper / diagonal)
     # e^T A e is the sum over columns of (what it was rounded from - its value)^2 U_kk^2.
     lost = rounded_from.addcmul_(codes, trials.scale, value=-1).square_()
     best = (diagonal.square() @ lost).view(k, rows).argmin(0, keepdim=True)
@@ -108,9 +99,17 @@ def descend(
     values = codes * lattice.scale
     target = gradient.div_(diagonal.unsqueeze(1)).add_(values)
     descended = torch.empty_like(codes)
-    columns = lattice.columns(codes.shape[0])
-    round_with_feedback(target, values, descended, *columns, cost / diagonal, lattice.levels)
+    _round(target, values, descended, lattice, cost / diagonal)
     return descended, lattice
+
+
+def _round(
+    target: Tensor, current: Tensor, codes: Tensor, lattice: ColumnLattice, coupling: Tensor
+) -> None:
+    """As `round_with_feedback`, to a lattice's values."""
+    round_with_feedback(
+        target, current, codes, lattice.scale, lattice.low, lattice.high, coupling, lattice.levels
+    )
 
 
 def _refit(gradient: Tensor, cost: Tensor, codes: Tensor, lattice: ColumnLattice) -> ColumnLattice:

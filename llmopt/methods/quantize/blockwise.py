@@ -27,9 +27,6 @@ from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback
 from llmopt.methods.quantize.settings import Feedback
 from llmopt.specs.ggml import GGML_TYPES
 
-# Elements of a weight that are worked on at once; rows do not depend on each other.
-_CHUNK = 1 << 22
-
 
 def solve(
     weight: Tensor, statistics: InputStatistics, type_id: str, settings: Feedback
@@ -44,8 +41,7 @@ def solve(
     place = place_of(type_id, weight)
     factor = statistics.to(place).factor(settings.damping)
     solver = _Solver(factor, type_id, settings.refine)
-    step = max(1, _CHUNK // weight.shape[1])
-    parts = [solver.solve(part) for part in torch.split(weight.to(place), step)]
+    parts = sweeps.by_rows(weight.to(place), solver.solve)
     data = torch.cat([part for part, _ in parts]).to(weight.device)
     losses = of_all([lost for _, lost in parts])
     return BlockTensor(

@@ -29,9 +29,6 @@ from llmopt.methods.quantize.base import check_weight, grid_of
 from llmopt.methods.quantize.blocks import ColumnLattice, descend, feedback, feedback_with_trials
 from llmopt.methods.quantize.settings import ActOrder, GptqSettings
 
-# Elements of a weight that are worked on at once; rows do not depend on each other.
-_CHUNK = 1 << 25
-
 
 def solve(
     weight: Tensor,
@@ -48,8 +45,7 @@ def solve(
     order = column_order(statistics.diagonal, size, settings.act_order)
     factor = statistics.factor(settings.damping, order=order)
     solver = _Solver(factor, order, size, statistics.diagonal, options, settings)
-    step = max(1, _CHUNK // cols)
-    parts = [solver.solve(part) for part in torch.split(weight, step)]
+    parts = sweeps.by_rows(weight, solver.solve)
     return QuantizedTensor(
         grid=options.grid,
         codes=torch.cat([part.codes for part in parts]),

@@ -6,24 +6,28 @@ forward and backward in turn: what the columns on one side of a block ask of it 
 sweep before, which left them as they are. So a sweep takes half of the products that it would take
 alone (Conrad and Wallach 1979, of symmetric relaxation).
 
-Products are computed by all threads. A visit is thousands of steps over one column or a few: to
-wake other threads for a step takes as long as the step, so it is done by one.
+Rows do not depend on each other, so each thread has some of its own from the first column to the
+last: a visit is many small steps, and to wake other threads for one takes as long as the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from llmopt.linalg import Factor, Part, Symmetric
-from llmopt.processor import computing_threads
+from llmopt.processor import side_by_side
+from llmopt.specs import walking
 
 # Columns that share one product with all others; blocks among them are settled one by one.
 _SPAN = 512
+# Weights that another device solves at once.
+_DEVICE_CHUNK = 1 << 25
 
+T = TypeVar("T")
 #: columns start to stop
 Columns: TypeAlias = "slice[int, int, None]"
 #: settles the residual of a block of columns, given what is asked of it, [n, rows], which it may
@@ -31,13 +35,23 @@ Columns: TypeAlias = "slice[int, int, None]"
 Visit: TypeAlias = "Callable[[Columns, Tensor], None]"
 
 
+def by_rows(weight: Tensor, solve: Callable[[Tensor], T]) -> list[T]:
+    """solve(part) for all of weight [rows, cols], some rows at a time, which are independent.
+
+    How many does not depend on the number of threads, and neither do results.
+    """
+    cols = weight.shape[1]
+    if not weight.is_cpu:
+        return [solve(part) for part in torch.split(weight, max(1, _DEVICE_CHUNK // cols))]
+    return side_by_side(solve, torch.split(weight, walking.rows_at_once(cols)))
+
+
 def feed_back(factor: Factor, residual: Tensor, width: int, visit: Visit) -> None:
     """Visit each block of `width` columns of residual [cols, rows] once, from first to last."""
     for span in _spans(residual, width):
         asked = factor.upper.before(span, residual)
         for block, earlier in _visited(factor.upper, span, width, residual, asked):
-            with computing_threads(1):
-                visit(block, earlier)
+            visit(block, earlier)
 
 
 def descend(
@@ -62,8 +76,7 @@ def descend(
                 whole = torch.addmm(later[block], damped.within(block), residual[block])
                 whole.add_(earlier)
                 later[block] = earlier
-                with computing_threads(1):
-                    visit(block, whole)
+                visit(block, whole)
     return _losses(factor, residual, later, width)
 
 

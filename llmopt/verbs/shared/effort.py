@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from llmopt import threads
 from llmopt.methods.quantize.settings import AwqSettings, Feedback, Refined
 from llmopt.model.change import Change
 from llmopt.model.contents import Contents
@@ -15,14 +16,12 @@ from llmopt.model.layout import Layout
 from llmopt.specs import METHODS
 from llmopt.specs.folds import pairs
 from llmopt.specs.ggml import GGML_TYPES
-from llmopt.specs.walking import FACTOR_BLOCK
+from llmopt.specs.walking import FACTOR_BLOCK, rows_at_once
 from llmopt.specs.work import columns, encoding, feedback, feedback_products
 from llmopt.step import Text
 from llmopt.verbs.shared.computing import Computing
 from llmopt.verbs.shared.settings import Solving
 
-#: elements of a weight that are solved at once (methods.quantize)
-_CHUNK, _BLOCKWISE_CHUNK = 1 << 25, 1 << 22
 #: sweeps that a kind of work called feedback has
 _SWEEPS = 2
 #: scales that AWQ's search judges (methods.transform.awq)
@@ -179,9 +178,8 @@ def _encode(linears: _Alike, type_id: str, solving: Solving, *, guided: bool) ->
     if not (guided and isinstance(settings, Feedback)):
         return Effort({encoding(type_id, solving.search): weights})
     share = (1 + settings.refine) / (1 + _SWEEPS)
-    chunks = math.ceil(linears.rows / max(1, _BLOCKWISE_CHUNK // linears.cols))
     kind = feedback(type_id)
-    found = {kind: weights * share, columns(kind): chunks * linears.cols * share}
+    found = {kind: weights * share, columns(kind): _columns(linears) * share}
     products = _products(linears, feedback_products(settings.refine))
     return Effort(found) + products + _factor(linears.cols)
 
@@ -192,9 +190,8 @@ def _choose(linears: _Alike, solving: Solving) -> Effort:
         return Effort({"clipping": weights})
     if not isinstance(settings, Refined):
         return Effort({"nearest": weights})
-    chunks = math.ceil(linears.rows / max(1, _CHUNK // linears.cols))
     if isinstance(settings, Feedback):
-        first = {"feedback": weights, columns("feedback"): chunks * linears.cols}
+        first = {"feedback": weights, columns("feedback"): _columns(linears)}
         sweeps = settings.refine + bool(settings.refine)
         products, factor = feedback_products(settings.refine), _factor(linears.cols)
     else:
@@ -202,9 +199,15 @@ def _choose(linears: _Alike, solving: Solving) -> Effort:
         products, factor = 2 * settings.refine, Effort()
     swept = {
         "feedback sweep": weights * sweeps,
-        columns("feedback sweep"): chunks * linears.cols * sweeps,
+        columns("feedback sweep"): _columns(linears) * sweeps,
     }
     return total((Effort(first), Effort(swept), _products(linears, products), factor))
+
+
+def _columns(linears: _Alike) -> int:
+    """Columns that are gone through one after the other, side by side with those of other rows."""
+    parts = math.ceil(linears.rows / rows_at_once(linears.cols))
+    return math.ceil(parts / threads.usable()) * linears.cols
 
 
 def _products(linears: _Alike, times: int) -> Effort:

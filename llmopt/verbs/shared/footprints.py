@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from llmopt import threads
 from llmopt.formats.headers import LARGE_PART, SHARD_BYTES
 from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
@@ -25,6 +26,7 @@ from llmopt.specs.walking import (
     HEAD_TOKENS,
     PERMUTED_ROWS,
     SAVE_EVERY,
+    rows_at_once,
 )
 from llmopt.step import Text
 from llmopt.verbs.shared.changes import linear_shape
@@ -39,9 +41,9 @@ _F32 = 4
 _OF_CODES = 34
 #: weights of which rows are rounded at once (verbs.shared.solving), and float32 copies of them
 _AT_ONCE, _COPIES = 1 << 25, 2
-#: the same in a method (methods.quantize): in groups of columns, and in blocks of GGUF
-_ROWS_AT_ONCE, _ROW_COPIES = 1 << 25, 4.5
-_BLOCKS_AT_ONCE, _BLOCK_COPIES = 1 << 22, 16
+#: copies of what a thread solves at once (methods.quantize): in groups of columns, and in blocks of
+#: GGUF
+_ROW_COPIES, _BLOCK_COPIES = 4.5, 16
 
 
 #: how many Hessians of a block's inlets there are at once
@@ -299,14 +301,12 @@ class _Walk:
 
 def _rounding(linears: Sequence[Change]) -> int:
     """What rounds some rows of linears, and then decodes one of them."""
-    sizes = [math.prod(change.shape) for change in linears]
+    sizes, cols = [math.prod(change.shape) for change in linears], linears[0].shape[1]
     at_once = min(sum(sizes), _AT_ONCE)
     assert linears[0].quantized is not None
-    if linears[0].quantized.grid in GGML_TYPES:
-        inner = min(at_once, _BLOCKS_AT_ONCE) * _BLOCK_COPIES * _F32
-    else:
-        inner = int(min(at_once, _ROWS_AT_ONCE) * _ROW_COPIES * _F32)
-    return max(at_once * _COPIES * _F32 + inner, max(sizes) * _F32)
+    copies = _BLOCK_COPIES if linears[0].quantized.grid in GGML_TYPES else _ROW_COPIES
+    inner = min(at_once, threads.usable() * rows_at_once(cols) * cols) * copies
+    return max(int(at_once * _COPIES + inner), max(sizes)) * _F32
 
 
 def _held(change: Change) -> int:

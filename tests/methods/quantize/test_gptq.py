@@ -15,6 +15,7 @@ from llmopt.linalg import InputMoments, InputStatistics
 from llmopt.methods.quantize import gptq, rtn, sweeps
 from llmopt.methods.quantize.gptq import column_order
 from llmopt.methods.quantize.settings import ActOrder, GptqSettings
+from llmopt.specs import walking
 from tests.methods.quantize.reference import (
     damped,
     make_problem,
@@ -212,7 +213,7 @@ def test_same_input_same_bytes_and_nothing_is_changed() -> None:
 def test_rows_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, statistics = make_problem(50, 64)
     whole = gptq.solve(weight, statistics, options(), GptqSettings())
-    monkeypatch.setattr(gptq, "_CHUNK", 16 * 64)
+    monkeypatch.setattr(walking, "MOST_ROWS", 16)
     parts = gptq.solve(weight, statistics, options(), GptqSettings())
     assert (whole.codes == parts.codes).float().mean() > 0.995
 

@@ -12,6 +12,7 @@ from llmopt.linalg import InputStatistics, factor
 from llmopt.methods.quantize import blockwise, gptq, sweeps
 from llmopt.methods.quantize.settings import Feedback, GptqSettings
 from llmopt.processor import computing_threads
+from llmopt.specs import walking
 from tests.methods.quantize.reference import make_problem
 
 
@@ -37,13 +38,10 @@ def test_visits_are_asked_for_h_times_the_residual(
 
     def visit(block: slice[int, int, None], asked: Tensor) -> None:
         visited.append(block.start)
-        assert torch.get_num_threads() == 1
         torch.testing.assert_close(asked, whole[block] @ residual, rtol=1e-4, atol=1e-4)
         residual[block] += 0.1
 
-    with computing_threads(2):
-        sweeps.descend(made, residual, 16, visit, count)
-        assert torch.get_num_threads() == 2
+    sweeps.descend(made, residual, 16, visit, count)
     there = list(range(0, 128, 16))
     assert visited == (there + there[::-1] + there)[: 8 * count]
 
@@ -66,3 +64,24 @@ def test_losses_are_those_of_what_is_stored(
     expected = ((error @ statistics.hessian.double()) * error).sum(1)
     assert solved.losses is not None
     torch.testing.assert_close(solved.losses, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("method", ["gptq", "blockwise"])
+def test_threads_share_rows_and_change_no_bit(
+    problem: tuple[Tensor, InputStatistics], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, statistics = problem
+    monkeypatch.setattr(walking, "MOST_ROWS", 6)
+    statistics.factor = lambda *_, made=statistics.factor(0.01), **__: made  # type: ignore
+    found = []
+    for threads in (1, 2, 3):
+        with computing_threads(threads):
+            if method == "gptq":
+                options = GridOptions(grid="int3", bits=3, group_size=16)
+                solved = gptq.solve(weight, statistics, options, GptqSettings(act_order="none"))
+                found.append([solved.codes, solved.params.scale])
+            else:
+                found.append([blockwise.solve(weight, statistics, "Q4_0", Feedback()).data])
+            assert torch.get_num_threads() == threads
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
