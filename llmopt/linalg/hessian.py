@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmopt import processor
-from llmopt.specs.walking import PERMUTED_ROWS, SPLIT_BLOCK, SPLIT_COLUMNS, SPLIT_ROWS
+from llmopt.specs.walking import PERMUTED_ROWS, split_rows
 
 # Squares of this size are mirrored at once: two of them fit into a core's cache.
 _MIRROR_BLOCK = 256
@@ -91,14 +91,9 @@ def _rows(matrix: Tensor, chosen: Tensor, *, above: bool) -> Tensor:
 
 def _upper_blocks(cols: int) -> Iterator[tuple[slice, slice]]:
     """The blocks on and above the diagonal of a [cols, cols] matrix."""
-    if cols < SPLIT_COLUMNS:
-        for start in range(0, cols, SPLIT_ROWS):
-            yield slice(start, min(start + SPLIT_ROWS, cols)), slice(start, cols)
-        return
-    starts = [slice(i, min(i + SPLIT_BLOCK, cols)) for i in range(0, cols, SPLIT_BLOCK)]
-    for i, rows in enumerate(starts):
-        for columns in starts[i:]:
-            yield rows, columns
+    size = split_rows(cols)
+    for start in range(0, cols, size):
+        yield slice(start, min(start + size, cols)), slice(start, cols)
 
 
 @contextmanager

@@ -12,6 +12,9 @@ from llmopt.linalg import factor as factors
 from llmopt.linalg import hessian as hessians
 from llmopt.linalg.factor import Factor
 
+# Columns that a loss takes at once: half of what is computed of as many at the diagonal is twice.
+_STRIP = 512
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputMoments:
@@ -207,8 +210,8 @@ class InputStatistics:
         if order is not None:
             diagonal, change = diagonal[order], change.index_select(1, order)
         lost = change.new_zeros(len(change), dtype=torch.float64)
-        for start in range(0, len(half), factors.BLOCK):
-            own = slice(start, min(start + factors.BLOCK, len(half)))
+        for start in range(0, len(half), _STRIP):
+            own = slice(start, min(start + _STRIP, len(half)))
             corner, mine = half[own, own].triu(1), change[:, own]
             costly = mine @ (corner + corner.T).diagonal_scatter(diagonal[own])
             costly.addmm_(change[:, :start], half[:start, own], alpha=2)

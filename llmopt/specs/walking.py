@@ -6,9 +6,9 @@ from __future__ import annotations
 SAVE_EVERY = 8
 #: inputs of modules' ends that are kept at most: in bytes of the activations, and in any case
 KEPT_SHARE, KEPT_LITTLE = 2, 256 << 20
-#: a Hessian of fewer columns is summed by as many rows, each from its diagonal block on; from
-#: here on in blocks of a size that keeps more of x in a core's cache
-SPLIT_COLUMNS, SPLIT_ROWS, SPLIT_BLOCK = 2048, 128, 1024
+#: a Hessian is summed by as many rows, each from its diagonal block on: of fewer columns than that,
+#: and of more
+SPLIT_COLUMNS, SPLIT_ROWS = 2048, (128, 512)
 #: from more columns than this, a matrix is factored in place, in blocks of as many
 FACTOR_BLOCK = 2048
 #: rows of a Hessian that are permuted at once
@@ -25,3 +25,8 @@ def rows_at_once(cols: int) -> int:
     What a block of their columns takes stays in a cache, and is still worth the calls it takes.
     """
     return min(max(SOLVED_WEIGHTS // cols, FEWEST_ROWS), MOST_ROWS)
+
+
+def split_rows(cols: int) -> int:
+    """Rows of a Hessian of so many columns that are summed at once."""
+    return SPLIT_ROWS[cols >= SPLIT_COLUMNS]

@@ -14,6 +14,7 @@ from llmopt.linalg.hessian import (
     permute_above,
     permute_below,
 )
+from llmopt.specs import walking
 from tests.linalg.inputs import activations, hessian_of
 
 
@@ -23,8 +24,8 @@ def test_accumulation_is_the_mean_over_all_tokens(
     dtype: torch.dtype, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if split:
-        monkeypatch.setattr(hessian, "SPLIT_COLUMNS", 10)
-        monkeypatch.setattr(hessian, "SPLIT_BLOCK", 8)
+        monkeypatch.setattr(walking, "SPLIT_COLUMNS", 10)
+        monkeypatch.setattr(walking, "SPLIT_ROWS", (128, 8))
     x = activations(300, 20).to(dtype)
     h, count = torch.zeros(20, 20), 0
     for part in (x[:7], x[7:7], x[7:200], x[200:].view(4, 25, 20)):

@@ -100,9 +100,7 @@ class _Solver:
     def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
         """Round a block; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper.within(block)
-        target = torch.linalg.solve_triangular(upper.T, pending, upper=False)
-        # what comes back lies column by column, and every step to come works on rows
-        target = target.contiguous().add_(rows.weight[block])
+        target = sweeps.wanted(upper, pending).add_(rows.weight[block])
         self._settle(rows, block, self._rounding.round(target, upper, self._refine))
 
     def _descend(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
@@ -195,7 +193,7 @@ class _Vectors:
         for index, part in self._parts(target):
             own = upper[part, part]
             pending = upper[: part.start, part].T @ residual[: part.start]
-            wanted = torch.linalg.solve_triangular(own.T, pending, upper=False).add_(target[part])
+            wanted = sweeps.wanted(own, pending).add_(target[part])
             code, value = self._choose(fields, index, wanted, own @ own.T)
             codes.append(code)
             residual[part] = target[part] - value

@@ -177,9 +177,7 @@ class _Solver:
     def _round(self, rows: _Rows, block: slice[int, int, None], pending: Tensor) -> None:
         """Round a group; pending [n, rows] is what errors before it ask of it, times R."""
         upper = self._factor.upper.within(block)
-        wanted = torch.linalg.solve_triangular(upper.T, pending, upper=False)
-        # it lies column by column, and every step to come works on rows
-        target = wanted.contiguous().add_(rows.weight[block])
+        target = sweeps.wanted(upper, pending).add_(rows.weight[block])
         if not self._settings.static_groups:
             scale, zero = self._grid.fit_block(target.T, self._options, self._importance[block])
             rows.scale[self._group[block.start]] = scale

@@ -46,6 +46,15 @@ def by_rows(weight: Tensor, solve: Callable[[Tensor], T]) -> list[T]:
     return side_by_side(solve, torch.split(weight, walking.rows_at_once(cols)))
 
 
+def wanted(upper: Tensor, asked: Tensor) -> Tensor:
+    """What columns [n, rows] should change by, of which R^T times errors before them is asked.
+
+    upper: their block of R, [n, n].
+    """
+    # from the right, what is asked is read where it lies, and what comes back lies the same way
+    return torch.linalg.solve_triangular(upper, asked.T, upper=True, left=False).T
+
+
 def feed_back(factor: Factor, residual: Tensor, width: int, visit: Visit) -> None:
     """Visit each block of `width` columns of residual [cols, rows] once, from first to last."""
     for span in _spans(residual, width):

@@ -14,9 +14,7 @@ from llmopt.model.effort import Effort
 from llmopt.specs.walking import (
     KEPT_LITTLE,
     KEPT_SHARE,
-    SPLIT_BLOCK,
-    SPLIT_COLUMNS,
-    SPLIT_ROWS,
+    split_rows,
 )
 from llmopt.step import Text
 
@@ -189,6 +187,6 @@ def _module(linear: str) -> str:
 
 def _squares(width: int) -> float:
     """Elements of a Hessian that are computed."""
-    rows = min(SPLIT_ROWS if width < SPLIT_COLUMNS else SPLIT_BLOCK, width)
+    rows = min(split_rows(width), width)
     blocks = -(-width // rows)
     return blocks * (blocks + 1) / 2 * rows**2
