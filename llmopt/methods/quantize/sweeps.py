@@ -52,7 +52,8 @@ def wanted(upper: Tensor, asked: Tensor) -> Tensor:
     upper: their block of R, [n, n].
     """
     # from the right, what is asked is read where it lies, and what comes back lies the same way
-    return torch.linalg.solve_triangular(upper, asked.T, upper=True, left=False).T
+    found: Tensor = torch.linalg.solve_triangular(upper, asked.T, upper=True, left=False)
+    return found.T
 
 
 def feed_back(factor: Factor, residual: Tensor, width: int, visit: Visit) -> None:
