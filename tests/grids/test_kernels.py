@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numba
+import numba.core.caching
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +50,18 @@ def test_halves_are_joined_by_products(n: int) -> None:
     affine.round_with_feedback(*given.values())
     affine._settle_on_cpu(*whole.values(), None)
     assert (given["codes"] == whole["codes"]).float().mean() > 0.99
+
+
+def test_they_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+
+    def double(x: kernels.Floats) -> None:
+        x *= 2
+
+    made = kernels._compiled(numba.float32[::1])(double)
+    x = torch.ones(3)
+    made(x.numpy())
+    assert x.tolist() == [2, 2, 2]
 
 
 def test_float16_is_rounded_to_as_torch_does() -> None:
