@@ -43,7 +43,8 @@ def by_rows(weight: Tensor, solve: Callable[[Tensor], T]) -> list[T]:
     cols = weight.shape[1]
     if not weight.is_cpu:
         return [solve(part) for part in torch.split(weight, max(1, _DEVICE_CHUNK // cols))]
-    return side_by_side(solve, torch.split(weight, walking.rows_at_once(cols)))
+    parts = max(1, round(len(weight) / walking.rows_at_once(cols)))
+    return side_by_side(solve, torch.tensor_split(weight, parts))
 
 
 def wanted(upper: Tensor, asked: Tensor) -> Tensor:
