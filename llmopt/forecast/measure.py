@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ _AWQ_SCALES = 41
 #: threads that get rows of a weight that is solved
 _MOST_THREADS = 4
 #: seconds from which on a run is not repeated
-_LONG = 0.05
+_LONG, _LONG_PLAIN = 0.05, 1.0
 
 
 class Measurements:
@@ -58,6 +59,7 @@ class Measurements:
 
     def __init__(self, *, quick: bool) -> None:
         self._runs = 1 if quick else 3
+        self._widest = (2 if quick else 4) * _WIDTH
         self._threads = min(torch.get_num_threads(), _MOST_THREADS)
         self._disk_bytes = (1 if quick else 128) << 20
         self._generator = torch.Generator().manual_seed(0)
@@ -75,10 +77,10 @@ class Measurements:
                 self._ggml(type_id)
         return self.found
 
-    def _best(self, work: Callable[[], object]) -> float:
+    def _best(self, work: Callable[[], object], long: float = _LONG) -> float:
         """Of a few runs; what takes long is done once."""
         best = _seconds(work)
-        for _ in range(self._runs - 1 if best < _LONG else 0):
+        for _ in range(self._runs - 1 if best < long else 0):
             best = min(best, _seconds(work))
         return best
 
@@ -88,7 +90,7 @@ class Measurements:
     def _products(self) -> None:
         x, weight = self._normal(_TOKENS, _WIDTH), self._normal(_OUT, _WIDTH)
         operations = 2 * _TOKENS * _WIDTH * _OUT
-        self.found["products"] = self._best(lambda: linear(x, weight)) / operations
+        self.found["products"] = self._best(lambda: linear(x, weight), _LONG_PLAIN) / operations
         heads, length = 8, 512
         query = self._normal(2, heads, length, 64)
         mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
@@ -98,11 +100,16 @@ class Measurements:
     def _hessians(self) -> None:
         width = 2 * _WIDTH
         x, hessian = self._normal(_TOKENS, width), torch.zeros(width, width)
-        took = self._best(lambda: accumulate_hessian(hessian, x, 0))
-        self.found["hessians"] = took / (_TOKENS * width * 1.5 * width)
-        sizes = (_WIDTH, width)
+        took = self._best(lambda: accumulate_hessian(hessian, x, 0), _LONG_PLAIN)
+        self.found["hessians"] = took / (_TOKENS * width * 1.25 * width)
+        sizes = (_WIDTH, self._widest)
         known = [self._statistics(n) for n in sizes]
-        times = [self._best(partial(seen.factor, _DAMPING)) for seen in known]
+        dampings = count()  # another one each time: a factor is kept
+
+        def factor(seen: InputStatistics) -> None:
+            seen.factor(_DAMPING * (1 + next(dampings) / 1000))
+
+        times = [self._best(partial(factor, seen), _LONG_PLAIN) for seen in known]
         self.found["factor elements"], self.found["factors"] = _two_terms(
             times, [n**2 for n in sizes], [n**3 / 3 for n in sizes]
         )

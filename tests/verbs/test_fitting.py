@@ -21,6 +21,7 @@ from scripts.random_checkpoint import config_of, write_model
 GIB = 1 << 30
 GPTQ = {"id": "q", "quantize": {"method": "gptq"}}
 ALONE = {"id": "q", "quantize": {"method": "gptq", "gate": []}}
+LONG = {"calibration": {"source": "demo", "sequences": 4, "length": 8192}}
 GGUF = {"id": "q", "convert": {"to": "gguf:Q4_K_M", "method": "gptq"}}
 
 
@@ -76,16 +77,16 @@ def needed(tmp_path: Path, **recipe: object) -> int:
     return planned(tmp_path, "demo", ALONE, **recipe).by_id("q").footprint.memory_bytes
 
 
-def test_what_changes_no_bytes_is_tried_first(tmp_path: Path) -> None:
-    usual = planned(tmp_path, "demo", ALONE)
+def test_what_changes_no_bytes_is_tried_first(tmp_path: Path, large: Path) -> None:
+    usual = planned(tmp_path, large, ALONE, data=LONG)
     most = usual.by_id("q").footprint.memory_bytes
     assert not usual.by_id("q").arrangement.activations_in_file
-    leaner = planned(tmp_path, "demo", ALONE, max_memory=most - 1).by_id("q")
+    leaner = planned(tmp_path, large, ALONE, data=LONG, max_memory=most - 1).by_id("q")
     assert leaner.arrangement.activations_in_file
     assert leaner.document() == usual.by_id("q").document()
     assert leaner.footprint.disk_bytes > usual.by_id("q").footprint.disk_bytes
     least = leaner.footprint.memory_bytes
-    one = planned(tmp_path, "demo", ALONE, max_memory=least - 1).by_id("q")
+    one = planned(tmp_path, large, ALONE, data=LONG, max_memory=least - 1).by_id("q")
     assert one.document()["batch_size"] == 1
     assert one.footprint.memory_bytes < least < most
 

@@ -26,6 +26,8 @@ __all__ = [
     "place_of",
 ]
 
+# Weights that are decoded at once: what that takes beside is several times as large as they are.
+_DECODED = 1 << 22
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -68,7 +70,15 @@ def decode(type_id: str, data: Tensor) -> Tensor:
     """uint8 [rows, bytes] of any type as float32 [rows, cols], on the same device."""
     if lookup(GGML_TYPES, "GGUF type", type_id).is_float:
         return data.contiguous().view(_DTYPES[type_id]).to(torch.float32)
-    return block_grid(type_id).decode(data.to(place_of(type_id, data))).to(data.device)
+    grid, place = block_grid(type_id), place_of(type_id, data)
+    spec = GGML_TYPES[type_id]
+    cols = data.shape[1] // spec.nbytes * spec.block
+    out = torch.empty(len(data), cols, device=data.device)
+    step = max(1, _DECODED // max(cols, 1))
+    for start in range(0, len(data), step):
+        rows = slice(start, start + step)
+        out[rows] = grid.decode(data[rows].to(place))
+    return out
 
 
 def place_of(type_id: str, tensor: Tensor) -> torch.device:

@@ -41,9 +41,11 @@ _F32 = 4
 _OF_CODES = 34
 #: weights of which rows are rounded at once (verbs.shared.solving), and float32 copies of them
 _AT_ONCE, _COPIES = 1 << 25, 2
-#: copies of what a thread solves at once (methods.quantize): in groups of columns, and in blocks of
-#: GGUF
-_ROW_COPIES, _BLOCK_COPIES = 4.5, 16
+#: copies of what a thread solves at once (methods.quantize), and what a visit takes beside for each
+#: row, in columns: in groups of columns, and in blocks of GGUF
+_ON_GRIDS, _IN_BLOCKS = (4.5, 3200), (5, 22528)
+#: what is compiled for it, and what compiles it
+_COMPILED = 36 << 20
 
 
 #: how many Hessians of a block's inlets there are at once
@@ -136,7 +138,7 @@ def bench_footprint(
     vocabulary = max(map(_vocabulary, models))
     coded = max((math.prod(t.shape) for each in models for t in _coded(each)), default=0)
     if way.arrangement.whole_models:
-        evaluating, disk = sum(held[-2:]) + 3 * way.length * vocabulary * _F32, 0
+        evaluating, disk = sum(held[-2:]) + 4 * way.length * vocabulary * _F32, 0
     else:
         evaluating, disk = _in_lockstep(models, evaluation, way)
     memory = _LIBRARIES + _TEXT + max(evaluating, coded * _OF_CODES)
@@ -304,9 +306,11 @@ def _rounding(linears: Sequence[Change]) -> int:
     sizes, cols = [math.prod(change.shape) for change in linears], linears[0].shape[1]
     at_once = min(sum(sizes), _AT_ONCE)
     assert linears[0].quantized is not None
-    copies = _BLOCK_COPIES if linears[0].quantized.grid in GGML_TYPES else _ROW_COPIES
-    inner = min(at_once, threads.usable() * rows_at_once(cols) * cols) * copies
-    return max(int(at_once * _COPIES + inner), max(sizes)) * _F32
+    in_blocks = linears[0].quantized.grid in GGML_TYPES
+    copies, visit = _IN_BLOCKS if in_blocks else _ON_GRIDS
+    rows = min(threads.usable() * rows_at_once(cols), -(-at_once // cols))
+    inner = rows * (copies * cols + visit)
+    return _COMPILED + max(int(at_once * _COPIES + inner), max(sizes)) * _F32
 
 
 def _held(change: Change) -> int:
