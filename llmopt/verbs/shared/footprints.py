@@ -72,7 +72,8 @@ def quantize_footprint(
     writing = parts + sum(c.bytes for c in changes) if one_file else _writing(contents, changes)
     if calibration is None:
         return Footprint(_LIBRARIES + walk.alone, writing)
-    memory = _LIBRARIES + _TEXT + max(walk.rounding(hessians), walk.rounding_head)
+    rounding = walk.rounding(hessians, in_turn=in_turn)
+    memory = _LIBRARIES + _TEXT + max(rounding, walk.rounding_head)
     return Footprint(memory, max(writing, parts + walk.saved(in_turn=in_turn)))
 
 
@@ -122,7 +123,7 @@ def allocate_footprint(
     head = hidden * _vocabulary(contents) * _F32
     kept = sum(math.prod(f.shape) * len(f.options) for f in changes)
     disk = walk.activations * contents.naming.block_count + kept
-    memory = _LIBRARIES + _TEXT + walk.rounding("together") + graph + logits + head
+    memory = _LIBRARIES + _TEXT + walk.rounding("together", in_turn=False) + graph + logits + head
     return Footprint(memory, disk)
 
 
@@ -202,13 +203,16 @@ class _Walk:
         """Where nothing is changed."""
         return self._between + self._block + self._batch
 
-    def rounding(self, hessians: Hessians) -> int:
-        """Of a block: its weights and results, activations, and what rounds its linears."""
+    def rounding(self, hessians: Hessians, *, in_turn: bool) -> int:
+        """Of a block: its weights and results, activations, and what rounds its linears.
+
+        in_turn: as `quantize_footprint`; only then inputs are kept.
+        """
         found = 0
         for block in range(self._contents.naming.block_count):
             working = max(self._working(block, hessians), self._batch)
             found = max(found, self._block + self._results(block) + working)
-        return self._between + self._kept + found
+        return self._between + self._kept * in_turn + found
 
     @property
     def rounding_head(self) -> int:
@@ -232,7 +236,7 @@ class _Walk:
     def saved(self, *, in_turn: bool) -> int:
         """Disk for activations: what is saved, what replaces it, and those in files.
 
-        in_turn: as `quantize_footprint`; only then inputs are kept.
+        in_turn: as `rounding`.
         """
         saves = min(2, self._contents.naming.block_count // SAVE_EVERY)
         in_memory, in_files = self._known if in_turn else (0, 0)
