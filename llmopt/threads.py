@@ -20,6 +20,12 @@ def usable() -> int:
     return count if quota is None else max(1, min(count, int(quota)))
 
 
+def usual() -> int:
+    """What torch takes from the environment, where `settle` has set it."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(said) if said.isdecimal() and int(said) > 0 else usable()
+
+
 def settle() -> None:
     """Set what OpenMP reads when torch loads it; what the user has set stays.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,15 +45,9 @@ def here(count: int | None = None) -> Host:
     return Host(
         processor=machine.processor(),
         cores=machine.cores(),
-        threads=count or usual_threads(),
+        threads=count or threads.usual(),
         torch=artifact.versions().get("torch", "none"),
     )
-
-
-def usual_threads() -> int:
-    """What torch takes from the environment, which `threads.settle` has set."""
-    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(said) if said.isdecimal() and int(said) > 0 else threads.usable()
 
 
 def speeds(of: Host) -> Speeds | None:

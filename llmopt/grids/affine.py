@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -45,61 +48,65 @@ def decode(codes: Tensor, params: AffineParams) -> Tensor:
     return codes.reshape(shape).to(torch.float32).sub_(zero).mul_(scale).view(codes.shape)
 
 
-def round_with_feedback(
-    target: Tensor,
-    current: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    coupling: Tensor,
-    levels: Tensor | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a weight under way, and what they may become.
+
+    target, current, codes: [n, rows] float32, a column of the weight to each row, contiguous.
+    scale, low, high: [n, rows], or [1, rows] where all columns share them.
+    """
+
+    target: Tensor
+    current: Tensor
+    codes: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    def part(self, some: slice[int, int, None]) -> Columns:
+        """Some of the columns."""
+        step, least, most = (
+            x if len(x) == 1 else x[some] for x in (self.scale, self.low, self.high)
+        )
+        return Columns(self.target[some], self.current[some], self.codes[some], step, least, most)
+
+    def in_turn(self) -> Iterator[tuple[Tensor, ...]]:
+        """Of each column, [rows]: target, current, code, scale, low, high."""
+        n = len(self.target)
+        shared = (x.expand(n, -1).unbind() for x in (self.scale, self.low, self.high))
+        own = (x.unbind() for x in (self.target, self.current, self.codes))
+        return zip(*own, *shared, strict=True)
+
+
+def round_with_feedback(columns: Columns, coupling: Tensor, levels: Tensor | None = None) -> None:
     """Round columns in turn; each change of a value moves the targets of the columns after it.
 
     Column i gets the code c nearest to target[i] / scale[i] in [low[i], high[i]], counted from the
     zero point; then target[k] += coupling[i, k] * (current[i] - c * scale[i]) for every k > i.
 
-    target, current, codes: [n, rows] float32, a column of the weight to each row, contiguous. All
-    three are overwritten: target with what each column was rounded from, current with the changes
-    current - c * scale, codes with c. scale, low, high: [n, rows], or [1, rows] where all columns
-    share them. coupling: [n, n], of which the part above the diagonal is read. levels: what codes
-    may be, ascending, where they are not whole numbers; low and high then do not matter.
+    Three tensors are overwritten: target with what each column was rounded from, current with the
+    changes current - c * scale, codes with c. coupling: [n, n], of which the part above the
+    diagonal is read. levels: what codes may be, ascending, where they are not whole numbers; low
+    and high then do not matter.
     """
-    n = target.shape[0]
+    target = columns.target
+    n = len(target)
     if n <= (_FEW_ON_CPU if target.is_cpu else _FEW_COLUMNS):
-        settle = _settle_on_cpu if target.is_cpu else _settle
-        settle(target, current, codes, scale, low, high, coupling, levels)
+        (_settle_on_cpu if target.is_cpu else _settle)(columns, coupling, levels)
         return
     half = n // 2
     first, last = slice(0, half), slice(half, n)
-    for part in (first, last):
-        step, least, most = (x if len(x) == 1 else x[part] for x in (scale, low, high))
-        round_with_feedback(
-            target[part], current[part], codes[part],
-            step, least, most, coupling[part, part], levels,
-        )  # fmt: skip
-        if part is first:
-            target[last].addmm_(coupling[first, last].T, current[first])
+    round_with_feedback(columns.part(first), coupling[first, first], levels)
+    target[last].addmm_(coupling[first, last].T, columns.current[first])
+    round_with_feedback(columns.part(last), coupling[last, last], levels)
 
 
-def _settle(
-    target: Tensor,
-    current: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    coupling: Tensor,
-    levels: Tensor | None,
-) -> None:
+def _settle(columns: Columns, coupling: Tensor, levels: Tensor | None) -> None:
     """As `round_with_feedback`, one column after the other."""
-    n = target.shape[0]
+    n = len(columns.target)
     middles = None if levels is None else _middles(levels)
-    shared = (x.expand(n, -1).unbind() for x in (scale, low, high))
     coupled = coupling.unsqueeze(2).unbind()
-    columns = zip(target.unbind(), current.unbind(), codes.unbind(), *shared, strict=True)
-    for i, (wanted, change, code, step, least, most) in enumerate(columns):
+    for i, (wanted, change, code, step, least, most) in enumerate(columns.in_turn()):
         torch.div(wanted, step, out=code)
         if levels is None or middles is None:
             torch.clamp(code.round_(), least, most, out=code)
@@ -107,26 +114,17 @@ def _settle(
             code.copy_(levels[torch.bucketize(code, middles)])
         change.addcmul_(code, step, value=-1)
         if i + 1 < n:  # a rank-1 update; addr_ would be slower
-            target[i + 1 :].addcmul_(coupled[i][i + 1 :], change)
+            columns.target[i + 1 :].addcmul_(coupled[i][i + 1 :], change)
 
 
-def _settle_on_cpu(
-    target: Tensor,
-    current: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    coupling: Tensor,
-    levels: Tensor | None,
-) -> None:
+def _settle_on_cpu(columns: Columns, coupling: Tensor, levels: Tensor | None) -> None:
     """As `_settle`, compiled."""
     from llmopt.grids import kernels  # takes half a second
 
-    table = target.new_empty(0) if levels is None else levels
-    step, least, most = (x.contiguous().numpy() for x in (scale, low, high))
+    table = columns.target.new_empty(0) if levels is None else levels
+    step, least, most = (x.contiguous().numpy() for x in (columns.scale, columns.low, columns.high))
     kernels.round_with_feedback(
-        target.numpy(), current.numpy(), codes.numpy(), step, least, most,
+        columns.target.numpy(), columns.current.numpy(), columns.codes.numpy(), step, least, most,
         coupling.numpy(), table.numpy(), _middles(table).numpy(),
     )  # fmt: skip
 

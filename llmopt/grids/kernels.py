@@ -32,6 +32,7 @@ _groups = numba.float32[:, :, ::1]
 
 
 Floats: TypeAlias = "NDArray[np.float32]"
+Sums: TypeAlias = "NDArray[np.float64]"
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -175,7 +176,7 @@ def _to_float16(scale: Floats) -> None:
 
 @_inner
 def _add_moments(
-    x: Floats, weight: float, scale: Floats, zero: Floats, top: float, dot: Floats, norm: Floats
+    x: Floats, weight: float, scale: Floats, zero: Floats, top: float, dot: Sums, norm: Sums
 ) -> None:
     """Add w x c and w c^2 of the codes of x, counted from their zero points."""
     for row in range(len(x)):
@@ -183,8 +184,9 @@ def _add_moments(
         code = code if code > -zero[row] else -zero[row]
         code = code if code < top - zero[row] else top - zero[row]
         code = (code + _ROUNDING) - _ROUNDING
-        dot[row] += code * (x[row] * weight)
-        norm[row] += code * code * weight
+        weighed = np.float64(code * weight)
+        dot[row] += weighed * np.float64(x[row])
+        norm[row] += weighed * np.float64(code)
 
 
 @_compiled(
@@ -212,7 +214,7 @@ def search_scales(
         for start in range(0, rows, _ROWS):
             part = slice(start, min(start + _ROWS, rows))
             found_scale, found_zero = best_scale[group, part], best_zero[group, part]
-            gain = np.full(len(found_scale), -1.0, np.float32)
+            gain = np.full(len(found_scale), -1.0)
             found_scale[:] = 0
             found_zero[:] = 0
             for candidate in range(candidates + rounds):
@@ -222,7 +224,8 @@ def search_scales(
                 else:
                     scale, zero = found_scale.copy(), found_zero.copy()
                 _to_float16(scale)
-                dot, norm = np.zeros_like(scale), np.zeros_like(scale)
+                # in float32 sums do not tell apart what is left of 8 bits
+                dot, norm = np.zeros(len(scale)), np.zeros(len(scale))
                 for i in range(n):
                     _add_moments(x[i, group, part], weights[i, group], scale, zero, top, dot, norm)
                 for row in range(len(scale)):

@@ -34,7 +34,7 @@ _NOTHING = 1e-30
 def search_scales(x: Tensor, options: GridOptions, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Scale and zero, float32 of shape x.shape[1:], for groups x [n, ...] along the first dim.
 
-    weights broadcasts to x, >= 0; None weighs all alike. Scales are those of round_scale.
+    weights: [n, ..., 1], >= 0; None weighs all alike. Scales are those of round_scale.
     """
     ranges = _symmetric_ranges if options.symmetric else _asymmetric_ranges
     search = _search_on_cpu if x.is_cpu else _search
@@ -79,18 +79,22 @@ class _Best:
         self._x, self._weights, self._top = x, weights, top
         self._weighted = x if weights is None else x * weights
         self._codes, self._product = torch.empty_like(x), torch.empty_like(x)
-        self._gain = torch.full_like(x[0], -1.0)
-        self.scale, self.zero = torch.zeros_like(self._gain), torch.zeros_like(self._gain)
+        self._gain = torch.full_like(x[0], -1.0, dtype=torch.float64)
+        self.scale, self.zero = torch.zeros_like(x[0]), torch.zeros_like(x[0])
 
     def consider(self, scale: Tensor, zero: Tensor) -> None:
         """Keep the scale refitted to the codes that scale and zero give, where it is better."""
         scale = round_scale(scale)
         codes = torch.div(self._x, scale, out=self._codes).round_()
         codes.clamp_(-zero, self._top - zero)
-        dot = torch.mul(codes, self._weighted, out=self._product).sum(0)
+        # in float32 sums do not tell apart what is left of 8 bits
+        dot = torch.mul(codes, self._weighted, out=self._product).sum(0, dtype=torch.float64)
         codes.square_()
-        norm = (codes if self._weights is None else codes.mul_(self._weights)).sum(0)
-        refitted = round_scale(torch.where(norm > 0, dot / norm, scale))
+        norm = (codes if self._weights is None else codes.mul_(self._weights)).sum(
+            0, dtype=torch.float64
+        )
+        fitted = (dot / norm).to(scale.dtype)
+        refitted = round_scale(torch.where(norm > 0, fitted, scale))
         gain = refitted * (2 * dot - refitted * norm)
         better = gain > self._gain
         self._gain = torch.where(better, gain, self._gain)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numba
 import numba.core.caching
 import pytest
@@ -9,23 +11,24 @@ import torch
 from torch import Tensor
 
 from llmopt.grids import affine, kernels, search
+from llmopt.grids.affine import Columns
 from llmopt.grids.base import GridOptions
 from llmopt.grids.nf4 import levels as nf4_levels
 
 
-def _columns(n: int, rows: int, *, shared: bool) -> dict[str, Tensor]:
+def _columns(n: int, rows: int, *, shared: bool) -> tuple[Columns, Tensor]:
     torch.manual_seed(n + rows)
     own = 1 if shared else n
     target = torch.randn(n, rows)
-    return {
-        "target": target,
-        "current": target + 0.1 * torch.randn(n, rows),
-        "codes": torch.empty(n, rows),
-        "scale": 0.2 + 0.1 * torch.rand(own, rows),
-        "low": torch.full((own, rows), -4.0),
-        "high": torch.full((own, rows), 3.0),
-        "coupling": 0.1 * torch.randn(n, n),
-    }
+    columns = Columns(
+        target=target,
+        current=target + 0.1 * torch.randn(n, rows),
+        codes=torch.empty(n, rows),
+        scale=0.2 + 0.1 * torch.rand(own, rows),
+        low=torch.full((own, rows), -4.0),
+        high=torch.full((own, rows), 3.0),
+    )
+    return columns, 0.1 * torch.randn(n, n)
 
 
 @pytest.mark.parametrize("levels", [None, nf4_levels * 4, torch.linspace(-4, 4, 256)])
@@ -34,22 +37,22 @@ def _columns(n: int, rows: int, *, shared: bool) -> dict[str, Tensor]:
 def test_feedback_takes_the_same_codes(
     n: int, rows: int, shared: bool, levels: Tensor | None
 ) -> None:
-    given = _columns(n, rows, shared=shared)
-    compiled = {name: x.clone() for name, x in given.items()}
-    affine._settle(*given.values(), levels)
-    affine._settle_on_cpu(*compiled.values(), levels)
-    assert torch.equal(given["codes"], compiled["codes"])
-    for name in ("target", "current"):
-        torch.testing.assert_close(given[name], compiled[name], rtol=1e-5, atol=1e-5)
+    given, coupling = _columns(n, rows, shared=shared)
+    compiled = deepcopy(given)
+    affine._settle(given, coupling, levels)
+    affine._settle_on_cpu(compiled, coupling, levels)
+    assert torch.equal(given.codes, compiled.codes)
+    torch.testing.assert_close(given.target, compiled.target, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(given.current, compiled.current, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [64, 65, 200])
 def test_halves_are_joined_by_products(n: int) -> None:
-    given = _columns(n, 40, shared=True)
-    whole = {name: x.clone() for name, x in given.items()}
-    affine.round_with_feedback(*given.values())
-    affine._settle_on_cpu(*whole.values(), None)
-    assert (given["codes"] == whole["codes"]).float().mean() > 0.99
+    given, coupling = _columns(n, 40, shared=True)
+    whole = deepcopy(given)
+    affine.round_with_feedback(given, coupling)
+    affine._settle_on_cpu(whole, coupling, None)
+    assert (given.codes == whole.codes).float().mean() > 0.99
 
 
 def test_they_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,17 +87,23 @@ def _rounded(scale: object) -> None:
 @pytest.mark.parametrize("weighed", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_a_search_finds_scales_as_good(bits: int, symmetric: bool, weighed: bool) -> None:
+def test_a_search_finds_what_float64_would(bits: int, symmetric: bool, weighed: bool) -> None:
     torch.manual_seed(bits)
     x = 0.02 * torch.randn(32, 3, 150)
     x[:, 1, 7] = 0
     weights = torch.rand(32, 3, 1) + 0.1 if weighed else None
     options = GridOptions(grid=f"int{bits}", bits=bits, symmetric=symmetric)
-    ranges = (search._symmetric_ranges if symmetric else search._asymmetric_ranges)(x, options)
-    arguments = (x, weights, 2**bits - 1, list(ranges))
-    expected, found = search._search(*arguments), search._search_on_cpu(*arguments)
-    # sums in another order may prefer another of two that are as good
-    lost = [_lost(x, weights, *each, 2**bits - 1) for each in (expected, found)]
+    ranges = list(
+        (search._symmetric_ranges if symmetric else search._asymmetric_ranges)(x, options)
+    )
+    found = search._search_on_cpu(x, weights, 2**bits - 1, ranges)
+    exactly = [(scale.double(), zero.double()) for scale, zero in ranges]
+    twice = None if weights is None else weights.double()
+    expected = search._search(x.double(), twice, 2**bits - 1, exactly)
+    assert all(map(torch.equal, found, (each.float() for each in expected)))
+    others = search._search(x, weights, 2**bits - 1, ranges)
+    assert all(each.dtype == torch.float32 for each in (*found, *others))
+    lost = [_lost(x, weights, *each, 2**bits - 1) for each in (found, others)]
     torch.testing.assert_close(lost[0], lost[1], rtol=1e-3, atol=0)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llmopt.grids.affine import round_scale, round_with_feedback
+from llmopt.grids.affine import Columns, round_scale, round_with_feedback
 from llmopt.grids.levels import index
 
 # Scales tried around the fitted one. Feedback spreads the targets and then makes up for much of
@@ -107,9 +107,8 @@ def _round(
     target: Tensor, current: Tensor, codes: Tensor, lattice: ColumnLattice, coupling: Tensor
 ) -> None:
     """As `round_with_feedback`, to a lattice's values."""
-    round_with_feedback(
-        target, current, codes, lattice.scale, lattice.low, lattice.high, coupling, lattice.levels
-    )
+    columns = Columns(target, current, codes, lattice.scale, lattice.low, lattice.high)
+    round_with_feedback(columns, coupling, lattice.levels)
 
 
 def _refit(gradient: Tensor, cost: Tensor, codes: Tensor, lattice: ColumnLattice) -> ColumnLattice:

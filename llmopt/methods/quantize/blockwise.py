@@ -164,12 +164,12 @@ class _Scalars:
         """The lattice without its offset, [n, rows], and the offset."""
         found = self.grid.lattice(fields)
         scale = found.scale.T.contiguous()
-        bounds = torch.zeros(1, 1, device=scale.device)
+        low = torch.zeros_like(scale[:1])
         return (
             ColumnLattice(
                 scale=scale,
-                low=bounds.expand_as(scale),
-                high=(bounds + found.top).expand_as(scale),
+                low=low,
+                high=low + found.top,
                 free=False,
                 signed=True,
                 levels=found.levels,

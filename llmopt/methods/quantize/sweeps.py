@@ -12,6 +12,7 @@ last: a visit is many small steps, and to wake other threads for one takes as lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, TypeVar
 
@@ -43,7 +44,7 @@ def by_rows(weight: Tensor, solve: Callable[[Tensor], T]) -> list[T]:
     cols = weight.shape[1]
     if not weight.is_cpu:
         return [solve(part) for part in torch.split(weight, max(1, _DEVICE_CHUNK // cols))]
-    parts = max(1, round(len(weight) / walking.rows_at_once(cols)))
+    parts = math.ceil(len(weight) / walking.rows_at_once(cols))
     return side_by_side(solve, torch.tensor_split(weight, parts))
 
 

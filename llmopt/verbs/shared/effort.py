@@ -207,7 +207,7 @@ def _choose(linears: _Alike, solving: Solving) -> Effort:
 def _columns(linears: _Alike) -> int:
     """Columns that are gone through one after the other, side by side with those of other rows."""
     parts = math.ceil(linears.rows / rows_at_once(linears.cols))
-    return math.ceil(parts / threads.usable()) * linears.cols
+    return math.ceil(parts / threads.usual()) * linears.cols
 
 
 def _products(linears: _Alike, times: int) -> Effort:

@@ -312,7 +312,7 @@ def _rounding(linears: Sequence[Change]) -> int:
     assert linears[0].quantized is not None
     in_blocks = linears[0].quantized.grid in GGML_TYPES
     copies, visit = _IN_BLOCKS if in_blocks else _ON_GRIDS
-    rows = min(threads.usable() * rows_at_once(cols), -(-at_once // cols))
+    rows = min(threads.usual() * rows_at_once(cols), -(-at_once // cols))
     inner = rows * (copies * cols + visit)
     return _COMPILED + max(int(at_once * _COPIES + inner), max(sizes)) * _F32
 
