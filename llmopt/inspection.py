@@ -16,7 +16,7 @@ from llmopt.model.results import parse
 from llmopt.report import numbers
 from llmopt.report.manifest import Manifest
 from llmopt.sources import ModelSource
-from llmopt.specs.families import family_of
+from llmopt.specs.families import family_of, naming_of
 
 
 def describe(source: ModelSource) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> d
     dtypes = Counter(header.dtype for header in headers.tensors.values())
     summary: dict[str, object] = {
         "family": family.id,
-        "blocks": family.naming(headers.tensors).block_count,
+        "blocks": naming_of(family, headers.tensors).block_count,
         "hidden size": config.get("hidden_size") or config.get("n_embd"),
         "vocabulary": config.get("vocab_size"),
         "stored": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),

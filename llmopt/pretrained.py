@@ -58,7 +58,11 @@ def model_of(config: Any, *, dtype: Any, attention: str) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = AutoModelForCausalLM.from_config(
-        config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        config,
+        dtype=dtype,
+        attn_implementation=attention,
+        experts_implementation="eager",  # others hide which expert computes what
+        trust_remote_code=False,
     )
     model.generation_config = GenerationConfig()  # none of the settings that config.json may hide
     return model

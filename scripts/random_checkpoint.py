@@ -142,7 +142,7 @@ def tensors_of(config: Config) -> dict[str, Values]:
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters()}
     if tied:
         shapes.pop(f"{family.head}.weight", None)
-    naming = family.naming(list(shapes))
+    naming = naming_of(family, list(shapes))
     return {
         naming.rename(name): _values(name, shape, family, tied=tied)
         for name, shape in shapes.items()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmopt.blockwalk.activations import Activations, Batch
 from llmopt.blockwalk.experts import Collected, Names, Pools
 from llmopt.blockwalk.shortcuts import Shortcuts
+from llmopt.blockwalk.skeleton import Seen
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
@@ -174,25 +175,22 @@ class BlockFlow:
         found: dict[str, InputStatistics] = {}
         pooled = self._stream.checkpoint.naming.pool_of(inlets[-1][0]) is not None
 
-        def observe(names: Names, *, last: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def observe(names: Names, *, last: bool) -> Seen:
             first = names[0]
 
-            def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-                found[first] = accumulated(found.get(first), arguments[0], wanted)
-                if note and len(names) == 1:
-                    self._known.note(first, arguments[0])
+            def show(x: Tensor) -> None:
+                found[first] = accumulated(found.get(first), x, wanted)
+                if note and len(names) == 1 and not pooled:
+                    self._known.note(first, x)
                 if last:
                     raise _Enough
 
-            return hook
+            return show
 
-        with ExitStack() as stack:
-            for names in inlets:
-                # no batch has to reach the last expert
-                last = names is inlets[-1] and not pooled and not through
-                module = self._stream.skeleton.module(names[0])
-                hook = module.register_forward_pre_hook(observe(names, last=last))
-                stack.callback(hook.remove)
+        # no batch has to reach the last expert
+        ends = inlets[-1] if not pooled and not through else None
+        shown = {names[0]: observe(names, last=names is ends) for names in inlets}
+        with self._stream.skeleton.watched(shown):
             if through:
                 self.advance()
             else:

@@ -7,29 +7,39 @@ decoder runs once over a batch with every block replaced by a recorder.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from llmopt.blockwalk.calls import Call, Calls
+from llmopt.blockwalk.products import Product, Products
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
+from llmopt.formats.stacks import Place, assembled, places
 
-#: arguments of a block after the hidden states
-Call = tuple[tuple[object, ...], dict[str, object]]
 #: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
 StandIn = Callable[[int, Tensor, Call], Tensor]
+#: is shown what flows into a linear
+Seen = Callable[[Tensor], None]
 
 
 class Forward(Protocol):
     """A module's forward, whatever it is called with beside hidden states."""
 
     def __call__(self, hidden: Tensor, /, *arguments: object, **keywords: object) -> object: ...
+
+
+class Run(Protocol):
+    """A block's forward."""
+
+    def __call__(self, *arguments: object, **keywords: object) -> object: ...
 
 
 class _Stopped(Exception):
@@ -45,7 +55,7 @@ class Skeleton:
     """The decoder of a checkpoint without its weights.
 
     `fill` puts a block's weights in and `drop` takes them out; `call` runs a filled block on the
-    hidden states [batch, length, width] of a batch, whose size `embed` must have seen before.
+    hidden states [batch, length, width] of the batch that `turn_to` said, and `embed` saw before.
     `device` is where all this happens.
     """
 
@@ -60,10 +70,11 @@ class Skeleton:
         self._blocks: Sequence[nn.Module] = list(
             self._decoder.get_submodule(self._family.blocks).children()
         )
-        for module in self._decoder.modules():
+        for module in self._model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
-        self._calls: dict[int, list[Call]] = {}
+        self._calls, self._batch = Calls(), 0
+        self._places: dict[int, dict[str, Place]] = {}
 
     @property
     def context(self) -> int | None:
@@ -89,9 +100,11 @@ class Skeleton:
 
     def width(self, linear: str) -> int:
         """How many input channels a linear has."""
+        if (place := self._place(linear)) is not None:
+            return place.of(self._parameter(place)).shape[1]
         weight = self.module(linear).weight
         assert isinstance(weight, Tensor)
-        return weight.shape[0 if self._family.conv1d else 1]
+        return weight.shape[0 if self._family.conv1d and linear != self._naming.head else 1]
 
     def nbytes(self, block: int) -> int:
         """What a block's weights take when they are filled in."""
@@ -108,46 +121,107 @@ class Skeleton:
     def put(self, name: str, value: Tensor) -> None:
         """Give a tensor of a filled block another value."""
         owner, _, leaf = name.rpartition(".")
-        _assign(self.module(owner), leaf, self._ready(value))
+        if (place := self._place(owner)) is None:
+            _assign(self.module(owner), leaf, self._ready(value))
+            return
+        with torch.no_grad():
+            place.of(self._parameter(place)).copy_(self._out_in(owner, value))
+
+    def turn_to(self, batch: int) -> None:
+        """What is called from here on is called on this batch."""
+        self._batch = batch
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether blocks hand later ones more than hidden states, once `embed` has seen a batch."""
+        return self._calls.carry_state
 
     def call(
         self, block: int, hidden: Tensor, weights: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The block's output, with these tensors in place of those that were filled in."""
-        module, (arguments, keywords) = self._blocks[block], self._calls[hidden.shape[0]][block]
-        inside = {self._inside(block, name): value for name, value in (weights or {}).items()}
+        module, call = self._blocks[block], self._calls.of(self._batch, block)
+        inside = self._inside(block, weights or {})
+        arguments, keywords = call.given(hidden)
         if inside:
-            output = functional_call(module, inside, (hidden, *arguments), keywords)
+            output = functional_call(module, inside, arguments, keywords)
         else:
-            output = module(hidden, *arguments, **keywords)
+            output = module(*arguments, **keywords)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
+
+    @contextmanager
+    def watched(self, linears: Mapping[str, Seen]) -> Iterator[None]:
+        """While it lasts, what flows into each of these linears is shown when it does."""
+        places = {name: place for name in linears if (place := self._place(name)) is not None}
+        by_matrix: dict[tuple[str, int], list[Seen]] = defaultdict(list)
+        for name, place in places.items():
+            by_matrix[place.parameter, place.expert].append(linears[name])
+
+        def seen(product: Product) -> None:
+            for show in by_matrix.get((product.path, product.index or 0), ()):
+                show(product.x)
+
+        def hook(show: Seen) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            return lambda _, given: show(given[0])
+
+        with ExitStack() as stack:
+            for name, show in linears.items():
+                if name not in places:
+                    handle = self.module(name).register_forward_pre_hook(hook(show))
+                    stack.callback(handle.remove)
+            if places:
+                parameters = {p.parameter: self._parameter(p) for p in places.values()}
+                stack.enter_context(Products(parameters, seen))
+            yield
 
     @contextmanager
     def surroundings(self, weights: LiveWeights, ids: Tensor | None = None) -> Iterator[None]:
         """Hold what is not in any block: norms and, of the token embedding, the rows of `ids`.
 
         ids: int64 [n], each once, in ascending order; `embed` is then for these tokens alone.
+        Without, all tokens have the same row of zeros.
         """
-        family = self._family
+        tables = self._tables()
+        skipped = (f"{self._family.blocks}.", *(f"{table}." for table in tables))
         try:
-            for name, _ in self._decoder.named_children():
-                if name not in (family.blocks, family.embedding):
-                    self._fill(f"{family.base}.{name}", weights)
-            with nullcontext() if ids is None else self._rows_of_embedding(weights, ids):
+            for name in self._decoder.state_dict():
+                if not name.startswith(skipped):
+                    self._fill_tensor(f"{self._family.base}.{name}", weights)
+            with ExitStack() as stack:
+                for table in tables:
+                    stack.enter_context(self._rows_of(table, weights, ids))
                 yield
         finally:
-            for name, module in self._decoder.named_children():
-                if name != self._family.blocks:
+            for name, module in self._decoder.named_modules():
+                if not f"{name}.".startswith(f"{self._family.blocks}."):
                     _drop(module)
 
+    def _tables(self) -> list[str]:
+        """Where tokens are looked up, as paths in the decoder: as long as the embedding."""
+        embedding = self._decoder.get_submodule(self._family.embedding)
+        assert isinstance(embedding, nn.Embedding)
+        others = (
+            name
+            for name, part in self._decoder.named_modules()
+            if isinstance(part, nn.Embedding)
+            and part.num_embeddings == embedding.num_embeddings
+            and not name.startswith(f"{self._family.blocks}.")
+        )
+        return list(dict.fromkeys([self._family.embedding, *others]))
+
     @contextmanager
-    def _rows_of_embedding(self, weights: LiveWeights, ids: Tensor) -> Iterator[None]:
-        """The embedding with these rows alone; it is called with their places among them."""
-        path, known = f"{self._family.base}.{self._family.embedding}", ids.to(self.device)
-        rows = weights.rows(self._naming.name(f"{path}.weight"), ids)
+    def _rows_of(self, table: str, weights: LiveWeights, ids: Tensor | None) -> Iterator[None]:
+        """An embedding with these rows alone; it is called with their places among them."""
+        path = f"{self._family.base}.{table}"
         module = self._model.get_submodule(path)
         assert isinstance(module, nn.Embedding)
+        if ids is None:
+            known = torch.zeros(1, dtype=torch.int64, device=self.device)
+            rows = torch.zeros(1, module.embedding_dim)
+        else:
+            known = ids.to(self.device)
+            rows = weights.rows(self._naming.name(f"{path}.weight"), ids)
 
         def place(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return torch.searchsorted(known, given[0]), *given[1:]
@@ -162,14 +236,16 @@ class Skeleton:
             hook.remove()
             module.padding_idx = padding
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """What flows into the first block, for int64 [batch, length]; within `surroundings`."""
-        known = tokens.shape[0] in self._calls
+    def embed(self, tokens: Tensor, batch: int) -> Tensor:
+        """What flows into the first block, for int64 [batch, length]; within `surroundings`.
+
+        How blocks are called for this batch is known from then on.
+        """
         calls: list[Call] = []
 
         def record(block: int, hidden: Tensor, call: Call) -> Tensor:
             calls.append(call)
-            if known or block == len(self._blocks) - 1:
+            if block == len(self._blocks) - 1:
                 raise _Stopped(hidden)
             return hidden
 
@@ -182,25 +258,22 @@ class Skeleton:
             raise LlmoptError(f"{self._family.id}: the model did not run its blocks")
 
         hidden = self._with_stand_in(record, attempt)
-        if not known:
-            self._calls[tokens.shape[0]] = calls
+        self._calls.note(batch, tokens.shape[0], calls)
         return hidden
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What flows into the head when `hidden` comes out of the last block.
 
-        Runs in `surroundings`, which need not hold the embedding.
+        Runs in `surroundings`, which need not hold rows of the embedding.
         """
-        embedding = self._decoder.get_submodule(self._family.embedding)
-        assert isinstance(embedding, nn.Embedding)
-        nothing = hidden.new_zeros(*hidden.shape[:2], embedding.embedding_dim)
+        nothing = torch.zeros(*hidden.shape[:2], dtype=torch.int64, device=self.device)
 
         def skip(block: int, given: Tensor, _: Call) -> Tensor:
             return hidden if block == 0 else given
 
         def attempt() -> Tensor:
-            output: Tensor = self._decoder(inputs_embeds=nothing, use_cache=False)[0]
-            if output.ndim != hidden.ndim:
+            output: Tensor = self._decoder(input_ids=nothing, use_cache=False)[0]
+            if output.ndim > hidden.ndim:
                 raise _OtherReturn
             return output
 
@@ -209,22 +282,33 @@ class Skeleton:
     @contextmanager
     def head(self, weights: LiveWeights) -> Iterator[None]:
         """Hold the head's weight, for `logits`."""
-        try:
-            self._fill(self._family.head, weights)
+        with self._beside_head(weights):
+            for leaf in self._model.get_submodule(self._family.head).state_dict():
+                self._fill_tensor(f"{self._family.head}.{leaf}", weights)
             yield
-        finally:
-            _drop(self._model.get_submodule(self._family.head))
 
     @contextmanager
-    def head_rows(self, rows: Mapping[str, Tensor]) -> Iterator[None]:
+    def head_rows(self, rows: Mapping[str, Tensor], weights: LiveWeights) -> Iterator[None]:
         """Hold some rows of the head's tensors, for `logits` of these tokens alone."""
         module = self._model.get_submodule(self._family.head)
-        try:
+        with self._beside_head(weights):
             for leaf, value in rows.items():
                 _assign(module, leaf, self._ready(value))
             yield
+
+    @contextmanager
+    def _beside_head(self, weights: LiveWeights) -> Iterator[None]:
+        """Hold what is neither in the decoder nor the head."""
+        inside = (f"{self._family.base}.", f"{self._family.head}.")
+        others = [name for name in self._model.state_dict() if not name.startswith(inside)]
+        try:
+            for name in others:
+                self._fill_tensor(name, weights)
+            yield
         finally:
-            _drop(module)
+            for name, module in self._model.named_modules():
+                if not f"{name}.".startswith(inside[:1]):
+                    _drop(module)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [batch, length, tokens] for what `finish` gave.
@@ -267,11 +351,12 @@ class Skeleton:
     def _replace_forwards(self, stand_in: StandIn, *, in_tuple: bool) -> None:
         last: list[Tensor] = []
 
-        def forward(block: int) -> Forward:
-            def run(hidden: Tensor, /, *arguments: object, **keywords: object) -> object:
+        def forward(block: int) -> Run:
+            def run(*arguments: object, **keywords: object) -> object:
+                hidden, call = Call.of(arguments, keywords)
                 if last and last[-1] is not hidden:
                     raise _OtherReturn
-                last[:] = [stand_in(block, hidden, (arguments, keywords))]
+                last[:] = [stand_in(block, hidden, call)]
                 return (last[0],) if in_tuple else last[0]
 
             return run
@@ -281,23 +366,61 @@ class Skeleton:
 
     def _fill(self, path: str, weights: LiveWeights) -> None:
         """Read the weights of a module of the model."""
-        module = self._model.get_submodule(path)
-        parameters = {name for name, _ in module.named_parameters()}
-        for name in module.state_dict():
-            full = self._naming.name(f"{path}.{name}")
-            if name not in parameters and not weights.has(full):
-                continue  # a buffer that the config determines
+        for name in self._model.get_submodule(path).state_dict():
+            self._fill_tensor(f"{path}.{name}", weights)
+
+    def _fill_tensor(self, path: str, weights: LiveWeights) -> None:
+        owner, _, leaf = path.rpartition(".")
+        module = self._model.get_submodule(owner)
+        block = self._naming.block_of(self._naming.name(path))
+        places = [p for p in self._in_block(block).values() if p.parameter == path]
+        if places:
+            value = assembled(
+                module._parameters[leaf], places,  # type: ignore[arg-type]
+                lambda name: self._out_in(name, weights.read(f"{name}.weight")),
+                dtype=self._dtype, device=self.device,
+            )  # fmt: skip
+        else:
+            full = self._naming.name(path)
+            if leaf in module._buffers and not weights.has(full):
+                return  # a buffer that the config determines
             value = weights.read(full)
-            owner, _, leaf = name.rpartition(".")
-            _assign(module.get_submodule(owner), leaf, self._ready(value))
+        _assign(module, leaf, self._ready(value))
+
+    def _out_in(self, linear: str, value: Tensor) -> Tensor:
+        return value.T if self._naming.transposed(linear) else value
+
+    def _in_block(self, block: int | None) -> dict[str, Place]:
+        """The linears of a block that are parts of a parameter, by name."""
+        if block is None or not self._family.stacks:
+            return {}
+        if block not in self._places:
+            self._places[block] = {p.linear: p for p in places(self._naming, block)}
+        return self._places[block]
+
+    def _place(self, linear: str) -> Place | None:
+        return self._in_block(self._naming.block_of(f"{linear}.")).get(linear)
+
+    def _parameter(self, place: Place) -> Tensor:
+        return self._model.get_parameter(place.parameter)
 
     def _path(self, block: int) -> str:
         return f"{self._family.base}.{self._family.blocks}.{block}"
 
-    def _inside(self, block: int, name: str) -> str:
-        """A tensor's name within its block."""
-        owner, _, leaf = name.rpartition(".")
-        return f"{self._naming.module(owner)}.{leaf}".removeprefix(self._path(block) + ".")
+    def _inside(self, block: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by their names within a block."""
+        found: dict[str, Tensor] = {}
+        start = self._path(block) + "."
+        for name, value in weights.items():
+            owner, _, leaf = name.rpartition(".")
+            if (place := self._place(owner)) is None:
+                found[f"{self._naming.module(owner)}.{leaf}".removeprefix(start)] = value
+                continue
+            inner = place.parameter.removeprefix(start)
+            if inner not in found:
+                found[inner] = self._parameter(place).detach().clone()
+            place.of(found[inner]).copy_(self._out_in(owner, value))
+        return found
 
     def _ready(self, value: Tensor) -> Tensor:
         dtype = self._dtype if value.is_floating_point() else value.dtype

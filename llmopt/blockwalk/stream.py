@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 
 import torch
@@ -48,8 +48,8 @@ class BlockStream:
         """What flows into the first block."""
         activations: Activations = torch.empty(0)
         with self.skeleton.surroundings(self._source, self._ids):
-            for rows, batch in zip(self.batches(), self._batches, strict=True):
-                hidden = self.skeleton.embed(batch)
+            for index, (rows, batch) in enumerate(zip(self.batches(), self._batches, strict=True)):
+                hidden = self.skeleton.embed(batch, index)
                 if rows.start == 0:
                     sequences = sum(len(each) for each in self._batches)
                     shape = (sequences, *hidden.shape[1:])
@@ -59,10 +59,10 @@ class BlockStream:
         return activations
 
     def learn_calls(self) -> None:
-        """See how blocks are called, for each size of batch: where `embed` is not needed."""
+        """See how blocks are called: where `embed` is not needed."""
         with self.skeleton.surroundings(self._source, self._ids):
-            for batch in {len(batch): batch for batch in self._batches}.values():
-                self.skeleton.embed(batch)
+            for index, batch in enumerate(self._batches):
+                self.skeleton.embed(batch, index)
         memory.release()
 
     @contextmanager
@@ -92,8 +92,12 @@ class BlockStream:
             start += len(batch)
 
     def rows(self, activations: Activations) -> Iterator[Tensor]:
-        """The activations of each batch, where they are computed with; they are only read."""
-        for batch in self.batches():
+        """The activations of each batch, where they are computed with; they are only read.
+
+        What the skeleton is called for until the next is asked for is called for this batch.
+        """
+        for index, batch in enumerate(self.batches()):
+            self.skeleton.turn_to(index)
             yield activations[batch].to(self.device)
 
     def advance(
@@ -103,6 +107,18 @@ class BlockStream:
         target = activations if into is None else into
         for batch, rows in zip(self.batches(), self.rows(activations), strict=True):
             target[batch] = self.skeleton.call(index, rows)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what flows between two blocks is all that later ones need, once calls are known.
+
+        Where blocks leave something for later ones, a walk begins with the first again.
+        """
+        return not self.skeleton.carries_state
+
+    def head_rows(self, rows: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Hold some rows of the head's tensors, for the skeleton's `logits` of these tokens."""
+        return self.skeleton.head_rows(rows, self._source)
 
     @contextmanager
     def ending(self, *, head: bool = False) -> Iterator[None]:

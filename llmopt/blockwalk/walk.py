@@ -119,10 +119,11 @@ class _CalibratedWalk:
     def _begin(self) -> int:
         """Find or make the first activations; returns the block that they flow into."""
         saved = self._state.load(self._stream.room)
-        if saved is None:
+        if saved is not None:
+            self._stream.learn_calls()
+        if saved is None or not self._stream.resumable:
             self._activations = self._stream.embed()
             return 0
-        self._stream.learn_calls()
         first, self._activations = saved
         return first
 

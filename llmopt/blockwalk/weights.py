@@ -60,7 +60,7 @@ class LiveWeights:
         if module == checkpoint.naming.head and checkpoint.tied:
             name = f"{checkpoint.naming.embedding}.weight"
         plain = module not in checkpoint.layers and module not in self.results.quantized
-        whole = checkpoint.family.conv1d and module != checkpoint.naming.head
+        whole = checkpoint.naming.transposed(module)
         if plain and not whole and name not in self.results.dense:
             yield from checkpoint.pieces(name, max(1, size // checkpoint.stored[name].shape[-1]))
             return
@@ -116,6 +116,5 @@ class LiveWeights:
         return rounded
 
     def oriented(self, module: str, weight: Tensor) -> Tensor:
-        """Between [out, in] and the checkpoint's orientation: Conv1D linears are transposed."""
-        transposed = self.checkpoint.family.conv1d and module != self.checkpoint.naming.head
-        return weight.T if transposed else weight
+        """Between [out, in] and the checkpoint's orientation."""
+        return weight.T if self.checkpoint.naming.transposed(module) else weight

@@ -52,7 +52,7 @@ class HeldOut:
         found = SideBySide(self._windows[:, 1:].reshape(-1).to(self._stream.device), 1)
         with self._stream.ending():
             for tokens in token_runs(*skeleton.head_shape):
-                with skeleton.head_rows(self._head.read(tokens.start, tokens.stop)):
+                with self._stream.head_rows(self._head.read(tokens.start, tokens.stop)):
                     self._add(found, tokens.start, hidden)
         return found.divergence(0).view(len(self._windows), -1).mean(1).tolist()
 

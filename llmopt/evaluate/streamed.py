@@ -118,7 +118,7 @@ class StreamedScores:
 
     @contextmanager
     def tokens(self, start: int, stop: int) -> Iterator[None]:
-        with self._stream.skeleton.head_rows(self._head.read(start, stop)):
+        with self._stream.head_rows(self._head.read(start, stop)):
             yield
 
     def logits(self, window: int, positions: slice) -> Tensor:
@@ -128,10 +128,11 @@ class StreamedScores:
 
     def _walk(self, on_block: OnBlock) -> Activations:
         stream, saved, first = self._stream, self._state.load(self._stream.room), 0
-        if saved is None:
+        if saved is not None:
+            stream.learn_calls()
+        if saved is None or not stream.resumable:
             activations = stream.embed()
         else:
-            stream.learn_calls()
             first, activations = saved
         on_block(first, stream.blocks)
         for index in range(first, stream.blocks):

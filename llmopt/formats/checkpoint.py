@@ -25,7 +25,7 @@ from llmopt.formats.side_files import SideFiles
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids.base import Quantized
 from llmopt.model.layout import Layout
-from llmopt.specs.families import FamilySpec, Naming, family_of
+from llmopt.specs.families import FamilySpec, Naming, family_of, naming_of
 
 #: rows that are compared at once
 _ROWS = 1024
@@ -64,7 +64,7 @@ class Checkpoint:
         config = headers.config
         found = {name: _from_header(header) for name, header in headers.tensors.items()}
         family = family_of(config)
-        naming = family.naming(found)
+        naming = naming_of(family, found)
         stored = {naming.rename(name): tensor for name, tensor in found.items()}
         quantization = read_quantization(folder, config)
         layers = quantized_layers(stored, quantization)
@@ -157,7 +157,7 @@ class Checkpoint:
         if module == self.naming.head:
             return self.read(f"{self.naming.embedding if self.tied else module}.weight").float()
         weight = self.read(f"{module}.weight").float()
-        return weight.T if self.family.conv1d else weight
+        return weight.T if self.naming.transposed(module) else weight
 
 
 def _from_header(header: TensorHeader) -> StoredTensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmopt.errors import RequestError
 from llmopt.formats.bitsandbytes_config import STATE, with_shapes
-from llmopt.formats.fused import unfused
+from llmopt.formats.fused import unfused, unstacked
 from llmopt.formats.headers import INDEX, OF_TRAINING, PICKLES, WEIGHTS, read_config, shard_names
 from llmopt.formats.other_folders import not_a_model
 from llmopt.formats.quantization import contents_of
@@ -46,6 +46,8 @@ def headers(folder: Path) -> Headers:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is not None and family.experts is not None:
         tensors = unfused(tensors, family.experts)
+    if family is not None and family.stacks:
+        tensors = unstacked(tensors, family)
     if any(name.endswith("." + STATE) for name in tensors):
         tensors = with_shapes(tensors)
     return Headers(folder, config, tensors, frozenset({INDEX}))

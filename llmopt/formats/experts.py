@@ -61,6 +61,6 @@ def unfuse(model: nn.Module, family: FamilySpec) -> None:
     if spec is None:
         return
     for block in model.get_submodule(f"{family.base}.{family.blocks}").children():
-        owner = block.get_submodule(spec.owner)
-        if hasattr(owner, spec.path):
+        owner = dict(block.named_modules()).get(spec.owner)
+        if owner is not None and hasattr(owner, spec.path):
             setattr(owner, spec.path, Experts(owner.get_submodule(spec.path), spec))

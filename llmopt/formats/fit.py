@@ -14,6 +14,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.quantization import parts_of
 from llmopt.formats.safetensors import DTYPE_NAMES
+from llmopt.formats.stacks import by_parameter
 from llmopt.specs import nearest
 
 _COMPUTED_BUFFERS = re.compile(r"\brotary_emb\.inv_freq$")  # old checkpoints store them
@@ -72,14 +73,21 @@ def _wanted(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, tup
     naming, head = checkpoint.naming, f"{checkpoint.naming.head}.weight"
     shares = bool(getattr(model.config, "tie_word_embeddings", False))
     parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
+    stacks = by_parameter(naming)
     for path, present in model.state_dict(keep_vars=True).items():
+        for place in stacks.get(path, ()):
+            rows, cols = place.of(present).shape
+            turned = naming.transposed(place.linear) and place.linear not in checkpoint.layers
+            yield f"{place.linear}.weight", (cols, rows) if turned else (rows, cols)
+        if path in stacks:
+            continue
         name = naming.name(path)
         module = name.removesuffix(".weight")
         absent = name not in checkpoint.stored and module not in checkpoint.layers
         if absent and (path not in parameters or (name == head and shares)):
             continue  # a buffer that the config determines, or what the embedding stands for
         shape = tuple(present.shape)
-        turned = checkpoint.family.conv1d and name != head and module in checkpoint.layers
+        turned = naming.transposed(module) and module in checkpoint.layers and len(shape) == 2
         yield name, shape[::-1] if turned else shape
 
 

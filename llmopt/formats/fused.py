@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from llmopt.errors import RequestError
 from llmopt.formats.tensor_header import TensorHeader
-from llmopt.specs.families import ExpertsSpec
+from llmopt.specs.families import ExpertsSpec, FamilySpec
+from llmopt.specs.naming import layouts
 
 
 def unfused(tensors: Mapping[str, TensorHeader], spec: ExpertsSpec) -> dict[str, TensorHeader]:
@@ -27,6 +28,37 @@ def unfused(tensors: Mapping[str, TensorHeader], spec: ExpertsSpec) -> dict[str,
             if part.name in found or (part.name != name and part.name in tensors):
                 raise RequestError(f"the weights hold {part.name} twice: alone and in {name}")
             found[part.name] = part
+    return found
+
+
+def unstacked(tensors: Mapping[str, TensorHeader], family: FamilySpec) -> dict[str, TensorHeader]:
+    """The same tensors with a tensor for each expert, as it lies there, of those that hold several.
+
+    That is only for families whose checkpoints hold the parameters of their model as they are.
+    """
+    naming = layouts(family)[0]
+    start = f"{family.base}.{family.blocks}.*."
+    whole = {
+        naming.name(start + stack.path).removeprefix(f"{naming.blocks}.*."): (
+            naming.name(start + stack.linears[0]).removeprefix(f"{naming.blocks}.*.")
+        )
+        for stack in family.stacks
+        if stack.whole
+    }
+    found: dict[str, TensorHeader] = {}
+    for name, header in tensors.items():
+        ends = (end for end in whole if name.endswith("." + end) and len(header.shape) == 3)
+        end = next(ends, None)
+        if end is None:
+            found[name] = header
+            continue
+        size = header.nbytes // header.shape[0]
+        for expert in range(header.shape[0]):
+            part = name.removesuffix(end) + whole[end].replace("*", str(expert)) + ".weight"
+            start_ = header.start + expert * size
+            found[part] = replace(
+                header, name=part, shape=header.shape[1:], start=start_, end=start_ + size
+            )
     return found
 
 

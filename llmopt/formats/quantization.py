@@ -15,7 +15,7 @@ from llmopt.formats.tensor_header import Headers
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
 from llmopt.specs import CHECKPOINT, FORMATS, load, suggestion
-from llmopt.specs.families import family_of
+from llmopt.specs.families import family_of, naming_of
 from llmopt.specs.formats import FIRST_METHOD
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
@@ -121,7 +121,7 @@ def read_contents(folder: Path) -> Contents:
 def contents_of(headers: Headers, kind: str = CHECKPOINT) -> Contents:
     """What headers and a config say of a model that lies in this kind of artifact."""
     family = family_of(headers.config)
-    naming = family.naming(headers.tensors)
+    naming = naming_of(family, headers.tensors)
     quantization = read_quantization(headers.folder, headers.config)
     logical = {
         naming.rename(name): replace(tensor, name=naming.rename(name))

@@ -1,132 +1,53 @@
-"""Decoder families as data: where a model's blocks and linears are, and which share an input."""
+"""Decoder families as data: where a model's blocks and linears are, and which share an input.
+
+families.json holds what a run of each model type shows (scripts/discover_families.py writes it).
+Here stands what no run can show.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.specs.base import shortened
-from llmopt.specs.family import ExpertsSpec, FamilySpec, Naming
+from llmopt.specs.family import ExpertsSpec, FamilySpec, StackSpec
+from llmopt.specs.naming import Naming, naming_of
 
-__all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "family_of"]
+__all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "StackSpec", "family_of", "naming_of"]
 
-_QKV = ("qkv_proj", ("q_proj", "k_proj", "v_proj"))
-_GATE_UP = ("gate_up_proj", ("gate_proj", "up_proj"))
-_LLAMA = FamilySpec(
-    id="llama",
-    fused=(_QKV, _GATE_UP),
-    base="model",
-    blocks="layers",
-    embedding="embed_tokens",
-    final_norm="norm",
-    inlets=(
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("self_attn.o_proj",),
-        ("mlp.gate_proj", "mlp.up_proj"),
-        ("mlp.down_proj",),
-    ),
-)
-_GEMMA3_TEXT = replace(_LLAMA, id="gemma3_text", norm_gain_offset=1.0)
+_DATA = Path(__file__).with_name("families.json")
 
-_FAMILIES = (
-    _LLAMA,
-    replace(_LLAMA, id="mistral"),
-    replace(_LLAMA, id="qwen2"),
-    replace(_LLAMA, id="qwen3"),
-    # sdpa leaves out the soft cap on gemma2's attention scores
-    replace(_LLAMA, id="gemma2", norm_gain_offset=1.0, attention="eager"),
-    _GEMMA3_TEXT,
-    replace(
-        _GEMMA3_TEXT,
-        id="gemma3",
-        text_config="text_config",
-        stored_as=(
-            ("language_model.model", "language_model.lm_head"),
-            ("model.language_model", "lm_head"),
-        ),
+#: the names of (base, head) in checkpoints that were written in other ways than now
+_STORED_AS = {
+    "gemma3": (
+        ("language_model.model", "language_model.lm_head"),
+        ("model.language_model", "lm_head"),
     ),
-    replace(
-        _LLAMA,
-        id="phi3",
-        inlets=(
-            ("self_attn.qkv_proj",),
-            ("self_attn.o_proj",),
-            ("mlp.gate_up_proj",),
-            ("mlp.down_proj",),
-        ),
-    ),
-    replace(
-        _LLAMA,
-        id="mixtral",
-        renamed=(("mlp", "block_sparse_moe"),),
-        experts=ExpertsSpec(gate="w1", up="w3", down="w2"),
-    ),
-    replace(
-        _LLAMA,
-        id="qwen2_moe",
-        experts=ExpertsSpec(
-            routers=("gate", "shared_expert_gate"),
-            shared=(
-                (("shared_expert.gate_proj", "shared_expert.up_proj"),),
-                (("shared_expert.down_proj",),),
-            ),
-        ),
-    ),
-    replace(_LLAMA, id="qwen3_moe", experts=ExpertsSpec()),
-    FamilySpec(
-        id="gpt2",
-        base="transformer",
-        blocks="h",
-        embedding="wte",
-        final_norm="ln_f",
-        inlets=(("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)),
-        conv1d=True,
-    ),
-    FamilySpec(
-        id="gpt_neox",
-        base="gpt_neox",
-        blocks="layers",
-        embedding="embed_in",
-        final_norm="final_layer_norm",
-        stored_as=(("gpt_neox", "embed_out"), ("gpt_neox", "lm_head")),
-        inlets=(
-            ("attention.query_key_value",),
-            ("attention.dense",),
-            ("mlp.dense_h_to_4h",),
-            ("mlp.dense_4h_to_h",),
-        ),
-    ),
-    FamilySpec(
-        id="opt",
-        fused=(_QKV,),
-        base="model.decoder",
-        blocks="layers",
-        embedding="embed_tokens",
-        final_norm="final_layer_norm",
-        inlets=(
-            ("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj"),
-            ("self_attn.out_proj",),
-            ("fc1",),
-            ("fc2",),
-        ),
-    ),
-    FamilySpec(
-        id="falcon",
-        base="transformer",
-        blocks="h",
-        embedding="word_embeddings",
-        final_norm="ln_f",
-        inlets=(
-            ("self_attention.query_key_value",),
-            ("self_attention.dense",),
-            ("mlp.dense_h_to_4h",),
-            ("mlp.dense_4h_to_h",),
-        ),
-    ),
-)
-FAMILIES: dict[str, FamilySpec] = {family.id: family for family in _FAMILIES}
+    "gpt_neox": (("gpt_neox", "embed_out"), ("gpt_neox", "lm_head")),
+}
+
+
+class _Families(Mapping[str, FamilySpec]):
+    """By model type; each is made when it is asked for."""
+
+    def __getitem__(self, model_type: str) -> FamilySpec:
+        return _family(model_type)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_data())
+
+    def __len__(self) -> int:
+        return len(_data())
+
+    def __contains__(self, model_type: object) -> bool:
+        return model_type in _data()
+
+
+FAMILIES: Mapping[str, FamilySpec] = _Families()
 
 
 def family_of(config: Mapping[str, Any]) -> FamilySpec:
@@ -140,6 +61,35 @@ def family_of(config: Mapping[str, Any]) -> FamilySpec:
     if model_type not in FAMILIES:
         raise RequestError(
             f"models of the type {shortened(model_type)!r} are not supported",
-            hint=f"model types that are: {', '.join(sorted(FAMILIES))}",
+            hint="docs/families.md lists the types that are, and why others are not",
         )
     return FAMILIES[model_type]
+
+
+@cache
+def _data() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(_DATA.read_text("utf-8"))
+    return found
+
+
+@cache
+def _family(model_type: str) -> FamilySpec:
+    return family_from(model_type, _data()[model_type])
+
+
+def family_from(model_type: str, data: Mapping[str, Any]) -> FamilySpec:
+    """A family from what was written of it."""
+    known = {**data, "id": model_type}
+    for key in ("kinds", "routers", "renamed", "stored_as"):
+        known[key] = _tuples(known.get(key, ()))
+    known["stored_as"] = _STORED_AS.get(model_type, known["stored_as"])
+    known["experts"] = ExpertsSpec(**known["experts"]) if known.get("experts") else None
+    known["stacks"] = tuple(
+        StackSpec(**{**stack, "linears": tuple(stack["linears"])})
+        for stack in known.get("stacks", ())
+    )
+    return FamilySpec(**known)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -13,7 +13,7 @@ from llmopt.blockwalk.experts import Pools
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.linalg import InputMoments, InputStatistics
-from llmopt.specs.families import FAMILIES
+from llmopt.specs.families import FAMILIES, naming_of
 from tests import models
 from tests.blockwalk.conftest import Round, Watch, run
 from tests.blockwalk.test_walk import close, hessian
@@ -93,7 +93,7 @@ def pools(sizes: list[int]) -> tuple[Pools, list[Any], list[torch.Tensor]]:
         for i in range(len(sizes))
         for linear in ("gate", "up", "down")
     ]
-    naming = FAMILIES["qwen3_moe"].naming(names)
+    naming = naming_of(FAMILIES["qwen3_moe"], names)
     inputs = [torch.randn(size, GATE) for size in sizes]
     seen: list[Any] = []
     for inlet, x in zip(naming.rounds(0)[-2], inputs, strict=True):
@@ -120,8 +120,9 @@ def test_a_block_that_nothing_reaches_is_an_error() -> None:
 
 
 def test_experts_are_collected_in_as_many_passes_as_memory_asks_for() -> None:
-    naming = FAMILIES["qwen3_moe"].naming(
-        [f"model.layers.0.mlp.experts.{i}.gate_proj.weight" for i in range(5)]
+    naming = naming_of(
+        FAMILIES["qwen3_moe"],
+        [f"model.layers.0.mlp.experts.{i}.gate_proj.weight" for i in range(5)],
     )
     wide = {"down": DOWN}
 

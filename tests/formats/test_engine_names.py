@@ -12,6 +12,7 @@ import pytest
 from llmopt.formats.engine_names import EngineNames, apart
 from llmopt.model.layout import Layout
 from llmopt.specs.families import FAMILIES, Naming
+from llmopt.specs.families import naming_of as naming_in
 
 INT4 = Layout(grid="int4", group_size=32, symmetric=True)
 INT8 = Layout(grid="int8", group_size=32, symmetric=True)
@@ -38,7 +39,7 @@ def linears(family: str, base: str = "model", blocks: int = 2, experts: int = 0)
 
 
 def naming_of(family: str, names: list[str]) -> Naming:
-    return FAMILIES[family].naming(f"{name}.weight" for name in names)
+    return naming_in(FAMILIES[family], (f"{name}.weight" for name in names))
 
 
 def config(format_id: str, layers: dict[str, Layout], plain: list[str], naming: Naming) -> Any:
@@ -186,7 +187,7 @@ def test_a_multimodal_checkpoint_of_either_time_names_what_both_have(base: str, 
         assert vllm_dynamic(dynamic, f"{start}.layers.0.mlp.gate_up_proj")["bits"] == 8
         assert vllm_dynamic(dynamic, f"{start}.layers.0.mlp.down_proj") is None
     for head in ("lm_head", "language_model.lm_head"):
-        only = FAMILIES["gemma3"].naming([*(f"{n}.weight" for n in names)])
+        only = naming_in(FAMILIES["gemma3"], [*(f"{n}.weight" for n in names)])
         assert head in EngineNames(only).all_of([only.head])
 
 

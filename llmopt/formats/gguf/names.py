@@ -84,7 +84,7 @@ class _Builder:
     ) -> None:
         self._naming, self._spec, self._text, self._tensors = naming, spec, text, tensors
         family = naming.family
-        self._linears = {path for inlet in family.inlets for path in inlet}
+        self._linears = family.linears
 
     def outside_first(self) -> Iterator[Placement]:
         """What llama.cpp's own files begin with: embeddings and the factors of rope."""

@@ -44,6 +44,14 @@ def restore(gguf: GgufFile, config: Mapping[str, Any]) -> Restored:
     return _Restorer(family, spec, family.language_config(config), gguf).restored()
 
 
+def _kind_with(family: FamilySpec, experts: bool) -> int:
+    """The kind of a family's blocks that have experts, or have none."""
+    for index, kind in enumerate(family.kinds):
+        if experts == any("*" in inlet[0] for some in kind for inlet in some):
+            return index
+    return 0
+
+
 class _Restorer:
     def __init__(
         self, family: FamilySpec, spec: GgufFamily, text: Mapping[str, Any], gguf: GgufFile
@@ -59,9 +67,10 @@ class _Restorer:
             base=base,
             head=head,
             block_count=blocks,
+            kinds=(_kind_with(family, bool(experts)),) * blocks,
             experts=(experts.pop(),) * blocks if experts else (0,) * blocks,
         )
-        self._linears = {path for inlet in family.inlets for path in inlet}
+        self._linears = family.linears
         self._in_blocks = {
             linear
             for block in range(blocks)

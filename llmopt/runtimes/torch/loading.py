@@ -14,6 +14,7 @@ from llmopt.formats.codec import decode as decoded
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.files import read_json
 from llmopt.formats.fit import check_fit, misfit
+from llmopt.formats.stacks import assembled, by_parameter
 from llmopt.grids.ggml import BlockTensor
 from llmopt.runtimes.device import Dtype, computing_dtype, pick_device
 from llmopt.runtimes.torch.engine import TorchEngine
@@ -64,8 +65,7 @@ def _put_quantized(
         tensor, bias = checkpoint.read_layer(name), None
         if isinstance(tensor, BlockTensor):  # no kernel here: decoded once
             weight = decoded(tensor)
-            conv1d = checkpoint.family.conv1d and name != checkpoint.naming.head
-            weight = weight.T.contiguous() if conv1d else weight
+            weight = weight.T.contiguous() if checkpoint.naming.transposed(name) else weight
             _assign(model, f"{places[name]}.weight", weight.to(device, dtype))
             continue
         if f"{name}.bias" in checkpoint.stored:  # written for layers without one, too: zeros
@@ -86,7 +86,12 @@ def _put_plain(
     """Read all parameters that are left, and such buffers as are stored."""
     naming = checkpoint.naming
     tied = checkpoint.tied and bool(getattr(model.config, "tie_word_embeddings", False))
-    for path in model.state_dict(keep_vars=True):
+    stacks = by_parameter(naming)
+    for path, present in model.state_dict(keep_vars=True).items():
+        if path in stacks:
+            value = assembled(present, stacks[path], checkpoint.weight, dtype=dtype, device=device)
+            _assign(model, path, value)
+            continue
         name = naming.name(path)
         if name not in checkpoint.stored or (name == f"{naming.head}.weight" and tied):
             continue

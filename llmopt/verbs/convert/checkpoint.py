@@ -184,7 +184,7 @@ class _Conversion:
         plain = values.to(self._dtype)
         if not bool(plain.isfinite().all()):
             raise RequestError(f"{module} has values outside {self._dtype}", hint="--dtype float32")
-        transposed = self._checkpoint.family.conv1d and module != self._checkpoint.naming.head
+        transposed = self._checkpoint.naming.transposed(module)
         results.dense[f"{module}.weight"] = (plain.T if transposed else plain).contiguous()
         results.records[module] = _record(RoundingErrors.of(plain, values), None, "decoded")
 

@@ -258,7 +258,7 @@ def _conversion(contents: Contents, name: str, source: str, each: Wanted) -> Con
     tensor, place, spec = contents.tensors[source], each.placement, GGML_TYPES[each.type_id]
     shape = tensor.shape[::-1] if place.transposed else tensor.shape  # [outputs, inputs]
     decoded = not each.has_blocks and tensor.layout is not None
-    if decoded and contents.family.conv1d and name != f"{contents.naming.head}.weight":
+    if decoded and contents.naming.transposed(name.removesuffix(".weight")):
         stored = shape[::-1]
     else:
         stored = shape if each.has_blocks else tensor.shape

@@ -124,7 +124,7 @@ def _plain(
     else:  # the embedding's, whatever the config says; blocks of a GGUF type are read as float32
         stored = contents.tensors[f"{contents.naming.embedding}.weight"].dtype
         dtype, called = stored if stored in _WIDTHS else "F32", "the model's own dtype"
-    transposed = contents.family.conv1d and tensor.name != f"{contents.naming.head}.weight"
+    transposed = contents.naming.transposed(tensor.name.removesuffix(".weight"))
     change = Change(
         name=tensor.name,
         actions=("decoded",),

@@ -106,8 +106,8 @@ def linear_shape(contents: Contents, tensor: LogicalTensor) -> tuple[int, int]:
     if len(tensor.shape) != 2:
         raise RequestError(f"{tensor.name} is no matrix: its shape is {list(tensor.shape)}")
     rows, cols = tensor.shape
-    head = tensor.name == f"{contents.naming.head}.weight"
-    transposed = contents.family.conv1d and not head and tensor.layout is None
+    module = tensor.name.removesuffix(".weight")
+    transposed = contents.naming.transposed(module) and tensor.layout is None
     return (cols, rows) if transposed else (rows, cols)
 
 

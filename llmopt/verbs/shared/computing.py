@@ -50,7 +50,7 @@ class Computing:
     def shape(self, linear: str) -> tuple[int, int]:
         """(outputs, inputs), whatever way the checkpoint stores it."""
         rows, cols = self._shape(linear)
-        transposed = self.contents.family.conv1d and linear != self.contents.naming.head
+        transposed = self.contents.naming.transposed(linear)
         return (cols, rows) if transposed else (rows, cols)
 
     def seen(self, linear: str) -> float:

@@ -1,0 +1,75 @@
+"""Parameters that hold a matrix for each expert, and the linears that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmopt.specs.families import Naming, StackSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an expert's linear is in a parameter of the text model.
+
+    parameter: its path in the model. linear: the linear's name in our files.
+    """
+
+    parameter: str
+    linear: str
+    stack: StackSpec
+    expert: int
+    part: int
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The linear's weight [out, in], a view."""
+        matrix = parameter[self.expert]
+        matrix = matrix.mT if self.stack.transposed else matrix
+        parts = len(self.stack.linears)
+        if self.stack.interleaved:
+            return matrix[self.part :: parts]
+        rows = matrix.shape[0] // parts
+        return matrix[self.part * rows : (self.part + 1) * rows]
+
+
+def places(naming: Naming, block: int) -> Iterator[Place]:
+    """All of one block."""
+    inside = f"{naming.family.base}.{naming.family.blocks}.{block}"
+    for stack in naming.family.stacks if naming.experts and naming.experts[block] else ():
+        for expert in range(naming.experts[block]):
+            for part, path in enumerate(stack.linears):
+                module = f"{inside}.{path}".replace("*", str(expert))
+                yield Place(
+                    parameter=f"{inside}.{stack.path}",
+                    linear=naming.name(module),
+                    stack=stack,
+                    expert=expert,
+                    part=part,
+                )
+
+
+def by_parameter(naming: Naming) -> dict[str, list[Place]]:
+    """All of a model, by the path of the parameter that they are in."""
+    found: dict[str, list[Place]] = {}
+    for block in range(naming.block_count):
+        for place in places(naming, block):
+            found.setdefault(place.parameter, []).append(place)
+    return found
+
+
+def assembled(
+    parameter: Tensor,
+    within: list[Place],
+    read: Callable[[str], Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """A parameter of this shape; `read` gives a linear's weight [out, in] by its name."""
+    value = torch.empty(parameter.shape, dtype=dtype, device=device)
+    for place in within:
+        place.of(value).copy_(read(place.linear))
+    return value
