@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"step"},
     {"report"},
     {"processor"},
-    {"linalg", "corpora"},
+    {"linalg", "corpora", "discovery"},
     {"grids"},
     {"methods", "formats"},
     {"sources", "soundness"},
