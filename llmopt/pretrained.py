@@ -50,7 +50,16 @@ def model_config(settings: Mapping[str, Any]) -> Any:
         for key, value in settings.items()
         if key not in _NOT_THE_MODEL and not key.startswith("_")
     }
-    return AutoConfig.for_model(**told)
+    return AutoConfig.for_model(**_numbers(told))
+
+
+def _numbers(value: Any) -> Any:
+    """With numbers that JSON has not (`{"__float__": "Infinity"}`) as numbers."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _numbers(each) for key, each in value.items()}
+    return [_numbers(each) for each in value] if isinstance(value, list) else value
 
 
 def model_of(config: Any, *, dtype: Any, attention: str) -> Any:

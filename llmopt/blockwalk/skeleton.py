@@ -147,7 +147,7 @@ class Skeleton:
             output = functional_call(module, inside, arguments, keywords)
         else:
             output = module(*arguments, **keywords)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
+        result: Tensor = output[0] if isinstance(output, tuple | list) else output
         return result
 
     @contextmanager
@@ -182,7 +182,7 @@ class Skeleton:
         ids: int64 [n], each once, in ascending order; `embed` is then for these tokens alone.
         Without, all tokens have the same row of zeros.
         """
-        tables = self._tables()
+        tables = (self._family.embedding, *self._family.tables)
         skipped = (f"{self._family.blocks}.", *(f"{table}." for table in tables))
         try:
             for name in self._decoder.state_dict():
@@ -196,19 +196,6 @@ class Skeleton:
             for name, module in self._decoder.named_modules():
                 if not f"{name}.".startswith(f"{self._family.blocks}."):
                     _drop(module)
-
-    def _tables(self) -> list[str]:
-        """Where tokens are looked up, as paths in the decoder: as long as the embedding."""
-        embedding = self._decoder.get_submodule(self._family.embedding)
-        assert isinstance(embedding, nn.Embedding)
-        others = (
-            name
-            for name, part in self._decoder.named_modules()
-            if isinstance(part, nn.Embedding)
-            and part.num_embeddings == embedding.num_embeddings
-            and not name.startswith(f"{self._family.blocks}.")
-        )
-        return list(dict.fromkeys([self._family.embedding, *others]))
 
     @contextmanager
     def _rows_of(self, table: str, weights: LiveWeights, ids: Tensor | None) -> Iterator[None]:
@@ -317,12 +304,9 @@ class Skeleton:
 
         The model's own forward runs with a decoder that returns `hidden`: some cap their logits.
         """
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
         def finished(*_: object, **__: object) -> object:
-            output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
-            output.router_logits = None  # models with experts pass them on
-            return output
+            return _output_of(hidden)
 
         self._decoder.forward = finished
         try:
@@ -334,30 +318,30 @@ class Skeleton:
     def _with_stand_in(self, stand_in: StandIn, attempt: Callable[[], Tensor]) -> Tensor:
         """Run `attempt` with the blocks replaced.
 
-        Some decoders take a block's output as it is, some its first element; nothing says which.
-        A hidden state that comes back changed tells that the guess was wrong.
+        Some decoders take a block's output as it is, some its first element, some unpack two;
+        nothing says which. A hidden state that comes back changed tells that the guess was wrong.
         """
-        for in_tuple in (False, True):
-            self._replace_forwards(stand_in, in_tuple=in_tuple)
+        for values in range(4):
+            self._replace_forwards(stand_in, values)
             try:
                 return attempt()
-            except _OtherReturn:
+            except (_OtherReturn, *([ValueError] if values else [])):
                 continue
             finally:
                 for block in self._blocks:
                     del block.forward
         raise LlmoptError(f"{self._family.id}: the model changes hidden states between its blocks")
 
-    def _replace_forwards(self, stand_in: StandIn, *, in_tuple: bool) -> None:
+    def _replace_forwards(self, stand_in: StandIn, values: int) -> None:
         last: list[Tensor] = []
 
         def forward(block: int) -> Run:
             def run(*arguments: object, **keywords: object) -> object:
                 hidden, call = Call.of(arguments, keywords)
-                if last and last[-1] is not hidden:
+                if last and not _is_same(last[-1], hidden):
                     raise _OtherReturn
                 last[:] = [stand_in(block, hidden, call)]
-                return (last[0],) if in_tuple else last[0]
+                return (last[0], *[None] * (values - 1)) if values else last[0]
 
             return run
 
@@ -380,6 +364,8 @@ class Skeleton:
                 lambda name: self._out_in(name, weights.read(f"{name}.weight")),
                 dtype=self._dtype, device=self.device,
             )  # fmt: skip
+        elif (parts := self._naming.parts(path)) and all(map(weights.has, parts)):
+            value = torch.cat([weights.read(part) for part in parts])
         else:
             full = self._naming.name(path)
             if leaf in module._buffers and not weights.has(full):
@@ -425,6 +411,22 @@ class Skeleton:
     def _ready(self, value: Tensor) -> Tensor:
         dtype = self._dtype if value.is_floating_point() else value.dtype
         return value.to(self.device, dtype).contiguous()
+
+
+def _output_of(hidden: Tensor) -> object:
+    """What a decoder returns; all else that models pass on of it is None."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class Output(BaseModelOutput):  # type: ignore[misc]
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    return Output(last_hidden_state=hidden)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
 def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from llmopt.blockwalk.products import Product, Products, block_under_way
 from llmopt.discovery.experts import usual_form
-from llmopt.discovery.names import Stack, starred, stored_names
+from llmopt.discovery.names import Stack, apply_moves, starred, stored_names
 from llmopt.errors import RequestError
 
 #: linears of a block that share an input, as paths in it; `*` stands for an expert's number
@@ -90,7 +90,7 @@ def _blocks(model: nn.Module, embedding: str) -> tuple[str, str]:
     return ".".join(shared), blocks
 
 
-def describe(model: Any, tokens: Tensor) -> dict[str, Any]:
+def described(model: Any, tokens: Tensor) -> dict[str, Any]:
     """What specs.families holds of a type, as JSON; RequestError where it cannot be walked.
 
     model: tiny, its weights random and all different. tokens: int64 [batch, length].
@@ -118,8 +118,8 @@ def describe(model: Any, tokens: Tensor) -> dict[str, Any]:
     norm, offset = _final_norm(model, found, tokens)
     usual = usual_form(model, blocks, path, names.stacks, tokens)
     stacks = {} if usual else {s.inside(path): s.as_json(path) for s in names.stacks}
+    base, head, renamed = _with_base(found, names.renamed())
     return {
-        "class": type(model).__name__,
         "base": found.base,
         "blocks": found.blocks,
         "embedding": found.embedding,
@@ -131,11 +131,92 @@ def describe(model: Any, tokens: Tensor) -> dict[str, Any]:
         "experts": usual and asdict(usual),
         "stacks": list(stacks.values()),
         "conv1d": any(p.transposed and p.index is None for _, p in seen),
-        "renamed": names.renamed(),
-        "unexplained": names.unexplained,
+        "renamed": renamed,
+        "stored_as": [] if (base, head) == (found.base, found.head) else [[base, head]],
+        "tables": _tables(model, found, tokens),
+        "joined": [[inner, parts] for inner, parts in names.joined_in(path).items()],
+        "unexplained": sorted({starred(name) for name in names.unexplained}),
         "others": sorted({starred(each) for kind in kinds for each in kind.others}),
-        "share": round(min(kind.share for kind in kinds), 4),
     }
+
+
+def _with_base(
+    found: Structure, renamed: Sequence[tuple[str, str]]
+) -> tuple[str, str, list[tuple[str, str]]]:
+    """What checkpoints call the base and the head, and what is called otherwise inside of them."""
+    base, head = (apply_moves(path, renamed) for path in (found.base, found.head))
+    inside = []
+    for old, new in renamed:
+        if f"{found.base}.".startswith(f"{old}.") or f"{found.head}.".startswith(f"{old}."):
+            continue
+        if old.startswith(f"{found.base}.") and new.startswith(f"{base}."):
+            new = found.base + new[len(base) :]
+        inside.append((old, new))
+    return base, head, inside
+
+
+def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
+    """Embeddings of the decoder, other than the first, that tokens are looked up in."""
+    seen: list[str] = []
+    decoder = model.get_submodule(structure.base)
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, given: tuple[object, ...]) -> None:
+            x = given[0] if given else None
+            if isinstance(x, Tensor) and x.shape == tokens.shape and torch.equal(x, tokens):
+                seen.append(path)
+
+        return hook
+
+    hooks = [
+        part.register_forward_pre_hook(note(path))
+        for path, part in decoder.named_modules()
+        if isinstance(part, nn.Embedding) and not path.startswith(f"{structure.blocks}.")
+    ]
+    with torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return sorted({path for path in seen if path != structure.embedding})
+
+
+def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What runs of a type with several configs agree on.
+
+    Blocks with the same linears are one kind. Linears share an input if they do in all runs, and
+    where runs differ each inlet waits for all before it, in the order of the run that had most.
+    """
+    kinds: dict[frozenset[str], list[list[list[Inlet]]]] = {}
+    for each in found:
+        for rounds in each["kinds"]:
+            linears = frozenset(path for some in rounds for inlet in some for path in inlet)
+            kinds.setdefault(linears, []).append(rounds)
+    result = dict(found[0])
+    result["kinds"] = [_agreed(runs) for runs in kinds.values()]
+    for key in ("routers", "others"):
+        result[key] = sorted({path for each in found for path in each[key]})
+    result["renamed"] = [list(move) for move in {tuple(m): 0 for f in found for m in f["renamed"]}]
+    result["renamed"].sort(key=lambda move: (-move[0].count("."), move))
+    return result
+
+
+def _agreed(runs: Sequence[list[list[Inlet]]]) -> list[list[Inlet]]:
+    if all(run == runs[0] for run in runs):
+        return runs[0]
+    longest = max(runs, key=len)
+    rounds: list[list[Inlet]] = []
+    for inlet in (inlet for some in longest for inlet in some):
+        parts: dict[tuple[int, ...], list[str]] = {}
+        for path in inlet:
+            parts.setdefault(tuple(_place(run, path) for run in runs), []).append(path)
+        rounds += [[tuple(paths)] for paths in parts.values()]
+    return rounds
+
+
+def _place(run: list[list[Inlet]], path: str) -> int:
+    """Which inlet of a run a linear is in."""
+    inlets = [inlet for some in run for inlet in some]
+    return next(index for index, inlet in enumerate(inlets) if path in inlet)
 
 
 def _final_norm(model: Any, structure: Structure, tokens: Tensor) -> tuple[str, float]:

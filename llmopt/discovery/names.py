@@ -63,6 +63,17 @@ class StoredNames:
     stacks: list[Stack] = field(default_factory=list)
     unexplained: list[str] = field(default_factory=list)
     expert_names: dict[str, str] = field(default_factory=dict)
+    joined: dict[str, list[str]] = field(default_factory=dict)
+
+    def joined_in(self, blocks: str) -> dict[str, list[str]]:
+        """Tensors inside a block, and those, inside a block, that have their rows."""
+        found: dict[str, list[str]] = {}
+        for path, names in self.joined.items():
+            inside = path.removeprefix(f"{blocks}.")
+            index, _, inner = inside.partition(".")
+            if index.isdecimal():
+                found[inner] = [name.partition(f".{index}.")[2] for name in names]
+        return found
 
     def renamed(self) -> list[tuple[str, str]]:
         """Modules, and what checkpoints call them, the longest first; `*` stands for a number."""
@@ -125,31 +136,80 @@ def stored_names(model: Any, stacked: Mapping[str, bool]) -> StoredNames:
         saved: dict[str, Tensor] = {}
         for path in Path(folder).glob("*.safetensors"):
             saved |= load_file(path)
-    places = {_print(value): name for name, value in saved.items()}
-    found, used = StoredNames(), set[str]()
-    known: set[int] = set()
-    for path, value in model.state_dict().items():
-        if value.data_ptr() in known and path not in saved:
-            continue  # what is tied has the name of the first
-        known.add(value.data_ptr())
-        name = places.get(_print(value))
-        if path in saved and name is not None and torch.equal(saved[path], value):
-            name = path  # constants that several modules have
-        if name is not None:
-            found.names[path] = name
-            used.add(name)
-        if path in stacked:
-            stack, names = _stack(path, value, None if name else places)
-            if stack is not None and name:
-                stack = replace(stack, transposed=stacked[path])
-                ours, theirs = _of_expert(path), _of_expert(name)
-                found.expert_names[ours] = theirs
-            if stack is not None:
-                found.stacks.append(stack)
-                used.update(names)
-                found.expert_names.update(_expert_moves(stack, names))
-    found.unexplained = sorted(set(saved) - used)
-    return found
+    return _Matcher(model, saved, stacked).found()
+
+
+class _Matcher:
+    """Which of the saved tensors the model's are."""
+
+    def __init__(
+        self, model: Any, saved: Mapping[str, Tensor], stacked: Mapping[str, bool]
+    ) -> None:
+        self._saved, self._stacked = saved, stacked
+        self._state: dict[str, Tensor] = model.state_dict()
+        self._places = {_print(value): name for name, value in saved.items()}
+        embedding = model.get_input_embeddings().weight
+        self._tied = {
+            path for path, value in self._state.items()
+            if path not in saved and value.shape == embedding.shape and torch.equal(value, embedding)
+        }  # fmt: skip
+
+    def found(self) -> StoredNames:
+        found, used = StoredNames(), set[str]()
+        left: dict[str, Tensor] = {}
+        for path, value in self._state.items():
+            name = self._name(path, value)
+            if name is not None:
+                found.names[path] = name
+                used.add(name)
+            if path in self._stacked:
+                used.update(self._expert_names(path, value, name, found))
+            elif name is None and path not in self._tied and value.ndim:
+                left[path] = value
+        rest = {name: value for name, value in self._saved.items() if name not in used}
+        for path, value in left.items():
+            if parts := _joined(value, rest):
+                found.joined[path] = parts
+                used.update(parts)
+        found.unexplained = sorted(set(self._saved) - used)
+        return found
+
+    def _name(self, path: str, value: Tensor) -> str | None:
+        if path in self._tied:
+            return None  # the embedding's has a name
+        if path in self._saved and torch.equal(self._saved[path], value):
+            return path  # constants that several modules have
+        return self._places.get(_print(value))
+
+    def _expert_names(
+        self, path: str, value: Tensor, name: str | None, found: StoredNames
+    ) -> list[str]:
+        """Note how checkpoints hold a parameter of several matrices, and return their names."""
+        stack, names = _stack(path, value, None if name else self._places)
+        if stack is None:
+            return []
+        if name:
+            stack = replace(stack, transposed=self._stacked[path])
+            found.expert_names[_of_expert(path)] = _of_expert(name)
+        found.stacks.append(stack)
+        found.expert_names.update(_expert_moves(stack, names))
+        return names
+
+
+def _joined(value: Tensor, saved: Mapping[str, Tensor]) -> list[str]:
+    """The saved tensors that have its rows, one after the other; none where they are not all."""
+    parts: list[str] = []
+    start = 0
+    while start < len(value):
+        for name, part in saved.items():
+            rows = value[start : start + len(part)] if part.ndim == value.ndim else value[:0]
+            if rows.shape == part.shape and torch.equal(rows, part):
+                parts.append(name)
+                start += len(part)
+                break
+        else:
+            return []
+    return parts
 
 
 def _expert_moves(stack: Stack, names: Sequence[str]) -> Iterator[tuple[str, str]]:

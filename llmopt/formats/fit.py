@@ -47,7 +47,8 @@ def check_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[str, ...]:
         raise RequestError(
             f"the weights have a tensor {homeless[0]}, which the model has no place for"
         )
-    _check_head(checkpoint)
+    if getattr(model, "_tied_weights_keys", None):  # else the config says so in vain
+        _check_head(checkpoint)
     return tuple(sorted(others))
 
 
@@ -80,6 +81,10 @@ def _wanted(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, tup
             turned = naming.transposed(place.linear) and place.linear not in checkpoint.layers
             yield f"{place.linear}.weight", (cols, rows) if turned else (rows, cols)
         if path in stacks:
+            continue
+        parts = naming.parts(path)
+        if parts and checkpoint.stored.keys() >= set(parts):
+            yield from ((part, checkpoint.stored[part].shape) for part in parts)
             continue
         name = naming.name(path)
         module = name.removesuffix(".weight")

@@ -59,17 +59,29 @@ def family_of(config: Mapping[str, Any]) -> FamilySpec:
     if not isinstance(model_type, str):
         raise RequestError("config.json does not say its model_type")
     if model_type not in FAMILIES:
+        why = _file()["others"].get(model_type)
         raise RequestError(
-            f"models of the type {shortened(model_type)!r} are not supported",
+            f"models of the type {shortened(model_type)!r} are not supported"
+            + (f": {why}" if why else ""),
             hint="docs/families.md lists the types that are, and why others are not",
         )
     return FAMILIES[model_type]
 
 
+def remember(model_type: str, data: Mapping[str, Any]) -> None:
+    """Know a type from here on, by what discovery says of it."""
+    _data()[model_type] = dict(data)
+    _family.cache_clear()
+
+
 @cache
-def _data() -> dict[str, dict[str, Any]]:
+def _file() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(_DATA.read_text("utf-8"))
     return found
+
+
+def _data() -> dict[str, dict[str, Any]]:
+    return _file()["families"]
 
 
 @cache
@@ -80,7 +92,9 @@ def _family(model_type: str) -> FamilySpec:
 def family_from(model_type: str, data: Mapping[str, Any]) -> FamilySpec:
     """A family from what was written of it."""
     known = {**data, "id": model_type}
-    for key in ("kinds", "routers", "renamed", "stored_as"):
+    for key in ("unexplained", "others"):
+        known.pop(key, None)
+    for key in ("kinds", "routers", "renamed", "stored_as", "tables", "joined"):
         known[key] = _tuples(known.get(key, ()))
     known["stored_as"] = _STORED_AS.get(model_type, known["stored_as"])
     known["experts"] = ExpertsSpec(**known["experts"]) if known.get("experts") else None

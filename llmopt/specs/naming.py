@@ -47,7 +47,9 @@ class Naming:
         """The name in our files of a tensor of the checkpoint."""
         if self.base_missing and not stored.startswith(self.head + "."):
             stored = f"{self.base}.{stored}"
-        return self.name(_under(stored, self._bases_back))
+        if not stored.startswith((f"{self.base}.", f"{self.head}.")):
+            return stored  # of another part
+        return self.name(self.module(stored))
 
     def name(self, module: str) -> str:
         """The name in our files of a module or tensor of the text model."""
@@ -56,6 +58,12 @@ class Naming:
     def module(self, name: str) -> str:
         """The module or tensor of the text model that has this name in our files."""
         return _moved(_under(name, self._bases_back), self._moves_back)
+
+    def parts(self, module: str) -> tuple[str, ...]:
+        """The names of the tensors whose rows are a tensor of the text model, where several are."""
+        match = self._in_model.match(module)
+        parts = dict(self.family.joined).get(match[2], ()) if match else ()
+        return tuple(_under(f"{match[1]}{part}", self.bases()) for part in parts if match)
 
     def aliases(self, name: str) -> tuple[str, ...]:
         """The names that a module has in transformers and in other checkpoints of the family."""
@@ -104,7 +112,7 @@ class Naming:
     @property
     def embedding(self) -> str:
         """The token embedding's module."""
-        return f"{self.base}.{self.family.embedding}"
+        return self.name(f"{self.family.base}.{self.family.embedding}")
 
     def linears(self, block: int) -> Inlets:
         """The names of a block's linears, those that share an input together, in order."""
@@ -194,6 +202,11 @@ class Naming:
     def _expert(self, name: str) -> re.Match[str] | None:
         """(all experts of the block, block, expert, what is inside) of an expert's tensor."""
         return self._experts.match(name) if self._experts else None
+
+    @cached_property
+    def _in_model(self) -> re.Pattern[str]:
+        inside = re.escape(f"{self.family.base}.{self.family.blocks}.")
+        return re.compile(rf"({inside}\d+\.)(.+)")
 
     @cached_property
     def _in_block(self) -> re.Pattern[str]:

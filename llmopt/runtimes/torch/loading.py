@@ -92,6 +92,10 @@ def _put_plain(
             value = assembled(present, stacks[path], checkpoint.weight, dtype=dtype, device=device)
             _assign(model, path, value)
             continue
+        if (parts := naming.parts(path)) and checkpoint.stored.keys() >= set(parts):
+            value = torch.cat([checkpoint.read(part) for part in parts])
+            _assign(model, path, value.to(device, dtype))
+            continue
         name = naming.name(path)
         if name not in checkpoint.stored or (name == f"{naming.head}.weight" and tied):
             continue
