@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmopt import artifact
+from llmopt.caches import cache_folder
 from llmopt.formats.kind import kind_in, reader
 
 #: of what is looked at; a change means to look anew
@@ -40,7 +41,7 @@ def _key(folder: Path) -> str:
 
 
 def _file() -> Path:
-    return artifact.cache_folder() / "sound.json"
+    return cache_folder() / "sound.json"
 
 
 def _known() -> list[str]:

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmopt.artifact import cache_folder, folder_of
+from llmopt.artifact import folder_of
+from llmopt.caches import cache_folder
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.formats.kind import model_folder
 from llmopt.formats.side_files import NOT_FETCHED

@@ -32,7 +32,7 @@ from llmopt.formats.safetensors import DTYPE_NAMES
 from llmopt.formats.transformers_config import using_config
 from llmopt.pretrained import model_config, model_of
 from llmopt.sources import DEMO_MODEL
-from llmopt.specs.families import FamilySpec, family_of
+from llmopt.specs.families import FamilySpec, family_of, naming_of
 
 _LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -18,19 +18,19 @@ ROOT = Path(__file__).parents[1] / "llmopt"
 
 #: lowest first; a module may import from its own layer's package and from layers below
 LAYERS: list[set[str]] = [
-    {"errors", "threads", "__init__"},
+    {"errors", "threads", "caches", "__init__"},
     {"specs"},
     {"model"},
     {"recipe", "artifact", "machine", "pretrained"},
     {"step"},
     {"report"},
     {"processor"},
-    {"linalg", "corpora", "discovery"},
+    {"linalg", "corpora"},
     {"grids"},
     {"methods", "formats"},
     {"sources", "soundness"},
     {"blockwalk", "runtimes"},
-    {"evaluate"},
+    {"evaluate", "discovery"},
     {"allocate"},
     {"verbs"},
     {"planner", "generation", "verification"},

@@ -27,7 +27,6 @@ from llmopt.artifact.destination import (
     work_folder,
 )
 from llmopt.artifact.digests import (
-    cache_folder,
     fingerprint,
     known_digest,
     open_artifact,
@@ -93,7 +92,6 @@ __all__ = [
     "OriginalEntry",
     "ParentEntry",
     "at",
-    "cache_folder",
     "canonical",
     "card_is_ours",
     "card_missing",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from llmopt.artifact.documents import canonical, write_json
 from llmopt.artifact.files import content_files, describe_files, digest_of
 from llmopt.artifact.manifest import Artifact, read_manifest
+from llmopt.caches import cache_folder
 
 
 def known_digest(folder: Path) -> str | None:
@@ -39,11 +39,6 @@ def write_cache(path: Path, value: Any) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmopt"
 
 
 def _cache_file() -> Path:

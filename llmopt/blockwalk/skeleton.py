@@ -325,8 +325,11 @@ class Skeleton:
             self._replace_forwards(stand_in, values)
             try:
                 return attempt()
-            except (_OtherReturn, *([ValueError] if values else [])):
+            except _OtherReturn:
                 continue
+            except ValueError:  # more values are unpacked than there are
+                if not values:
+                    raise
             finally:
                 for block in self._blocks:
                     del block.forward

@@ -366,7 +366,7 @@ def _rounds(
     for _, group in groupby(range(len(inlets)), key=lambda place: inlets[place][0].split(".")[0]):
         members = list(group)
         for depth in sorted({level[place] for place in members}):
-            rounds.append([inlets[place] for place in members if level[place] == depth])
+            rounds += [[inlets[place] for place in members if level[place] == depth]]
     return rounds
 
 

@@ -150,9 +150,11 @@ class _Matcher:
         self._places = {_print(value): name for name, value in saved.items()}
         embedding = model.get_input_embeddings().weight
         self._tied = {
-            path for path, value in self._state.items()
-            if path not in saved and value.shape == embedding.shape and torch.equal(value, embedding)
-        }  # fmt: skip
+            path
+            for path, value in self._state.items()
+            if path not in saved and value.shape == embedding.shape
+            if torch.equal(value, embedding)
+        }
 
     def found(self) -> StoredNames:
         found, used = StoredNames(), set[str]()

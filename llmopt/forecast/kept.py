@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmopt import artifact, machine, threads
+from llmopt.caches import cache_folder
 from llmopt.specs import WORK
 
 #: of what is measured, and how; a change means to measure anew
@@ -76,7 +77,7 @@ def keep(of: Host, found: Speeds) -> None:
 
 def place() -> Path:
     """Where it is kept."""
-    return artifact.cache_folder() / "speeds.json"
+    return cache_folder() / "speeds.json"
 
 
 def _all() -> dict[str, object]:

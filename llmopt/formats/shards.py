@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,8 +32,10 @@ from llmopt.formats.tensor_header import TensorHeader
 _COPY_BYTES = 8 << 20
 _PART_SUFFIX = ".safetensors"
 _METADATA = {"format": "pt"}
+#: where a tensor's bytes lie: in one place, or its matrices one after the other
+Pieces = tuple[TensorHeader, ...]
 #: by name, in natural order
-Tensors = Mapping[str, TensorHeader]
+Tensors = Mapping[str, Pieces]
 
 
 class ShardWriter:
@@ -80,14 +82,21 @@ class ShardWriter:
         for path in self._folder.iterdir():
             path.unlink()
 
-    def finalize(self, folder: Path, max_shard_bytes: int = SHARD_BYTES) -> list[str]:
+    def finalize(
+        self,
+        folder: Path,
+        max_shard_bytes: int = SHARD_BYTES,
+        stacks: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[str]:
         """Write the checkpoint into `folder`; returns the names of the files, in order.
+
+        stacks: tensors of [matrices, ...], and the matrices that they hold where all are there.
 
         What fits is one file. Else large parts become shards as they are, by hard links, and the
         other tensors are dealt to shards in natural order of their names. Within a shard the widest
         dtypes come first, so that each tensor is aligned. The same parts give the same bytes.
         """
-        tensors = self._collect()
+        tensors = _stacked(self._collect(), stacks or {})
         if sum(map(_size, tensors.values())) <= max_shard_bytes:
             _copy_shard(folder / WEIGHTS, tensors)
             return [WEIGHTS]
@@ -109,14 +118,18 @@ class ShardWriter:
 
     def _shards(self, tensors: Tensors, max_shard_bytes: int) -> list[tuple[Path | None, Tensors]]:
         """Each shard's tensors, and the part that is the shard already, in order of names."""
-        large: dict[Path, dict[str, TensorHeader]] = {
+        large: dict[Path, dict[str, Pieces]] = {
             path: {}
             for path in self._files()
             if headers.LARGE_PART <= path.stat().st_size <= max_shard_bytes
         }
-        rest: dict[str, TensorHeader] = {}
-        for name, header in tensors.items():
-            large.get(header.file, rest)[name] = header
+        for pieces in tensors.values():
+            if len(pieces) > 1:  # a part of theirs is no shard as it is
+                for piece in pieces:
+                    large.pop(piece.file, None)
+        rest: dict[str, Pieces] = {}
+        for name, pieces in tensors.items():
+            large.get(pieces[0].file, rest)[name] = pieces
         found: list[tuple[Path | None, Tensors]] = [*large.items()]
         found += [(None, shard) for shard in _deal(rest, max_shard_bytes) if shard]
         return sorted(found, key=lambda shard: natural_key(next(iter(shard[1]))))
@@ -146,41 +159,54 @@ class ShardWriter:
         return self._folder / f"{part}.note"
 
 
-def _deal(
-    tensors: Mapping[str, TensorHeader], max_shard_bytes: int
-) -> list[dict[str, TensorHeader]]:
-    shards: list[dict[str, TensorHeader]] = [{}]
+def _stacked(
+    tensors: Mapping[str, TensorHeader], stacks: Mapping[str, Sequence[str]]
+) -> dict[str, Pieces]:
+    """The tensors with those that are matrices of a stack in it."""
+    found: dict[str, Pieces] = {name: (header,) for name, header in tensors.items()}
+    for stack, parts in stacks.items():
+        if tensors.keys() >= set(parts):
+            found[stack] = tuple(found.pop(part)[0] for part in parts)
+    return {name: found[name] for name in sorted(found, key=natural_key)}
+
+
+def _deal(tensors: Tensors, max_shard_bytes: int) -> list[dict[str, Pieces]]:
+    shards: list[dict[str, Pieces]] = [{}]
     size = 0
-    for name, header in tensors.items():
-        if shards[-1] and size + _size(header) > max_shard_bytes:
+    for name, pieces in tensors.items():
+        if shards[-1] and size + _size(pieces) > max_shard_bytes:
             shards.append({})
             size = 0
-        shards[-1][name] = header
-        size += _size(header)
+        shards[-1][name] = pieces
+        size += _size(pieces)
     return shards
 
 
-def _copy_shard(path: Path, tensors: Mapping[str, TensorHeader]) -> None:
-    layout = [
-        (name, DTYPE_NAMES[torch_dtype(item)], item.stored_shape or item.shape, _size(item))
-        for name, item in tensors.items()
-    ]
+def _copy_shard(path: Path, tensors: Tensors) -> None:
+    layout = []
+    for name, pieces in tensors.items():
+        first = pieces[0]
+        shape = first.stored_shape or first.shape
+        shape = (len(pieces), *shape) if len(pieces) > 1 else shape
+        layout.append((name, DTYPE_NAMES[torch_dtype(first)], shape, _size(pieces)))
     order, text = header_bytes(layout, _METADATA)
     with path.open("wb") as file:
         file.write(text)
         for name in order:
-            if tensors[name].plain:
-                _copy_range(tensors[name], file)
-            else:
-                write_tensor(read_tensor(tensors[name]), file)
+            for piece in tensors[name]:
+                if piece.plain:
+                    _copy_range(piece, file)
+                else:
+                    write_tensor(read_tensor(piece), file)
         to_disk(file)
 
 
-def _size(header: TensorHeader) -> int:
+def _size(pieces: Pieces) -> int:
     """Bytes of a tensor in our files."""
-    if header.plain:
-        return header.nbytes
-    return math.prod(header.shape) * torch_dtype(header).itemsize
+    return sum(
+        piece.nbytes if piece.plain else math.prod(piece.shape) * torch_dtype(piece).itemsize
+        for piece in pieces
+    )
 
 
 def _link(part: Path, shard: Path) -> None:

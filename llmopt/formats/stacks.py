@@ -73,3 +73,12 @@ def assembled(
     for place in within:
         place.of(value).copy_(read(place.linear))
     return value
+
+
+def whole(naming: Naming) -> dict[str, list[str]]:
+    """Parameters that checkpoints hold as they are, and the tensors of their experts, by name."""
+    return {
+        naming.name(parameter): [f"{place.linear}.weight" for place in within]
+        for parameter, within in by_parameter(naming).items()
+        if within[0].stack.whole
+    }

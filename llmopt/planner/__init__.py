@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmopt import artifact
+from llmopt.caches import cache_folder
 from llmopt.errors import Mistakes, RecipeError, RequestError
 from llmopt.formats.quantization import read_contents
 from llmopt.planner.context import Context, Shared, planned
@@ -69,7 +70,7 @@ def _model(
         if allow_pickle:  # torch is loaded for pickles alone
             from llmopt.formats.pickles import unpickled
 
-            model = replace(model, folder=unpickled(model.folder, artifact.cache_folder()))
+            model = replace(model, folder=unpickled(model.folder, cache_folder()))
         if any(VERBS[item.step.verb].yields == "model" for item in steps):
             card_metadata.declared(model.folder)
     return model

@@ -58,20 +58,36 @@ def family_of(config: Mapping[str, Any]) -> FamilySpec:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise RequestError("config.json does not say its model_type")
-    if model_type not in FAMILIES:
-        why = _file()["others"].get(model_type)
-        raise RequestError(
-            f"models of the type {shortened(model_type)!r} are not supported"
-            + (f": {why}" if why else ""),
-            hint="docs/families.md lists the types that are, and why others are not",
-        )
-    return FAMILIES[model_type]
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    why = _file()["others"].get(model_type) or _discover(config)
+    if why is None and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise RequestError(
+        f"models of the type {shortened(model_type)!r} are not supported: {why}",
+        hint="docs/families.md lists the types that are, and why others are not",
+    )
+
+
+def _discover(config: Mapping[str, Any]) -> str | None:
+    """Look at a type that is in no data; why it cannot be walked, None where it can."""
+    from llmopt.specs.discovered import discovered
+
+    found = discovered(config)
+    for model_type, data in found.get("families", {}).items():
+        remember(model_type, data)
+    return found.get("error")
 
 
 def remember(model_type: str, data: Mapping[str, Any]) -> None:
     """Know a type from here on, by what discovery says of it."""
     _data()[model_type] = dict(data)
     _family.cache_clear()
+
+
+def data_of(model_type: str) -> dict[str, Any]:
+    """What was written of a type."""
+    return _data()[model_type]
 
 
 @cache

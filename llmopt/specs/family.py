@@ -62,9 +62,9 @@ class FamilySpec:
 
     `base` is the prefix of all modules but the head; `blocks`, `embedding` and `final_norm` are
     below it. `kinds`: the linears of each kind of block. `routers`: linears that stay as they are,
-    because they send tokens to experts. `tables`: where
-    tokens are looked up beside the embedding, below the base. `joined`: tensors inside a block whose
-    rows checkpoints hold in several, one after the other. `conv1d`: linears are stored transposed, [in, out].
+    because they send tokens to experts. `tables`: where tokens are looked up beside the embedding,
+    below the base. `joined`: tensors inside a block whose rows checkpoints hold in several, one
+    after the other. `conv1d`: linears are stored transposed, [in, out].
     `norm_gain_offset`: a norm scales by this plus its weight. `attention` is the implementation
     that computes the family exactly. `text_config`: the key under which a multimodal config holds
     the text model's, whose type is `text_type`.

@@ -17,6 +17,7 @@ from llmopt.formats.codec import codec_of, decode
 from llmopt.formats.layout import layout_of
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.shards import ShardWriter
+from llmopt.formats.stacks import whole
 from llmopt.grids.base import QuantizedTensor, joined
 from llmopt.grids.ggml import BlockTensor
 from llmopt.grids.ggml.affine import from_blocks
@@ -144,7 +145,7 @@ class _Conversion:
             replaced = name.removesuffix(".weight") in self._changes and name.endswith(".weight")
             if name not in self._checkpoint.parts and not replaced:
                 sink.keep(name, tensor)
-        writer.finalize(self._work.folder)
+        writer.finalize(self._work.folder, stacks=whole(self._checkpoint.naming))
         return records
 
     def _wanted(self, change: Change) -> Layout | None:

@@ -12,6 +12,7 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.codec import Codec, codec_of
 from llmopt.formats.quantization import read_contents
 from llmopt.formats.shards import ShardWriter
+from llmopt.formats.stacks import whole
 from llmopt.grids.base import Quantized
 from llmopt.model.apply import own_config
 from llmopt.model.change import Action, Change
@@ -59,7 +60,7 @@ def run(work: Work) -> Outcome:
         activations_in_file=work.step.arrangement.activations_in_file,
         on_block=lambda done, total: work.progress("blocks", done, total),
     )  # fmt: skip
-    writer.finalize(work.folder)
+    writer.finalize(work.folder, stacks=whole(checkpoint.naming))
     ledger = list(_carried_out(work.step.changes, records))
     config = quantize_config(contents, ledger, settings)
     write_config(own_config(contents), work.folder, config, format_id=settings.format)

@@ -1,0 +1,85 @@
+"""From a config.json to what specs.families holds of its type."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmopt.discovery.check import is_walked
+from llmopt.discovery.describe import described, merged
+from llmopt.discovery.shrink import tiny_config, tiny_model
+from llmopt.errors import LlmoptError, RequestError
+from llmopt.specs import families
+
+#: where multimodal configs have that of the text model
+_TEXT = "text_config"
+#: settings by name
+Settings = Mapping[str, Any]
+
+
+def discover(
+    config: Settings, own: Settings = MappingProxyType({}), variants: Sequence[Settings] = ()
+) -> dict[str, dict[str, Any]]:
+    """What a tiny model of this config shows, by the types that checkpoints of it say.
+
+    own: what the tiny config needs besides. variants: settings with which to look at it again; what
+    they do not agree on is taken apart. LlmoptError where it cannot be walked.
+    """
+    found = [_described({**config, **each}, {**own, **each}) for each in ({}, *variants)]
+    known = merged(found)
+    text = config.get(_TEXT)
+    if isinstance(text, dict) and text.get("model_type") in families.FAMILIES:
+        known = _with_part(known, families.data_of(str(text["model_type"])))
+        known |= {"text_config": _TEXT, "text_type": text["model_type"]}
+    try:
+        return _checked(config, own, known, torch.float64)
+    except RuntimeError:  # some models compute parts in float32, whatever they are given
+        return _checked(config, own, known, torch.float32)
+
+
+def _described(config: Settings, own: Settings) -> dict[str, Any]:
+    model = tiny_model(tiny_config(config, own), dtype=torch.float32)
+    return described(model, tokens())
+
+
+def _with_part(whole: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the text model, with the names that it has inside of another."""
+    stored = whole["stored_as"] or [[whole["base"], whole["head"]]]
+    return {**text, "stored_as": stored}
+
+
+def tokens() -> Tensor:
+    """int64 [4, 16]: none special; two batches, so that what depends on tokens differs."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(3, 100, (4, 16), generator=generator)
+
+
+def _checked(
+    config: Settings, own: Settings, known: dict[str, Any], dtype: torch.dtype
+) -> dict[str, dict[str, Any]]:
+    """With the attention that computes the type exactly; LlmoptError where none does."""
+    model: Any = tiny_model(tiny_config(config, own), dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        saved = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        for attention in ("sdpa", "eager"):
+            found = {
+                each: {**known, "attention": attention}
+                for each in (config["model_type"], saved["model_type"])
+            }
+            for model_type, data in found.items():
+                families.remember(model_type, data)
+            try:
+                if is_walked(Path(folder), model, tokens()):
+                    return found
+            except RequestError as error:
+                if "attention implementation" not in error.message:
+                    raise
+    raise LlmoptError("walked block by block it gives other logits")

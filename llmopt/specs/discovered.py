@@ -1,0 +1,55 @@
+"""Types that no data has: a process of its own runs a tiny model of the config. No torch here.
+
+What it found is kept among the caches, by the config, the version of transformers and our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from llmopt.caches import cache_folder
+
+#: a tiny model takes seconds; importing what builds it can take longer
+_SECONDS = 300
+#: what a config says of one checkpoint, rather than of the model
+_NOT_THE_MODEL = ("quantization_config", "auto_map", "_name_or_path", "dtype", "torch_dtype")
+
+
+def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{"families": {type: data}}, or {"error": why there is none}."""
+    told = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    path = cache_folder() / "families" / f"{_key(told)}.json"
+    if path.is_file():
+        known: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return known
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "llmopt.discovery"],
+            input=json.dumps(told), capture_output=True, text=True, timeout=_SECONDS, check=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return {"error": f"a tiny model of it did not run in {_SECONDS} s"}
+    except (subprocess.CalledProcessError, ValueError):
+        return {"error": "a tiny model of it does not run"}
+    with contextlib.suppress(OSError):  # a home that cannot be written only costs the next run time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        partial.replace(path)
+    return found
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    versions = [importlib.metadata.version(name) for name in ("llmopt", "transformers")]
+    text = json.dumps([versions, config], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
