@@ -11,7 +11,7 @@ LLAMA := $(VENV)/.llama
 BUILD_LLAMA := CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$(shell nproc 2>/dev/null || echo 2)
 
 # parts of the slow suite, each of less than a quarter of an hour on two cores
-PART := kills presets gate docs tokenizers
+PART := kills presets gate docs tokenizers families
 
 # a worker a core, and a thread a worker
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

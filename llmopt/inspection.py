@@ -9,7 +9,12 @@ from typing import Any
 from llmopt.artifact import ManifestJson, read_manifest
 from llmopt.errors import RequestError
 from llmopt.formats.headers import read_headers
-from llmopt.formats.quantization import STATIC_ACTIVATIONS, quantized_layers, read_quantization
+from llmopt.formats.quantization import (
+    STATIC_ACTIVATIONS,
+    contents_of,
+    quantized_layers,
+    read_quantization,
+)
 from llmopt.formats.tensor_header import Headers
 from llmopt.model import ledger
 from llmopt.model.results import parse
@@ -17,6 +22,11 @@ from llmopt.report import numbers
 from llmopt.report.manifest import Manifest
 from llmopt.sources import ModelSource
 from llmopt.specs.families import family_of, naming_of
+from llmopt.specs.naming import linear_pattern
+from llmopt.verbs.shared.changes import linear_names
+
+#: tensors in no linear that are named, the largest first
+_NAMED = 6
 
 
 def describe(source: ModelSource) -> dict[str, Any]:
@@ -43,10 +53,36 @@ def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> d
         "stored": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),
         "weights": f"{size} MB",
     }
-    summary |= _quantization(headers, source)
+    summary |= _linears(headers) | _quantization(headers, source)
     if source.revision:
         summary["revision"] = source.revision
     return summary | _provenance(manifest)
+
+
+def _linears(headers: Headers) -> dict[str, str]:
+    """How much of the blocks is in linears, and what else there is."""
+    try:
+        contents = contents_of(headers)
+    except RequestError:
+        return {}  # `quantized` says why
+    naming = contents.naming
+    linears = linear_names(naming, head=False)
+    sizes: Counter[bool] = Counter()
+    others: Counter[str] = Counter()
+    for name, tensor in contents.tensors.items():
+        if naming.block_of(name) is None or naming.is_mtp(name) or len(tensor.shape) < 2:
+            continue
+        known = name.removesuffix(".weight") in linears
+        sizes[known] += math.prod(tensor.shape)
+        if not known:
+            inside = linear_pattern(name).removeprefix(f"{naming.blocks}.*.")
+            others[inside] += math.prod(tensor.shape)
+    if not sizes[True]:
+        return {}
+    share = sizes[True] / sizes.total()
+    rest = ", ".join(name for name, _ in others.most_common(_NAMED))
+    beside = f"; besides: {rest}{', ...' if len(others) > _NAMED else ''}" if rest else ""
+    return {"linears": f"{len(linears)}, {share:.1%} of the weights of blocks{beside}"}
 
 
 def _quantization(headers: Headers, source: ModelSource) -> dict[str, str]:

@@ -206,7 +206,9 @@ _RUNNERS: dict[str, tuple[str, ...]] = {
     "run_module": (), "spec_from_file_location": (), "Unpickler": (),
     "Environment": ("llmopt.report.html",),
     "render_jinja_template": ("llmopt.corpora.rendering",),
-    "Popen": ("llmopt.corpora.chat", "llmopt.doctor", "llmopt.evaluate.alone"),
+    "Popen": (
+        "llmopt.corpora.chat", "llmopt.doctor", "llmopt.evaluate.alone", "llmopt.specs.discovered",
+    ),
 }  # fmt: skip
 
 

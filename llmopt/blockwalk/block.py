@@ -179,11 +179,6 @@ class LiveBlock:
         """Whether this is the head: it has one linear and statistics, and no outputs."""
         return self.index == self._weights.checkpoint.naming.block_count
 
-    @property
-    def norm_gain_offset(self) -> float:
-        """A norm of this model scales by this plus its weight."""
-        return self._weights.checkpoint.family.norm_gain_offset
-
     def pairs(self) -> Iterator[Pair]:
         """Where a scale of linears' inputs can be folded into what comes before them."""
         checkpoint = self._weights.checkpoint

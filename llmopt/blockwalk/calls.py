@@ -7,7 +7,7 @@ a batch's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ _HIDDEN = "hidden_states"
 
 
 @dataclass(frozen=True)
-class Call:
+class BlockCall:
     """The arguments of a block after the hidden states; `named`: those are given by name."""
 
     arguments: tuple[object, ...]
@@ -29,7 +29,7 @@ class Call:
     @classmethod
     def of(
         cls, arguments: tuple[object, ...], keywords: Mapping[str, object]
-    ) -> tuple[Tensor, Call]:
+    ) -> tuple[Tensor, BlockCall]:
         """Hidden states and the call, of what a block was called with."""
         if arguments:
             hidden, call = arguments[0], cls(arguments[1:], keywords)
@@ -47,15 +47,21 @@ class Call:
         return (hidden, *self.arguments), dict(self.keywords)
 
 
+#: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
+StandIn = Callable[[int, Tensor, BlockCall], Tensor]
+#: is shown what flows into a linear
+Seen = Callable[[Tensor], None]
+
+
 class Calls:
     """Of all blocks, by batch."""
 
     def __init__(self) -> None:
-        self._batches: dict[int, list[Call]] = {}
+        self._batches: dict[int, list[BlockCall]] = {}
         self._first: dict[int, int] = {}
         self.carry_state = False
 
-    def note(self, batch: int, size: int, calls: list[Call]) -> None:
+    def note(self, batch: int, size: int, calls: list[BlockCall]) -> None:
         """How blocks were called for a batch of this size; what is as in an earlier one is shared.
 
         Shared is what is equal, tensors by value; an object that blocks may write to never is.
@@ -67,16 +73,16 @@ class Calls:
         self._batches[batch] = calls
         self.carry_state |= any(_is_written_to(each) for call in calls for each in _values(call))
 
-    def of(self, batch: int, block: int) -> Call:
+    def of(self, batch: int, block: int) -> BlockCall:
         """How a block is called for a batch."""
         return self._batches[batch][block]
 
 
-def _values(call: Call) -> list[object]:
+def _values(call: BlockCall) -> list[object]:
     return [*call.arguments, *call.keywords.values()]
 
 
-def _sharing(old: Call, new: Call, same: dict[tuple[int, int], bool]) -> Call:
+def _sharing(old: BlockCall, new: BlockCall, same: dict[tuple[int, int], bool]) -> BlockCall:
     def shared(one: object, other: object) -> object:
         if isinstance(other, tuple) and isinstance(one, tuple) and len(one) == len(other):
             return tuple(map(shared, one, other))
@@ -87,7 +93,7 @@ def _sharing(old: Call, new: Call, same: dict[tuple[int, int], bool]) -> Call:
             same[key] = one.shape == other.shape and torch.equal(one, other)
         return one if same[key] else other
 
-    return Call(
+    return BlockCall(
         tuple(map(shared, old.arguments, new.arguments)),
         {name: shared(old.keywords.get(name), value) for name, value in new.keywords.items()},
         new.named,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llmopt.blockwalk.activations import Activations, Batch
+from llmopt.blockwalk.calls import Seen
 from llmopt.blockwalk.experts import Collected, Names, Pools
 from llmopt.blockwalk.shortcuts import Shortcuts
-from llmopt.blockwalk.skeleton import Seen
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError

@@ -43,13 +43,14 @@ class Product:
 
     path: the parameter's, in the model. index: which of the matrices of a parameter with more than
     two dimensions, None where it has two. transposed: whether it is stored as [in, out].
-    x: [..., in], as it was. rows: the outputs, if they are a part of the parameter's.
+    x: [..., in], as it was. turned: it was the other way round, w.T @ x.T, as no linear has it.
     """
 
     path: str
     index: int | None
     transposed: bool
     x: Tensor
+    turned: bool = False
 
 
 class Products(TorchFunctionMode):
@@ -72,12 +73,12 @@ class Products(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         given = dict(kwargs or {})
-        for x, w in _factors(func, args, given):
-            for product in self._products(x, w):
+        for turned, (x, w) in enumerate(_factors(func, args, given)):
+            for product in self._products(x, w, turned=bool(turned)):
                 self._seen(product)
         return func(*args, **given)
 
-    def _products(self, x: Tensor, w: Tensor) -> Iterator[Product]:
+    def _products(self, x: Tensor, w: Tensor, *, turned: bool) -> Iterator[Product]:
         """x [..., in] and w [..., in, out], as far as w is a parameter's."""
         owner = self._owners.get(w.untyped_storage().data_ptr())
         if owner is None or w.ndim < 2:
@@ -87,7 +88,7 @@ class Products(TorchFunctionMode):
             return
         transposed = w.stride(-1) == 1 and (w.shape[-2] == 1 or w.stride(-2) != 1)
         if parameter.ndim == 2:
-            yield Product(path, None, transposed, x)
+            yield Product(path, None, transposed, x, turned)
             return
         if parameter.ndim != 3:
             return

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from llmopt.blockwalk.activations import Activations, Batch, Room
-from llmopt.blockwalk.skeleton import Forward, Skeleton
+from llmopt.blockwalk.hollow import Forward
+from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.specs.walking import KEPT_LITTLE, KEPT_SHARE
 
 

@@ -10,36 +10,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llmopt.blockwalk.calls import Call, Calls
+from llmopt.blockwalk.calls import BlockCall, Calls, Seen, StandIn
+from llmopt.blockwalk.hollow import BlockForward, assign, drop_weights, is_same, output_of
 from llmopt.blockwalk.products import Product, Products
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
-from llmopt.formats.stacks import Place, assembled, places
-
-#: what stands in for a block: (index, hidden states, its other arguments) -> hidden states
-StandIn = Callable[[int, Tensor, Call], Tensor]
-#: is shown what flows into a linear
-Seen = Callable[[Tensor], None]
-
-
-class Forward(Protocol):
-    """A module's forward, whatever it is called with beside hidden states."""
-
-    def __call__(self, hidden: Tensor, /, *arguments: object, **keywords: object) -> object: ...
-
-
-class Run(Protocol):
-    """A block's forward."""
-
-    def __call__(self, *arguments: object, **keywords: object) -> object: ...
+from llmopt.formats.stacks import StackPlace, assembled, places
 
 
 class _Stopped(Exception):
@@ -74,7 +57,7 @@ class Skeleton:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
         self._calls, self._batch = Calls(), 0
-        self._places: dict[int, dict[str, Place]] = {}
+        self._places: dict[int, dict[str, StackPlace]] = {}
 
     @property
     def context(self) -> int | None:
@@ -116,13 +99,13 @@ class Skeleton:
 
     def drop(self, block: int) -> None:
         """Forget a block's weights."""
-        _drop(self._blocks[block])
+        drop_weights(self._blocks[block])
 
     def put(self, name: str, value: Tensor) -> None:
         """Give a tensor of a filled block another value."""
         owner, _, leaf = name.rpartition(".")
         if (place := self._place(owner)) is None:
-            _assign(self.module(owner), leaf, self._ready(value))
+            assign(self.module(owner), leaf, self._ready(value))
             return
         with torch.no_grad():
             place.of(self._parameter(place)).copy_(self._out_in(owner, value))
@@ -195,7 +178,7 @@ class Skeleton:
         finally:
             for name, module in self._decoder.named_modules():
                 if not f"{name}.".startswith(f"{self._family.blocks}."):
-                    _drop(module)
+                    drop_weights(module)
 
     @contextmanager
     def _rows_of(self, table: str, weights: LiveWeights, ids: Tensor | None) -> Iterator[None]:
@@ -213,7 +196,7 @@ class Skeleton:
         def place(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return torch.searchsorted(known, given[0]), *given[1:]
 
-        _assign(module, "weight", self._ready(rows))
+        assign(module, "weight", self._ready(rows))
         # which row stands for no token matters where gradients flow alone
         padding, module.padding_idx = module.padding_idx, None
         hook = module.register_forward_pre_hook(place)
@@ -228,9 +211,9 @@ class Skeleton:
 
         How blocks are called for this batch is known from then on.
         """
-        calls: list[Call] = []
+        calls: list[BlockCall] = []
 
-        def record(block: int, hidden: Tensor, call: Call) -> Tensor:
+        def record(block: int, hidden: Tensor, call: BlockCall) -> Tensor:
             calls.append(call)
             if block == len(self._blocks) - 1:
                 raise _Stopped(hidden)
@@ -255,7 +238,7 @@ class Skeleton:
         """
         nothing = torch.zeros(*hidden.shape[:2], dtype=torch.int64, device=self.device)
 
-        def skip(block: int, given: Tensor, _: Call) -> Tensor:
+        def skip(block: int, given: Tensor, _: BlockCall) -> Tensor:
             return hidden if block == 0 else given
 
         def attempt() -> Tensor:
@@ -280,7 +263,7 @@ class Skeleton:
         module = self._model.get_submodule(self._family.head)
         with self._beside_head(weights):
             for leaf, value in rows.items():
-                _assign(module, leaf, self._ready(value))
+                assign(module, leaf, self._ready(value))
             yield
 
     @contextmanager
@@ -295,7 +278,7 @@ class Skeleton:
         finally:
             for name, module in self._model.named_modules():
                 if not f"{name}.".startswith(inside[:1]):
-                    _drop(module)
+                    drop_weights(module)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [batch, length, tokens] for what `finish` gave.
@@ -306,7 +289,7 @@ class Skeleton:
         """
 
         def finished(*_: object, **__: object) -> object:
-            return _output_of(hidden)
+            return output_of(hidden)
 
         self._decoder.forward = finished
         try:
@@ -338,10 +321,10 @@ class Skeleton:
     def _replace_forwards(self, stand_in: StandIn, values: int) -> None:
         last: list[Tensor] = []
 
-        def forward(block: int) -> Run:
+        def forward(block: int) -> BlockForward:
             def run(*arguments: object, **keywords: object) -> object:
-                hidden, call = Call.of(arguments, keywords)
-                if last and not _is_same(last[-1], hidden):
+                hidden, call = BlockCall.of(arguments, keywords)
+                if last and not is_same(last[-1], hidden):
                     raise _OtherReturn
                 last[:] = [stand_in(block, hidden, call)]
                 return (last[0], *[None] * (values - 1)) if values else last[0]
@@ -374,12 +357,12 @@ class Skeleton:
             if leaf in module._buffers and not weights.has(full):
                 return  # a buffer that the config determines
             value = weights.read(full)
-        _assign(module, leaf, self._ready(value))
+        assign(module, leaf, self._ready(value))
 
     def _out_in(self, linear: str, value: Tensor) -> Tensor:
         return value.T if self._naming.transposed(linear) else value
 
-    def _in_block(self, block: int | None) -> dict[str, Place]:
+    def _in_block(self, block: int | None) -> dict[str, StackPlace]:
         """The linears of a block that are parts of a parameter, by name."""
         if block is None or not self._family.stacks:
             return {}
@@ -387,10 +370,10 @@ class Skeleton:
             self._places[block] = {p.linear: p for p in places(self._naming, block)}
         return self._places[block]
 
-    def _place(self, linear: str) -> Place | None:
+    def _place(self, linear: str) -> StackPlace | None:
         return self._in_block(self._naming.block_of(f"{linear}.")).get(linear)
 
-    def _parameter(self, place: Place) -> Tensor:
+    def _parameter(self, place: StackPlace) -> Tensor:
         return self._model.get_parameter(place.parameter)
 
     def _path(self, block: int) -> str:
@@ -414,34 +397,3 @@ class Skeleton:
     def _ready(self, value: Tensor) -> Tensor:
         dtype = self._dtype if value.is_floating_point() else value.dtype
         return value.to(self.device, dtype).contiguous()
-
-
-def _output_of(hidden: Tensor) -> object:
-    """What a decoder returns; all else that models pass on of it is None."""
-    from transformers.modeling_outputs import BaseModelOutput
-
-    class Output(BaseModelOutput):  # type: ignore[misc]
-        def __getattr__(self, name: str) -> None:
-            if name.startswith("__"):
-                raise AttributeError(name)
-
-    return Output(last_hidden_state=hidden)
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
-
-
-def _assign(owner: nn.Module, leaf: str, value: Tensor) -> None:
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = value
-    else:
-        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-
-
-def _drop(module: nn.Module) -> None:
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                empty = torch.empty_like(parameter, device="meta")
-                part._parameters[name] = nn.Parameter(empty, requires_grad=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from llmopt.blockwalk.products import Product, Products, block_under_way
 from llmopt.discovery.experts import usual_form
-from llmopt.discovery.names import Stack, apply_moves, starred, stored_names
+from llmopt.discovery.folds import Prober, inputs_of
+from llmopt.discovery.names import apply_moves, starred, stored_names
+from llmopt.discovery.reader import BlockReader, Inlet
 from llmopt.errors import RequestError
-
-#: linears of a block that share an input, as paths in it; `*` stands for an expert's number
-Inlet = tuple[str, ...]
+from llmopt.specs.family import Fold
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Structure:
 
 
 @dataclass
-class Kind:
+class KindFound:
     """Blocks of one make. inlets: in the order of computation. others: matrices in no linear."""
 
     rounds: list[list[Inlet]] = field(default_factory=list)
     routers: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     share: float = 0.0
+    folds: list[Fold] = field(default_factory=list)
 
     @property
     def linears(self) -> set[str]:
@@ -104,16 +105,18 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
     )
     by_block = [[p for where, p in seen if where == index] for index in range(len(blocks))]
     counts = {s.count for s in names.stacks if s.path.startswith(path + ".")}
-    kinds: list[Kind] = []
+    kinds: list[KindFound] = []
     for index, block in enumerate(blocks):
         inside = f"{path}.{index}."
-        reader = _BlockReader(model, block, inside, names.stacks, counts)
-        inlets, kind = reader.inlets(by_block[index]), Kind()
+        reader = BlockReader(model, block, inside, names.stacks, counts)
+        inlets, kind = reader.inlets(by_block[index]), KindFound()
         kind.routers = sorted(reader.routers)
         linears = {path for inlet in inlets for path in inlet}
         if not any(linears == known.linears for known in kinds):
             kind.rounds = _rounds(model, blocks, index, inlets, tokens, reader)
             kind.others, kind.share = reader.left(inlets)
+            inputs = inputs_of(seen, index, reader.reading)
+            kind.folds = Prober(model, block, tokens, inputs, reader.views, inlets).folds()
             kinds.append(kind)
     norm, offset = _final_norm(model, found, tokens)
     usual = usual_form(model, blocks, path, names.stacks, tokens)
@@ -127,6 +130,7 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         "final_norm": norm,
         "norm_gain_offset": offset,
         "kinds": [kind.rounds for kind in kinds],
+        "folds": [[asdict(fold) for fold in kind.folds] for kind in kinds],
         "routers": sorted({router for kind in kinds for router in kind.routers}),
         "experts": usual and asdict(usual),
         "stacks": list(stacks.values()),
@@ -180,45 +184,6 @@ def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
     return sorted({path for path in seen if path != structure.embedding})
 
 
-def merged(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What runs of a type with several configs agree on.
-
-    Blocks with the same linears are one kind. Linears share an input if they do in all runs, and
-    where runs differ each inlet waits for all before it, in the order of the run that had most.
-    """
-    kinds: dict[frozenset[str], list[list[list[Inlet]]]] = {}
-    for each in found:
-        for rounds in each["kinds"]:
-            linears = frozenset(path for some in rounds for inlet in some for path in inlet)
-            kinds.setdefault(linears, []).append(rounds)
-    result = dict(found[0])
-    result["kinds"] = [_agreed(runs) for runs in kinds.values()]
-    for key in ("routers", "others"):
-        result[key] = sorted({path for each in found for path in each[key]})
-    result["renamed"] = [list(move) for move in {tuple(m): 0 for f in found for m in f["renamed"]}]
-    result["renamed"].sort(key=lambda move: (-move[0].count("."), move))
-    return result
-
-
-def _agreed(runs: Sequence[list[list[Inlet]]]) -> list[list[Inlet]]:
-    if all(run == runs[0] for run in runs):
-        return runs[0]
-    longest = max(runs, key=len)
-    rounds: list[list[Inlet]] = []
-    for inlet in (inlet for some in longest for inlet in some):
-        parts: dict[tuple[int, ...], list[str]] = {}
-        for path in inlet:
-            parts.setdefault(tuple(_place(run, path) for run in runs), []).append(path)
-        rounds += [[tuple(paths)] for paths in parts.values()]
-    return rounds
-
-
-def _place(run: list[list[Inlet]], path: str) -> int:
-    """Which inlet of a run a linear is in."""
-    inlets = [inlet for some in run for inlet in some]
-    return next(index for index, inlet in enumerate(inlets) if path in inlet)
-
-
 def _final_norm(model: Any, structure: Structure, tokens: Tensor) -> tuple[str, float]:
     """The norm after the last block, "" where there is none, and what is added to its weight."""
     decoder = model.get_submodule(structure.base)
@@ -265,91 +230,13 @@ def _watched(
     return seen
 
 
-class _BlockReader:
-    """One block: which of the products in it are linears, and what they are called."""
-
-    def __init__(
-        self,
-        model: Any,
-        block: nn.Module,
-        inside: str,
-        stacks: Iterable[Stack],
-        experts: set[int],
-    ) -> None:
-        self._model, self._block, self._inside = model, block, inside
-        self._stacks = {s.path: s for s in stacks if s.path.startswith(inside)}
-        self._experts = experts
-        self.routers: set[str] = set()
-
-    def inlets(self, products: Sequence[Product]) -> list[Inlet]:
-        """The linears that share an input, in the order of computation."""
-        groups: list[tuple[Tensor, list[str]]] = []
-        known: set[str] = set()
-        for product in products:
-            names = [name for name in self.names(product) if name not in known]
-            if not names:
-                continue
-            known.update(names)
-            x = product.x.reshape(-1, product.x.shape[-1])
-            same = (g for g in groups if g[0].shape == x.shape and torch.equal(g[0], x))
-            if (group := next(same, None)) is not None:
-                group[1].extend(names)
-            else:
-                groups.append((x, names))
-        return [tuple(names) for _, names in groups]
-
-    def names(self, product: Product) -> tuple[str, ...]:
-        """The linears that a product is of, in this block; none for a router or what is none."""
-        if not product.path.startswith(self._inside):
-            return ()
-        if product.path in self._stacks:
-            stack = self._stacks[product.path]
-            inner = product.path.removeprefix(self._inside)
-            return tuple(stack.linears(inner))
-        if product.index is not None or not product.path.endswith(".weight"):
-            return ()
-        path = product.path.removesuffix(".weight")
-        part = self._model.get_submodule(path)
-        inner = path.removeprefix(self._inside)
-        rows = part.weight.shape[1 if product.transposed else 0]
-        if rows == 1 or (self._stacks and rows in self._experts):
-            self.routers.add(inner)
-            return ()
-        plain = isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"
-        return (inner,) if plain else ()
-
-    def parameters(self, inlet: Inlet) -> Iterator[Tensor]:
-        """The parameters that hold these linears."""
-        for name, p in self._block.named_parameters():
-            stack = self._stacks.get(self._inside + name)
-            inner = stack.linears(name) if stack else [name.removesuffix(".weight")]
-            if set(inner) & set(inlet):
-                yield p
-
-    def left(self, inlets: Sequence[Inlet]) -> tuple[list[str], float]:
-        """Matrices that are in no linear, and the linears' share of all that are."""
-        linears = {path for inlet in inlets for path in inlet}
-        all_, known, others = 0, 0, []
-        for name, p in self._block.named_parameters():
-            if p.ndim < 2:
-                continue
-            all_ += p.numel()
-            stack = self._stacks.get(self._inside + name)
-            inner = stack.linears(name) if stack else [name.removesuffix(".weight")]
-            if linears.issuperset(inner):
-                known += p.numel()
-            else:
-                others.append(name)
-        return others, known / all_ if all_ else 0.0
-
-
 def _rounds(
     model: Any,
     blocks: Sequence[nn.Module],
     index: int,
     inlets: Sequence[Inlet],
     tokens: Tensor,
-    reader: _BlockReader,
+    reader: BlockReader,
 ) -> list[list[Inlet]]:
     """The inlets of a block, those together that do not depend on each other."""
     before = _inputs(model, blocks, index, inlets, tokens, reader)
@@ -380,7 +267,7 @@ def _inputs(
     index: int,
     inlets: Sequence[Inlet],
     tokens: Tensor,
-    reader: _BlockReader,
+    reader: BlockReader,
 ) -> dict[int, list[Tensor]]:
     """What flows into each inlet of a block."""
     place = {name: number for number, inlet in enumerate(inlets) for name in inlet[:1]}
@@ -395,7 +282,7 @@ def _inputs(
 class _shaken:  # noqa: N801
     """Other values for the weights of an inlet, for as long as the context lasts."""
 
-    def __init__(self, reader: _BlockReader, inlet: Inlet) -> None:
+    def __init__(self, reader: BlockReader, inlet: Inlet) -> None:
         self._parameters = list(reader.parameters(inlet))
         self._kept: list[Tensor] = []
 

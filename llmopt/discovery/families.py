@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmopt.discovery.agreement import merged
 from llmopt.discovery.check import is_walked
-from llmopt.discovery.describe import described, merged
+from llmopt.discovery.describe import described
 from llmopt.discovery.shrink import tiny_config, tiny_model
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.specs import families
 
 #: where multimodal configs have that of the text model
 _TEXT = "text_config"
+#: of a tiny model: with as many for keys and values, folds into values can be seen
+_HEADS = 4
 #: settings by name
 Settings = Mapping[str, Any]
 
@@ -32,7 +35,11 @@ def discover(
     own: what the tiny config needs besides. variants: settings with which to look at it again; what
     they do not agree on is taken apart. LlmoptError where it cannot be walked.
     """
-    found = [_described({**config, **each}, {**own, **each}) for each in ({}, *variants)]
+    all_heads = {key: _HEADS for key in config if key == "num_key_value_heads"}
+    found = [
+        _described({**config, **each}, {**own, **each})
+        for each in ({}, *variants, *([all_heads] if all_heads else []))
+    ]
     known = merged(found)
     text = config.get(_TEXT)
     if isinstance(text, dict) and text.get("model_type") in families.FAMILIES:

@@ -36,6 +36,12 @@ class Stack:
             return [f"{owner}.{leaf}.*"]
         return [f"{owner}.*.{part}" for part in self.parts or (leaf,)]
 
+    def of(self, matrix: Tensor, part: int) -> Tensor:
+        """A linear's weight [out, in], a view of an expert's matrix."""
+        oriented = matrix.mT if self.transposed else matrix
+        parts = max(1, len(self.parts))
+        return oriented[part::parts] if self.interleaved else oriented.chunk(parts)[part]
+
     def inside(self, blocks: str) -> str:
         """The path inside a block, given the path of the blocks."""
         return self.path.removeprefix(f"{blocks}.").partition(".")[2]

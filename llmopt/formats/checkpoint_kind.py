@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from llmopt.artifact import JsonObject
 from llmopt.errors import RequestError
 from llmopt.formats.bitsandbytes_config import STATE, with_shapes
 from llmopt.formats.fused import unfused, unstacked
@@ -14,7 +15,7 @@ from llmopt.formats.quantization import contents_of
 from llmopt.formats.safetensors_header import read_file_headers
 from llmopt.formats.tensor_header import Headers, TensorHeader
 from llmopt.model.contents import Contents
-from llmopt.specs.families import FAMILIES
+from llmopt.specs.families import FamilySpec, family_of
 
 
 def recognises(folder: Path) -> bool:
@@ -43,7 +44,7 @@ def headers(folder: Path) -> Headers:
         _check_index(weight_map, tensors)
     if not tensors:
         raise RequestError(f"{folder} has a weight file without a single tensor")
-    family = FAMILIES.get(str(config.get("model_type")))
+    family = _known(config)
     if family is not None and family.experts is not None:
         tensors = unfused(tensors, family.experts)
     if family is not None and family.stacks:
@@ -65,6 +66,14 @@ def check(folder: Path, progress: Callable[[int, int], None]) -> None:
 
     check_tensors(folder)
     check_values(headers(folder), progress)
+
+
+def _known(config: JsonObject) -> FamilySpec | None:
+    """The family, None where it is not supported: others say so."""
+    try:
+        return family_of(config)
+    except RequestError:
+        return None
 
 
 def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:

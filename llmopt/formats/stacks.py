@@ -12,7 +12,7 @@ from llmopt.specs.families import Naming, StackSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StackPlace:
     """Where an expert's linear is in a parameter of the text model.
 
     parameter: its path in the model. linear: the linear's name in our files.
@@ -35,14 +35,14 @@ class Place:
         return matrix[self.part * rows : (self.part + 1) * rows]
 
 
-def places(naming: Naming, block: int) -> Iterator[Place]:
+def places(naming: Naming, block: int) -> Iterator[StackPlace]:
     """All of one block."""
     inside = f"{naming.family.base}.{naming.family.blocks}.{block}"
     for stack in naming.family.stacks if naming.experts and naming.experts[block] else ():
         for expert in range(naming.experts[block]):
             for part, path in enumerate(stack.linears):
                 module = f"{inside}.{path}".replace("*", str(expert))
-                yield Place(
+                yield StackPlace(
                     parameter=f"{inside}.{stack.path}",
                     linear=naming.name(module),
                     stack=stack,
@@ -51,9 +51,9 @@ def places(naming: Naming, block: int) -> Iterator[Place]:
                 )
 
 
-def by_parameter(naming: Naming) -> dict[str, list[Place]]:
+def by_parameter(naming: Naming) -> dict[str, list[StackPlace]]:
     """All of a model, by the path of the parameter that they are in."""
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[StackPlace]] = {}
     for block in range(naming.block_count):
         for place in places(naming, block):
             found.setdefault(place.parameter, []).append(place)
@@ -62,7 +62,7 @@ def by_parameter(naming: Naming) -> dict[str, list[Place]]:
 
 def assembled(
     parameter: Tensor,
-    within: list[Place],
+    within: list[StackPlace],
     read: Callable[[str], Tensor],
     *,
     dtype: torch.dtype,

@@ -30,16 +30,19 @@ def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
     if path.is_file():
         known: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return known
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmopt.discovery"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "llmopt.discovery"],
-            input=json.dumps(told), capture_output=True, text=True, timeout=_SECONDS, check=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        found: dict[str, Any] = json.loads(done.stdout)
+        answer, _ = process.communicate(json.dumps(told), timeout=_SECONDS)
+        found: dict[str, Any] = json.loads(answer)
     except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
         return {"error": f"a tiny model of it did not run in {_SECONDS} s"}
-    except (subprocess.CalledProcessError, ValueError):
+    except ValueError:
         return {"error": "a tiny model of it does not run"}
     with contextlib.suppress(OSError):  # a home that cannot be written only costs the next run time
         path.parent.mkdir(parents=True, exist_ok=True)

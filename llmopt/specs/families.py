@@ -14,12 +14,12 @@ from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.specs.base import shortened
-from llmopt.specs.family import ExpertsSpec, FamilySpec, StackSpec
+from llmopt.specs.family import ExpertsSpec, FamilySpec, Fold, StackSpec
 from llmopt.specs.naming import Naming, naming_of
 
 __all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "StackSpec", "family_of", "naming_of"]
 
-_DATA = Path(__file__).with_name("families.json")
+DATA = Path(__file__).with_name("families.json")
 
 #: the names of (base, head) in checkpoints that were written in other ways than now
 _STORED_AS = {
@@ -92,7 +92,7 @@ def data_of(model_type: str) -> dict[str, Any]:
 
 @cache
 def _file() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads(_DATA.read_text("utf-8"))
+    found: dict[str, dict[str, Any]] = json.loads(DATA.read_text("utf-8"))
     return found
 
 
@@ -117,6 +117,10 @@ def family_from(model_type: str, data: Mapping[str, Any]) -> FamilySpec:
     known["stacks"] = tuple(
         StackSpec(**{**stack, "linears": tuple(stack["linears"])})
         for stack in known.get("stacks", ())
+    )
+    known["folds"] = tuple(
+        tuple(Fold(**{**fold, "readers": tuple(fold["readers"])}) for fold in kind)
+        for kind in known.get("folds", ())
     )
     return FamilySpec(**known)
 

@@ -57,11 +57,31 @@ class StackSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fold:
+    """An op whose outputs flow into matrices alone, through nothing that a scale would change.
+
+    source: a norm, or a linear if `linear`. readers: everything that reads its output; those that
+    are no linears of the walk (routers) are scaled, too. offset: what a norm adds to its weight.
+    setting: (key, value) of a config for which alone it holds; value is what a config without the
+    key means. absent: only where a block has no module of this name, for then the source has other
+    readers. All are paths inside a block.
+    """
+
+    source: str
+    readers: tuple[str, ...]
+    linear: bool = False
+    offset: float = 0.0
+    setting: tuple[str, Any] | None = None
+    absent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FamilySpec:
     """One decoder architecture.
 
     `base` is the prefix of all modules but the head; `blocks`, `embedding` and `final_norm` are
-    below it. `kinds`: the linears of each kind of block. `routers`: linears that stay as they are,
+    below it. `kinds`: the linears of each kind of block, and `folds`
+    where scales of their inputs can move to. `routers`: linears that stay as they are,
     because they send tokens to experts. `tables`: where tokens are looked up beside the embedding,
     below the base. `joined`: tensors inside a block whose rows checkpoints hold in several, one
     after the other. `conv1d`: linears are stored transposed, [in, out].
@@ -77,6 +97,7 @@ class FamilySpec:
     blocks: str
     embedding: str
     kinds: tuple[Rounds, ...]
+    folds: tuple[tuple[Fold, ...], ...] = ()
     final_norm: str = "norm"
     head: str = "lm_head"
     routers: tuple[str, ...] = ()

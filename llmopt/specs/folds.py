@@ -1,4 +1,4 @@
-"""Where a scale of a linear's inputs can move to: the op before it. Data for each family.
+"""Where a scale of a linear's inputs can move to: the op before it.
 
 Paths are those inside a block of the text model that transformers builds, see specs.families. A
 `*` stands for an expert's number.
@@ -12,23 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from llmopt.specs.families import Naming
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fold:
-    """An op whose outputs flow into linears alone, through nothing that a scale would change.
-
-    source: a norm, or a linear if `linear`. readers: everything that reads its output; those that
-    are no linears of the walk (routers) are scaled, too. setting: (key, value) of a config for
-    which alone it holds; value is what a config without the key means. absent: only where a block
-    has no module of this name, for then the source has other readers.
-    """
-
-    source: str
-    readers: tuple[str, ...]
-    linear: bool = False
-    setting: tuple[str, Any] | None = None
-    absent: str | None = None
+from llmopt.specs.family import Fold
 
 
 @dataclass(frozen=True)
@@ -38,72 +22,16 @@ class Pair:
     source: str
     readers: tuple[str, ...]
     linear: bool
+    offset: float = 0.0
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-_VALUES = Fold(source="self_attn.v_proj", readers=("self_attn.o_proj",), linear=True)
-_DOWN = Fold(source="mlp.up_proj", readers=("mlp.down_proj",), linear=True)
-_LLAMA = (
-    Fold(source="input_layernorm", readers=_QKV),
-    _VALUES,
-    Fold(source="post_attention_layernorm", readers=_GATE_UP),
-    _DOWN,
-)
-_GEMMA = (
-    Fold(source="input_layernorm", readers=_QKV),
-    _VALUES,
-    Fold(source="pre_feedforward_layernorm", readers=_GATE_UP),
-    _DOWN,
-)
-_MIXTURE = (
-    Fold(source="input_layernorm", readers=_QKV),
-    _VALUES,
-    Fold(
-        source="post_attention_layernorm",
-        readers=(
-            *_GATE_UP,
-            "mlp.gate",
-            "mlp.experts.*.gate_proj",
-            "mlp.experts.*.up_proj",
-            "mlp.shared_expert.gate_proj",
-            "mlp.shared_expert.up_proj",
-            "mlp.shared_expert_gate",
-        ),
-    ),
-    _DOWN,
-    Fold(source="mlp.experts.*.up_proj", readers=("mlp.experts.*.down_proj",), linear=True),
-    Fold(source="mlp.shared_expert.up_proj", readers=("mlp.shared_expert.down_proj",), linear=True),
-)
 #: other OPT models normalise what comes out of a block, not what goes in
 _BEFORE = ("do_layer_norm_before", True)
 _FALCON = ("self_attention.query_key_value", "mlp.dense_h_to_4h")
 
-FOLDS: dict[str, tuple[Fold, ...]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA),
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe"), _MIXTURE),
-    "mixtral": (
-        Fold(source="input_layernorm", readers=_QKV),
-        _VALUES,
-        Fold(
-            source="post_attention_layernorm",
-            readers=("mlp.gate", "mlp.experts.*.w1", "mlp.experts.*.w3"),
-        ),
-        Fold(source="mlp.experts.*.w3", readers=("mlp.experts.*.w2",), linear=True),
-    ),
-    "phi3": (
-        Fold(source="input_layernorm", readers=("self_attn.qkv_proj",)),
-        Fold(source="post_attention_layernorm", readers=("mlp.gate_up_proj",)),
-    ),
-    "gpt2": (
-        Fold(source="ln_1", readers=("attn.c_attn",)),
-        Fold(source="ln_2", readers=("mlp.c_fc",)),
-    ),
-    "gpt_neox": (
-        Fold(source="input_layernorm", readers=("attention.query_key_value",)),
-        Fold(source="post_attention_layernorm", readers=("mlp.dense_h_to_4h",)),
-    ),
+#: where they depend on the config, which no run of one can show
+_BY_HAND: dict[str, tuple[Fold, ...]] = {
     "opt": (
         Fold(source="self_attn_layer_norm", readers=_QKV, setting=_BEFORE),
         Fold(source="self_attn.v_proj", readers=("self_attn.out_proj",), linear=True),
@@ -124,7 +52,7 @@ def pairs(
 ) -> Iterator[Pair]:
     """The folds that a block of a checkpoint has; `present` are the names of its tensors."""
     modules = _modules(naming, block, present)
-    for fold in FOLDS.get(naming.family.id, ()):
+    for fold in _folds(naming, block):
         key, value = fold.setting or ("", None)
         if config.get(key, value) != value or fold.absent in modules:
             continue
@@ -134,7 +62,14 @@ def pairs(
             readers = [path for path in modules if any(fnmatchcase(path, r) for r in wanted)]
             if readers:
                 names = tuple(modules[path] for path in readers)
-                yield Pair(modules[source], names, fold.linear)
+                yield Pair(modules[source], names, fold.linear, fold.offset)
+
+
+def _folds(naming: Naming, block: int) -> tuple[Fold, ...]:
+    family = naming.family
+    if family.id in _BY_HAND:
+        return _BY_HAND[family.id]
+    return family.folds[naming.kinds[block]] if family.folds else ()
 
 
 def _modules(naming: Naming, block: int, present: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ Distances are the largest difference, over the spread of the logits.
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmopt import pipeline, planner
+from llmopt.blockwalk import Sink, walk
 from llmopt.discovery.shrink import tiny_config, tiny_model
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.shards import ShardWriter
+from llmopt.formats.stacks import whole
+from llmopt.grids.base import GridOptions
 from llmopt.recipe import from_data
 from llmopt.runtimes.torch import load
 from llmopt.step import RunOptions
+from llmopt.verbs.quantize.transform import Awq
 from scripts.tiny_models import config_of, own_of
 from tests.test_pipeline import Log
 
@@ -132,6 +138,24 @@ def _unpackable(model: Path) -> list[str]:
         name for b in range(naming.block_count) for names in naming.linears(b) for name in names
     )
     return [n for n in linears if any(size % 32 for size in checkpoint.stored[f"{n}.weight"].shape)]
+
+
+def awq(model: Path, out: Path) -> float:
+    """Scales folded as for int4, nothing rounded: the logits of the model; infinite if none is."""
+    checkpoint = Checkpoint.open(model)
+    options = GridOptions(grid="int4", bits=4, group_size=32)
+    writer = ShardWriter(out / "awq-parts")
+    text = torch.randint(_FIRST, 98, (4, 32), generator=torch.Generator().manual_seed(2))
+    skipped = set(_ungrouped(model))
+    scales = Awq(lambda name: None if name in skipped else options)
+    records = walk(checkpoint, text, [scales], Sink(writer), out / "awq-walk")
+    if not any("into" in record for record in records.values()):
+        return math.inf
+    shutil.copytree(model, out / "awq")
+    for path in (out / "awq").glob("*.safetensors*"):
+        path.unlink()
+    writer.finalize(out / "awq", stacks=whole(checkpoint.naming))
+    return distance(stock(out / "awq"), stock(model))
 
 
 def share(model: Path) -> float:

@@ -88,7 +88,7 @@ def _fold_norm(block: LiveBlock, pair: Pair, scale: Tensor) -> Tensor:
 
     So the weights that follow make up for the rounding of the gains.
     """
-    offset = block.norm_gain_offset
+    offset = pair.offset
     gain = _stored(block, pair) + offset
     rounded = block.replace_tensor(f"{pair.source}.weight", gain / scale - offset) + offset
     exact = torch.where(gain * rounded > 0, gain / rounded, torch.ones_like(gain))
