@@ -165,15 +165,17 @@ def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
     decoder = model.get_submodule(structure.base)
 
     def note(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, given: tuple[object, ...]) -> None:
+        def hook(_: nn.Module, given: tuple[object, ...], output: Tensor) -> None:
             x = given[0] if given else None
-            if isinstance(x, Tensor) and x.shape == tokens.shape and torch.equal(x, tokens):
+            given_tokens = isinstance(x, Tensor) and x.shape == tokens.shape
+            # tables of positions may be given tokens as well
+            if given_tokens and torch.equal(x, tokens) and _by_token(tokens, output):
                 seen.append(path)
 
         return hook
 
     hooks = [
-        part.register_forward_pre_hook(note(path))
+        part.register_forward_hook(note(path))
         for path, part in decoder.named_modules()
         if isinstance(part, nn.Embedding) and not path.startswith(f"{structure.blocks}.")
     ]
@@ -182,6 +184,15 @@ def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
     for hook in hooks:
         hook.remove()
     return sorted({path for path in seen if path != structure.embedding})
+
+
+def _by_token(tokens: Tensor, output: Tensor) -> bool:
+    """Whether the same token has the same row wherever it stands."""
+    if output.shape[: tokens.ndim] != tokens.shape:
+        return False
+    rows = output.reshape(tokens.numel(), -1)
+    places = [torch.where(tokens.flatten() == token)[0] for token in torch.unique(tokens)]
+    return all(bool((rows[where] == rows[where[0]]).all()) for where in places)
 
 
 def _final_norm(model: Any, structure: Structure, tokens: Tensor) -> tuple[str, float]:

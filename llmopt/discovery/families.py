@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,11 +36,11 @@ def discover(
     own: what the tiny config needs besides. variants: settings with which to look at it again; what
     they do not agree on is taken apart. LlmoptError where it cannot be walked.
     """
-    all_heads = {key: _HEADS for key in config if key == "num_key_value_heads"}
-    found = [
-        _described({**config, **each}, {**own, **each})
-        for each in ({}, *variants, *([all_heads] if all_heads else []))
-    ]
+    found = [_described({**config, **each}, {**own, **each}) for each in ({}, *variants)]
+    if "num_key_value_heads" in config:
+        heads = {"num_key_value_heads": _HEADS}
+        with contextlib.suppress(Exception):  # not every config can have that
+            found.append(_described({**config, **heads}, {**own, **heads}))
     known = merged(found)
     text = config.get(_TEXT)
     if isinstance(text, dict) and text.get("model_type") in families.FAMILIES:
@@ -76,6 +77,8 @@ def _checked(
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         saved = json.loads((Path(folder) / "config.json").read_text("utf-8"))
+        if _TEXT not in saved:  # it is saved as the text model that it is
+            known = {**known, "text_config": None, "text_type": None}
         for attention in ("sdpa", "eager"):
             found = {
                 each: {**known, "attention": attention}

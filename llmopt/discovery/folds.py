@@ -59,7 +59,7 @@ class Prober:
         hooks = [
             part.register_forward_hook(note(path))
             for path, part in self.block.named_modules()
-            if getattr(getattr(part, "weight", None), "ndim", 0) == 1
+            if part._parameters.get("weight") is not None and part.get_parameter("weight").ndim == 1
         ]
         logits = self._logits()
         for hook in hooks:

@@ -155,10 +155,14 @@ class _Matcher:
         self._state: dict[str, Tensor] = model.state_dict()
         self._places = {_print(value): name for name, value in saved.items()}
         embedding = model.get_input_embeddings().weight
+        own = {
+            path for path, value in self._state.items() if value.data_ptr() == embedding.data_ptr()
+        }
+        first = next(path for path in self._state if path in own)
         self._tied = {
             path
             for path, value in self._state.items()
-            if path not in saved and value.shape == embedding.shape
+            if path not in saved and path != first and value.shape == embedding.shape
             if torch.equal(value, embedding)
         }
 
