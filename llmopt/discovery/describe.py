@@ -167,9 +167,10 @@ def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
     def note(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, given: tuple[object, ...], output: Tensor) -> None:
             x = given[0] if given else None
-            given_tokens = isinstance(x, Tensor) and x.shape == tokens.shape
+            if not isinstance(x, Tensor) or x.shape != tokens.shape:
+                return
             # tables of positions may be given tokens as well
-            if given_tokens and torch.equal(x, tokens) and _by_token(tokens, output):
+            if torch.equal(x, tokens) and _by_token(tokens, output):
                 seen.append(path)
 
         return hook

@@ -88,7 +88,9 @@ class StoredNames:
         found = sorted(moves, key=lambda move: (-move[0].count("."), move))
         for move in list(found):
             rest = [each for each in found if each != move]
-            if all(apply_moves(a, rest) == b for a, b in pairs.items()):
+            back = sorted(((new, old) for old, new in rest), key=lambda each: -each[0].count("."))
+            there = all(apply_moves(a, rest) == b for a, b in pairs.items())
+            if there and all(apply_moves(b, back) == a for a, b in pairs.items()):
                 found = rest
         return found
 
@@ -102,7 +104,9 @@ def _shortest(ours: str, theirs: str, pairs: Mapping[str, str]) -> tuple[str, st
     for kept in range(ends, 0, -1):
         old, new = ".".join(a[:-kept]), ".".join(b[:-kept])
         inside = ((x, y) for x, y in pairs.items() if x.startswith(old + "."))
-        if all(new + x[len(old) :] == y for x, y in inside):
+        back = (x for x, y in pairs.items() if y.startswith(new + "."))
+        there = all(new + x[len(old) :] == y for x, y in inside)
+        if there and all(x.startswith(old + ".") for x in back):
             return old, new
     return ours, theirs
 

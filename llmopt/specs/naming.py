@@ -247,7 +247,8 @@ class Naming:
 
     @cached_property
     def _moves_back(self) -> list[_Move]:
-        return [_move(new, old) for old, new in self.family.renamed]
+        back = sorted(self.family.renamed, key=lambda move: -move[1].count("."))
+        return [_move(new, old) for old, new in back]
 
 
 def naming_of(family: FamilySpec, stored: Iterable[str]) -> Naming:

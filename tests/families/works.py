@@ -108,7 +108,7 @@ def gptq(model: Path, out: Path) -> float:
     """int4 by error feedback, in gptq; infinite where outputs are no better than by rounding."""
     step = {
         "method": "gptq", "grid": "int4", "format": "gptq", "group_size": 32, "gate": [],
-        "overrides": _skipping(_unpackable(model)),
+        "overrides": _skipping(unpackable(model)),
     }  # fmt: skip
     return _decoded(_run(model, out / "gptq", {"quantize": step}), out / "gptq-plain")
 
@@ -130,7 +130,7 @@ def _ungrouped(model: Path) -> list[str]:
     ]
 
 
-def _unpackable(model: Path) -> list[str]:
+def unpackable(model: Path) -> list[str]:
     """Linears whose sizes gptq cannot pack: real models have them in multiples of 32."""
     checkpoint = Checkpoint.open(model)
     naming = checkpoint.naming
