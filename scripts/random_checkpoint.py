@@ -48,6 +48,20 @@ _LLAMA = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+#: of models with experts: small, so that many blocks of them can be walked
+_SMALL: dict[str, Any] = {
+    "architectures": None,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "max_position_embeddings": 2048,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
 #: config.json of what is usual
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-512": _LLAMA
@@ -66,6 +80,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-70b": _LLAMA
     | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "head_dim": 128}
     | {"num_attention_heads": 64, "num_key_value_heads": 8},
+    "mixtral-512": _SMALL | {"model_type": "mixtral", "num_local_experts": 8},
+    "gpt-oss-512": _SMALL
+    | {"model_type": "gpt_oss", "num_local_experts": 8, "sliding_window": 128}
+    | {"layer_types": ["sliding_attention", "full_attention"] * 4},
+    "qwen3-moe-512": _SMALL
+    | {"model_type": "qwen3_moe", "num_experts": 8, "moe_intermediate_size": 512},
+    "deepseek-v3-512": _SMALL
+    | {"model_type": "deepseek_v3", "n_routed_experts": 8, "moe_intermediate_size": 512}
+    | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "num_key_value_heads": 8}
+    | {"q_lora_rank": 256, "kv_lora_rank": 128, "qk_rope_head_dim": 64, "v_head_dim": 64}
+    | {"qk_nope_head_dim": 64, "qk_head_dim": 128},
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 SHARD_BYTES = 4 << 30

@@ -1,11 +1,12 @@
 """Peak memory of error feedback (gptq) as a model gets deeper, to GPTQ's format or to GGUF.
 
-    python benchmarks/memory/peak_memory.py [--blocks 4 8 16] [--to gguf:Q4_K_M]
+    python benchmarks/memory/peak_memory.py [--blocks 4 8 16] [--to gguf:Q4_K_M] [--shapes SHAPE...]
 
-Random llamas of identical blocks of width 1024 are written to a temporary folder and quantized,
-each in a process of its own, with the same calibration tokens. benchmarks/process.py says what the
-two counters mean; RssAnon is the one that the promise is about (memory of one block, whatever the
-model's size), VmHWM is given beside it. The last column is the growth over the smallest model.
+Random models of like blocks, llamas of width 1024 unless told otherwise, are written to a temporary
+folder and quantized, each in a process of its own, with the same calibration tokens.
+benchmarks/process.py says what the two counters mean; RssAnon is the one that the promise is about
+(memory of one block, whatever the model's size), VmHWM is given beside it. Growth is over the
+smallest model of a shape.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,28 +49,34 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--results", type=Path, help="write the figures here, too (JSON)")
+    parser.add_argument("--shapes", nargs="+", default=["llama-1024"], help="of random_checkpoint")
     arguments = parser.parse_args()
-    rows: list[dict[str, float]] = []
-    print("| blocks | weights, MB | peak RssAnon, MB | growth | peak VmHWM, MB | growth | s |")
-    print("|---|---|---|---|---|---|---|")
-    for blocks in arguments.blocks:
-        with tempfile.TemporaryDirectory() as scratch:
-            config = with_blocks(config_of("llama-1024"), blocks)
-            size = write_model(Path(scratch) / "model", config, dtype=torch.bfloat16)
-            measured = quantize(Path(scratch) / "model", Path(scratch) / "out", arguments)
-        rows.append({"blocks": blocks, "weight_bytes": size} | asdict(measured))
-        print(_line(rows[-1], rows[0]), flush=True)
+    rows: list[dict[str, Any]] = []
+    print(
+        "| shape | blocks | weights, MB | peak RssAnon, MB | growth | peak VmHWM, MB | growth | s |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for shape in arguments.shapes:
+        first: dict[str, Any] | None = None
+        for blocks in arguments.blocks:
+            with tempfile.TemporaryDirectory() as scratch:
+                config = with_blocks(config_of(shape), blocks)
+                size = write_model(Path(scratch) / "model", config, dtype=torch.bfloat16)
+                measured = quantize(Path(scratch) / "model", Path(scratch) / "out", arguments)
+            rows.append({"shape": shape, "blocks": blocks, "weight_bytes": size} | asdict(measured))
+            first = first or rows[-1]
+            print(_line(rows[-1], first), flush=True)
     if arguments.results:
         arguments.results.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def _line(row: dict[str, float], first: dict[str, float]) -> str:
+def _line(row: dict[str, Any], first: dict[str, Any]) -> str:
     def memory(key: str) -> str:
         return f"{row[key] / 1e6:.0f} | {100 * (row[key] / first[key] - 1):+.1f}%"
 
     return (
-        f"| {row['blocks']} | {row['weight_bytes'] / 1e6:.0f} | {memory('peak_anonymous')} "
-        f"| {memory('peak_resident')} | {row['seconds']:.1f} |"
+        f"| {row['shape']} | {row['blocks']} | {row['weight_bytes'] / 1e6:.0f} "
+        f"| {memory('peak_anonymous')} | {memory('peak_resident')} | {row['seconds']:.1f} |"
     )
 
 

@@ -6,6 +6,10 @@ import contextlib
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from typing import Any
+
+from llmopt.errors import LlmoptError
 
 
 def main() -> None:
@@ -13,16 +17,26 @@ def main() -> None:
     config = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            import transformers
-
-            from llmopt.discovery.families import discover
-
-            logging.disable(logging.WARNING)
-            transformers.utils.logging.disable_progress_bar()
-            answer: dict[str, object] = {"families": discover(config)}
+            answer: dict[str, object] = {"families": _found(config)}
+        except LlmoptError as error:
+            answer = {"error": error.message}
         except Exception as error:  # of every type: models refuse configs in all ways
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     json.dump(answer, sys.stdout)
 
 
-main()
+def _found(config: Mapping[str, Any]) -> Mapping[str, object]:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:  # without torch, in a second
+        raise LlmoptError(f"transformers {transformers.__version__} has no such type")
+    from llmopt.discovery.families import discover
+
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    return discover(config)
+
+
+if __name__ == "__main__":
+    main()

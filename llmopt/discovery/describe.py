@@ -130,7 +130,7 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         "final_norm": norm,
         "norm_gain_offset": offset,
         "kinds": [kind.rounds for kind in kinds],
-        "folds": [[asdict(fold) for fold in kind.folds] for kind in kinds],
+        "folds": [[_as_json(fold) for fold in kind.folds] for kind in kinds],
         "routers": sorted({router for kind in kinds for router in kind.routers}),
         "experts": usual and asdict(usual),
         "stacks": list(stacks.values()),
@@ -142,6 +142,10 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         "unexplained": sorted({starred(name) for name in names.unexplained}),
         "others": sorted({starred(each) for kind in kinds for each in kind.others}),
     }
+
+
+def _as_json(fold: Fold) -> dict[str, object]:
+    return {key: value for key, value in asdict(fold).items() if value is not None}
 
 
 def _with_base(

@@ -57,7 +57,7 @@ def test_a_killed_walk_ends_with_the_same_bytes(model_type: str, tmp_path: Path)
     with pytest.raises(Killed):
         run(model, tmp_path / "a", Round(skip=skip), on_block=die, **options)
     with pytest.raises(Killed):  # in the block after that
-        run(model, tmp_path / "a", KillAt(2, skip), **options)
+        run(model, tmp_path / "a", KillAt(1, skip), **options)
     records = run(model, tmp_path / "a", Round(skip=skip), **options)
     assert (tmp_path / "a" / "out" / "model.safetensors").read_bytes() == wanted
     assert records == whole
