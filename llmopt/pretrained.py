@@ -77,6 +77,22 @@ def model_of(config: Any, *, dtype: Any, attention: str) -> Any:
     return model
 
 
+def whole_model_of(config: Any, *, dtype: Any, attention: str) -> Any:
+    """The model with all its parts, of a config of several; as `model_of` for one of text alone."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return model_of(config, dtype=dtype, attention=attention)
+    return AutoModelForImageTextToText.from_config(
+        config,
+        dtype=dtype,
+        attn_implementation=attention,
+        experts_implementation="eager",
+        trust_remote_code=False,
+    )
+
+
 def tokenizer_of(folder: Path) -> Any:
     """transformers' own tokenizer for the files in a local folder; asks no network and no user.
 

@@ -52,3 +52,14 @@ def drop_weights(module: nn.Module) -> None:
             if parameter is not None:
                 empty = torch.empty_like(parameter, device="meta")
                 part._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def drop_outside(module: nn.Module, part: str) -> None:
+    """The same, but for one of its parts, by its path."""
+    for name, child in module.named_children():
+        if name == part:
+            continue
+        if part.startswith(f"{name}."):
+            drop_outside(child, part.removeprefix(f"{name}."))
+        else:
+            drop_weights(child)

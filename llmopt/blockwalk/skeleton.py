@@ -16,13 +16,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from llmopt.blockwalk.calls import BlockCall, Calls, Seen, StandIn
-from llmopt.blockwalk.hollow import BlockForward, assign, drop_weights, is_same, output_of
+from llmopt.blockwalk.hollow import (
+    BlockForward,
+    assign,
+    drop_outside,
+    drop_weights,
+    is_same,
+    output_of,
+)
 from llmopt.blockwalk.products import Product, Products
 from llmopt.blockwalk.weights import LiveWeights
 from llmopt.errors import LlmoptError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
-from llmopt.formats.stacks import StackPlace, assembled, places
+from llmopt.formats.stacks import Places, StackPlace, assembled
 
 
 class _Stopped(Exception):
@@ -57,7 +64,7 @@ class Skeleton:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
         self._calls, self._batch = Calls(), 0
-        self._places: dict[int, dict[str, StackPlace]] = {}
+        self._places = Places(checkpoint.naming)
 
     @property
     def context(self) -> int | None:
@@ -83,7 +90,7 @@ class Skeleton:
 
     def width(self, linear: str) -> int:
         """How many input channels a linear has."""
-        if (place := self._place(linear)) is not None:
+        if (place := self._places.find(linear)) is not None:
             return place.of(self._parameter(place)).shape[1]
         weight = self.module(linear).weight
         assert isinstance(weight, Tensor)
@@ -104,7 +111,7 @@ class Skeleton:
     def put(self, name: str, value: Tensor) -> None:
         """Give a tensor of a filled block another value."""
         owner, _, leaf = name.rpartition(".")
-        if (place := self._place(owner)) is None:
+        if (place := self._places.find(owner)) is None:
             assign(self.module(owner), leaf, self._ready(value))
             return
         with torch.no_grad():
@@ -136,7 +143,7 @@ class Skeleton:
     @contextmanager
     def watched(self, linears: Mapping[str, Seen]) -> Iterator[None]:
         """While it lasts, what flows into each of these linears is shown when it does."""
-        places = {name: place for name in linears if (place := self._place(name)) is not None}
+        places = {name: place for name in linears if (place := self._places.find(name)) is not None}
         by_matrix: dict[tuple[str, int], list[Seen]] = defaultdict(list)
         for name, place in places.items():
             by_matrix[place.parameter, place.expert].append(linears[name])
@@ -176,9 +183,7 @@ class Skeleton:
                     stack.enter_context(self._rows_of(table, weights, ids))
                 yield
         finally:
-            for name, module in self._decoder.named_modules():
-                if not f"{name}.".startswith(f"{self._family.blocks}."):
-                    drop_weights(module)
+            drop_outside(self._decoder, self._family.blocks)
 
     @contextmanager
     def _rows_of(self, table: str, weights: LiveWeights, ids: Tensor | None) -> Iterator[None]:
@@ -276,9 +281,7 @@ class Skeleton:
                 self._fill_tensor(name, weights)
             yield
         finally:
-            for name, module in self._model.named_modules():
-                if not f"{name}.".startswith(inside[:1]):
-                    drop_weights(module)
+            drop_outside(self._model, self._family.base)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [batch, length, tokens] for what `finish` gave.
@@ -343,7 +346,7 @@ class Skeleton:
         owner, _, leaf = path.rpartition(".")
         module = self._model.get_submodule(owner)
         block = self._naming.block_of(self._naming.name(path))
-        places = [p for p in self._in_block(block).values() if p.parameter == path]
+        places = [p for p in self._places.of_block(block).values() if p.parameter == path]
         if places:
             value = assembled(
                 module._parameters[leaf], places,  # type: ignore[arg-type]
@@ -362,17 +365,6 @@ class Skeleton:
     def _out_in(self, linear: str, value: Tensor) -> Tensor:
         return value.T if self._naming.transposed(linear) else value
 
-    def _in_block(self, block: int | None) -> dict[str, StackPlace]:
-        """The linears of a block that are parts of a parameter, by name."""
-        if block is None or not self._family.stacks:
-            return {}
-        if block not in self._places:
-            self._places[block] = {p.linear: p for p in places(self._naming, block)}
-        return self._places[block]
-
-    def _place(self, linear: str) -> StackPlace | None:
-        return self._in_block(self._naming.block_of(f"{linear}.")).get(linear)
-
     def _parameter(self, place: StackPlace) -> Tensor:
         return self._model.get_parameter(place.parameter)
 
@@ -385,7 +377,7 @@ class Skeleton:
         start = self._path(block) + "."
         for name, value in weights.items():
             owner, _, leaf = name.rpartition(".")
-            if (place := self._place(owner)) is None:
+            if (place := self._places.find(owner)) is None:
                 found[f"{self._naming.module(owner)}.{leaf}".removeprefix(start)] = value
                 continue
             inner = place.parameter.removeprefix(start)

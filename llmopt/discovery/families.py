@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from llmopt.discovery.agreement import merged
@@ -19,6 +20,7 @@ from llmopt.discovery.describe import described
 from llmopt.discovery.shrink import tiny_config, tiny_model
 from llmopt.errors import LlmoptError, RequestError
 from llmopt.specs import families
+from llmopt.specs.naming import layouts
 
 #: where multimodal configs have that of the text model
 _TEXT = "text_config"
@@ -44,8 +46,7 @@ def discover(
     known = merged(found)
     text = config.get(_TEXT)
     if isinstance(text, dict) and text.get("model_type") in families.FAMILIES:
-        known = _with_part(known, families.data_of(str(text["model_type"])))
-        known |= {"text_config": _TEXT, "text_type": text["model_type"]}
+        known = _inside(config, own, str(text["model_type"]))
     try:
         return _checked(config, own, known, torch.float64)
     except RuntimeError:  # some models compute parts in float32, whatever they are given
@@ -57,10 +58,31 @@ def _described(config: Settings, own: Settings) -> dict[str, Any]:
     return described(model, tokens())
 
 
-def _with_part(whole: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the text model, with the names that it has inside of another."""
-    stored = whole["stored_as"] or [[whole["base"], whole["head"]]]
-    return {**text, "stored_as": stored}
+def _inside(config: Settings, own: Settings, text_type: str) -> dict[str, Any]:
+    """What is known of the text model, with the names that it has as a part, then those alone."""
+    text = families.data_of(text_type)
+    alone = text["stored_as"] or [[text["base"], text["head"]]]
+    found = {**text, "text_config": _TEXT, "text_type": text_type}
+    whole: Any = tiny_model(tiny_config(config, own), dtype=torch.float32, whole=True)
+    with tempfile.TemporaryDirectory() as folder:
+        whole.save_pretrained(folder)
+        saved = [name for path in Path(folder).glob("*.safetensors") for name in _names(path)]
+    naming = layouts(families.FAMILIES[text_type])[0]
+    embedding = f"{naming.embedding}.weight".removeprefix(naming.base)
+    block = f".{naming.family.blocks}.0."
+    for name in saved:
+        base = name.removesuffix(embedding)
+        if name.endswith(embedding) and any(each.startswith(base + block) for each in saved):
+            end = f"{naming.head.rpartition('.')[2]}.weight"
+            heads = [each.removesuffix(".weight") for each in saved if each.endswith(end)]
+            head = heads[0] if heads else naming.head
+            return {**found, "stored_as": [[base, head], *(a for a in alone if a != [base, head])]}
+    return {**found, "stored_as": alone}
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
 
 
 def tokens() -> Tensor:
@@ -73,7 +95,7 @@ def _checked(
     config: Settings, own: Settings, known: dict[str, Any], dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
     """With the attention that computes the type exactly; LlmoptError where none does."""
-    model: Any = tiny_model(tiny_config(config, own), dtype=dtype)
+    model: Any = tiny_model(tiny_config(config, own), dtype=dtype, whole=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         saved = json.loads((Path(folder) / "config.json").read_text("utf-8"))

@@ -17,7 +17,7 @@ from llmopt.discovery.layers import (
     lists_of,
     with_layers,
 )
-from llmopt.pretrained import model_config, model_of
+from llmopt.pretrained import model_config, model_of, whole_model_of
 
 if TYPE_CHECKING:
     import torch
@@ -115,9 +115,10 @@ def tiny_config(config: Mapping[str, Any], own: Mapping[str, Any] = {}) -> Any:
     return model_config(small)
 
 
-def tiny_model(config: Any, *, seed: int = 0, dtype: torch.dtype) -> nn.Module:
+def tiny_model(config: Any, *, seed: int = 0, dtype: torch.dtype, whole: bool = False) -> nn.Module:
     """transformers' model of such a config, to evaluate, with weights of which each one matters.
 
+    whole: with all parts of a model that does not take text alone.
     Attention and experts are the plain ones, in Python. The random state is left as it was.
     """
     import torch
@@ -127,7 +128,8 @@ def tiny_model(config: Any, *, seed: int = 0, dtype: torch.dtype) -> nn.Module:
         config._experts_implementation = "eager"
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model: nn.Module = model_of(config, dtype=dtype, attention="eager")
+        build = whole_model_of if whole else model_of
+        model: nn.Module = build(config, dtype=dtype, attention="eager")
         for parameter in model.parameters():
             spread = 0.3 if parameter.ndim > 1 else 0.1
             parameter.add_(torch.randn_like(parameter) * spread)

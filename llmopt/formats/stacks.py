@@ -51,6 +51,26 @@ def places(naming: Naming, block: int) -> Iterator[StackPlace]:
                 )
 
 
+class Places:
+    """Those of one model, by a linear's name."""
+
+    def __init__(self, naming: Naming) -> None:
+        self._naming = naming
+        self._blocks: dict[int, dict[str, StackPlace]] = {}
+
+    def of_block(self, block: int | None) -> dict[str, StackPlace]:
+        """The linears of a block that are parts of a parameter; none outside of blocks."""
+        if block is None or not self._naming.family.stacks:
+            return {}
+        if block not in self._blocks:
+            self._blocks[block] = {each.linear: each for each in places(self._naming, block)}
+        return self._blocks[block]
+
+    def find(self, linear: str) -> StackPlace | None:
+        """Where a linear is in a parameter; None where it is a module of its own."""
+        return self.of_block(self._naming.block_of(f"{linear}.")).get(linear)
+
+
 def by_parameter(naming: Naming) -> dict[str, list[StackPlace]]:
     """All of a model, by the path of the parameter that they are in."""
     found: dict[str, list[StackPlace]] = {}

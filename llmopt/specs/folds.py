@@ -69,7 +69,9 @@ def _folds(naming: Naming, block: int) -> tuple[Fold, ...]:
     family = naming.family
     if family.id in _BY_HAND:
         return _BY_HAND[family.id]
-    return family.folds[naming.kinds[block]] if family.folds else ()
+    if not family.folds or block >= naming.block_count:  # the head
+        return ()
+    return family.folds[naming.kinds[block]]
 
 
 def _modules(naming: Naming, block: int, present: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from llmopt import pipeline, planner
 from llmopt.blockwalk import Sink, walk
@@ -43,7 +44,8 @@ def tokens() -> Tensor:
 
 def save(model_type: str, folder: Path) -> None:
     """A tiny model with a tokenizer of one token a character, and a text beside them."""
-    model = tiny_model(tiny_config(config_of(model_type), own_of(model_type)), dtype=torch.float32)
+    config = tiny_config(config_of(model_type), own_of(model_type))
+    model: Any = tiny_model(config, dtype=torch.float32, whole=True)
     model.save_pretrained(folder)
     vocabulary = {chr(code): code - 32 + _FIRST for code in range(32, 127)}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
@@ -69,7 +71,10 @@ def _run(model: Path, out: Path, step: dict[str, Any]) -> Path:
 
 def stock(folder: Path) -> Tensor:
     """The logits of the checkpoint as transformers loads it."""
-    model, told = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(folder)
+    several = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    loader = AutoModelForImageTextToText if several else AutoModelForCausalLM
+    model, told = loader.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     lost = {key: told[key] for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
