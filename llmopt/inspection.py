@@ -21,7 +21,7 @@ from llmopt.model.results import parse
 from llmopt.report import numbers
 from llmopt.report.manifest import Manifest
 from llmopt.sources import ModelSource
-from llmopt.specs.families import family_of, naming_of
+from llmopt.specs.families import family_of, naming_in
 from llmopt.specs.naming import linear_pattern
 from llmopt.verbs.shared.changes import linear_names
 
@@ -47,7 +47,7 @@ def _summary(headers: Headers, manifest: ManifestJson, source: ModelSource) -> d
     dtypes = Counter(header.dtype for header in headers.tensors.values())
     summary: dict[str, object] = {
         "family": family.id,
-        "blocks": naming_of(family, headers.tensors).block_count,
+        "blocks": naming_in(headers.config, headers.tensors).block_count,
         "hidden size": config.get("hidden_size") or config.get("n_embd"),
         "vocabulary": config.get("vocab_size"),
         "stored": ", ".join(f"{count} {dtype}" for dtype, count in sorted(dtypes.items())),

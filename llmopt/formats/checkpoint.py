@@ -25,7 +25,7 @@ from llmopt.formats.side_files import SideFiles
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.grids.base import Quantized
 from llmopt.model.layout import Layout
-from llmopt.specs.families import FamilySpec, Naming, family_of, naming_of
+from llmopt.specs.families import FamilySpec, Naming, naming_in
 
 #: rows that are compared at once
 _ROWS = 1024
@@ -63,13 +63,12 @@ class Checkpoint:
         headers = read_headers(folder)
         config = headers.config
         found = {name: _from_header(header) for name, header in headers.tensors.items()}
-        family = family_of(config)
-        naming = naming_of(family, found)
+        naming = naming_in(config, found)
         stored = {naming.rename(name): tensor for name, tensor in found.items()}
         quantization = read_quantization(folder, config)
         layers = quantized_layers(stored, quantization)
         others = headers.side_files
-        return cls(folder, config, family, naming, stored, others, quantization, layers)
+        return cls(folder, config, naming.family, naming, stored, others, quantization, layers)
 
     @property
     def names(self) -> list[str]:

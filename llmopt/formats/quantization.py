@@ -15,7 +15,7 @@ from llmopt.formats.tensor_header import Headers
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.model.layout import Layout
 from llmopt.specs import CHECKPOINT, FORMATS, load, suggestion
-from llmopt.specs.families import family_of, naming_of
+from llmopt.specs.families import naming_in
 from llmopt.specs.formats import FIRST_METHOD
 
 #: where AutoGPTQ and GPTQModel repeat what config.json says, and old AutoGPTQ says it alone
@@ -120,12 +120,11 @@ def read_contents(folder: Path) -> Contents:
 
 def contents_of(headers: Headers, kind: str = CHECKPOINT) -> Contents:
     """What headers and a config say of a model that lies in this kind of artifact."""
-    family = family_of(headers.config)
-    naming = naming_of(family, headers.tensors)
+    naming = naming_in(headers.config, headers.tensors)
     quantization = read_quantization(headers.folder, headers.config)
     logical = {
         naming.rename(name): replace(tensor, name=naming.rename(name))
         for name, tensor in logical_tensors(headers, quantization).items()
     }
     found = quantization.format if quantization else None
-    return Contents(headers.config, family, naming, logical, found, kind)
+    return Contents(headers.config, naming.family, naming, logical, found, kind)

@@ -8,7 +8,7 @@ from typing import Any
 from llmopt.model.change import Change, ConfigChange, configured
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.specs.base import CHECKPOINT
-from llmopt.specs.families import Naming, family_of, naming_of
+from llmopt.specs.families import Naming, naming_in
 from llmopt.specs.ggml import GGML_TYPES
 
 
@@ -24,10 +24,9 @@ def apply(
     """
     written = {change.name: change for change in changes if change.written}
     config = configured(own_config(contents), config_changes)
-    family = family_of(config)
-    naming = naming_of(family, written)
+    naming = naming_in(config, written)
     tensors = {name: _tensor(change, naming) for name, change in written.items()}
-    return Contents(config, family, naming, tensors, format_id, kind)
+    return Contents(config, naming.family, naming, tensors, format_id, kind)
 
 
 def own_config(contents: Contents) -> dict[str, Any]:

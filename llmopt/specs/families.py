@@ -7,17 +7,27 @@ Here stands what no run can show.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
 from llmopt.specs.base import shortened
+from llmopt.specs.discovered import discovered
 from llmopt.specs.family import ExpertsSpec, FamilySpec, Fold, StackSpec
 from llmopt.specs.naming import Naming, naming_of
 
-__all__ = ["FAMILIES", "ExpertsSpec", "FamilySpec", "Naming", "StackSpec", "family_of", "naming_of"]
+__all__ = [
+    "FAMILIES",
+    "ExpertsSpec",
+    "FamilySpec",
+    "Naming",
+    "StackSpec",
+    "family_of",
+    "naming_in",
+    "naming_of",
+]
 
 DATA = Path(__file__).with_name("families.json")
 
@@ -69,10 +79,25 @@ def family_of(config: Mapping[str, Any]) -> FamilySpec:
     )
 
 
+def naming_in(config: Mapping[str, Any], stored: Iterable[str]) -> Naming:
+    """The family of a config.json and how its checkpoint, with these tensor names, calls modules.
+
+    Where the blocks lack what those of the family have, a tiny model of this very config is looked
+    at: structures depend on settings.
+    """
+    names = list(stored)
+    naming = naming_of(family_of(config), names)
+    if not naming.lacking:
+        return naming
+    found = discovered(config).get("families", {}).get(config["model_type"])
+    if found is None:
+        return naming
+    other = naming_of(family_from(naming.family.id, found), names)
+    return naming if other.lacking else other
+
+
 def _discover(config: Mapping[str, Any]) -> str | None:
     """Look at a type that is in no data; why it cannot be walked, None where it can."""
-    from llmopt.specs.discovered import discovered
-
     found = discovered(config)
     for model_type, data in found.get("families", {}).items():
         remember(model_type, data)

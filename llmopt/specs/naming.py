@@ -32,7 +32,8 @@ class Naming:
     Checkpoints saved from a bare base model lack its prefix (gpt2's `h.0` for `transformer.h.0`);
     `rename` puts it back, because the tools that load quantized files expect it. All other
     methods give names as they are after that. `kinds` says of which kind each block is, and
-    `experts` how many experts it has; that is empty where the family has none.
+    `experts` how many experts it has; that is empty where the family has none. `lacking`: linears of
+    a kind that none of its blocks has, so that the family may have other blocks with this config.
     """
 
     family: FamilySpec
@@ -42,6 +43,7 @@ class Naming:
     block_count: int = 0
     kinds: tuple[int, ...] = ()
     experts: tuple[int, ...] = ()
+    lacking: frozenset[str] = frozenset()
 
     def rename(self, stored: str) -> str:
         """The name in our files of a tensor of the checkpoint."""
@@ -304,14 +306,27 @@ def _with_blocks(naming: Naming, stored: Iterable[str]) -> Naming:
         if (match := naming._expert(name)) is not None:
             experts[block] = max(experts[block], int(match[3]) + 1)
     kinds = tuple(_kind(naming.family, present[block]) for block in range(naming.block_count))
-    return replace(naming, kinds=kinds, experts=tuple(experts) if naming._pools else ())
+    lacking: dict[int, frozenset[str]] = {}
+    for block, kind in enumerate(kinds):
+        absent = _linears(naming.family, kind) - present[block]
+        lacking[kind] = lacking.get(kind, absent) & absent
+    return replace(
+        naming,
+        kinds=kinds,
+        experts=tuple(experts) if naming._pools else (),
+        lacking=frozenset().union(*lacking.values()),
+    )
+
+
+def _linears(family: FamilySpec, kind: int) -> frozenset[str]:
+    return frozenset(path for some in family.kinds[kind] for inlet in some for path in inlet)
 
 
 def _kind(family: FamilySpec, present: set[str]) -> int:
     """The kind of block whose linears these are: the largest that is there, or nearly so."""
 
     def fit(kind: int) -> tuple[int, int]:
-        linears = {path for some in family.kinds[kind] for inlet in some for path in inlet}
+        linears = _linears(family, kind)
         return len(linears & present), -len(linears - present)
 
     return max(range(len(family.kinds)), key=fit)
