@@ -32,8 +32,8 @@ class Naming:
     Checkpoints saved from a bare base model lack its prefix (gpt2's `h.0` for `transformer.h.0`);
     `rename` puts it back, because the tools that load quantized files expect it. All other
     methods give names as they are after that. `kinds` says of which kind each block is, and
-    `experts` how many experts it has; that is empty where the family has none. `lacking`: linears of
-    a kind that none of its blocks has, so that the family may have other blocks with this config.
+    `experts` how many experts it has; that is empty where the family has none. `lacking`: linears
+    of a kind that none of its blocks has: with this config the family may have others.
     """
 
     family: FamilySpec
