@@ -24,6 +24,7 @@ from llmopt.blockwalk.skeleton import Skeleton
 from llmopt.blockwalk.state import WalkState, environment, keep
 from llmopt.blockwalk.stream import BlockStream
 from llmopt.blockwalk.weights import LiveWeights
+from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.safetensors import read_rows
 from llmopt.formats.safetensors_header import read_file_headers
@@ -99,6 +100,11 @@ class _BackwardWalk:
         else:
             first, gradient = saved
             self._stream.learn_calls()
+        if not self._stream.resumable:
+            raise RequestError(
+                "blocks of this model share keys and values, through which no gradient is followed",
+                hint="the same bits for all linears, or overrides, need no measure",
+            )
         for index in reversed(range(first)):
             weights = LiveWeights(self._stream.checkpoint)
             with self._stream.filled(index, weights):

@@ -29,6 +29,13 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
             key,
             "raise the target, or allow smaller candidates",
         )
+    family = context.contents(model.name).family
+    if family.stacks:
+        raise context.source.error(
+            f"what {family.id} experts cost in divergence cannot be measured: they share tensors",
+            key,
+            "the same bits for all linears, or overrides, need no measure",
+        )
     calibration = context.calibration("a budget", key)
     assert calibration is not None
     contents = context.contents(model.name)

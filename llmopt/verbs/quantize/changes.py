@@ -39,6 +39,7 @@ def quantize_changes(
     mistakes = Mistakes()
     changes = list(_changes(contents, settings, source, place, mistakes))
     mistakes.add(_of_held(changes, contents, settings, source, place))
+    mistakes.add(_of_experts(changes, contents, source, place))
     mistakes.raise_any()
     check_config(changes, contents.naming, settings.format, source, (*place, "format"))
     yield from changes
@@ -225,6 +226,24 @@ def _of_held(
     plain = "make plain weights of it first: llmopt convert --to hf"
     advice = [source.says((*place, "format"), others[0]) + " can"] if others else []
     yield source.error(first, (*place, "format"), ", or ".join([*advice, plain]))
+
+
+def _of_experts(
+    changes: Iterable[Change], contents: Contents, source: Source, place: Key
+) -> Iterator[RecipeError]:
+    """Experts in one parameter are multiplied as the model does it: inputs stay as they are."""
+    naming = contents.naming
+    for change in changes:
+        layout = change.quantized
+        if layout is None or layout.activations is None or not naming.family.stacks:
+            continue
+        if naming.pool_of(change.module) is not None:
+            yield source.error(
+                f"{change.module} is part of a tensor of all experts: their inputs stay as they are",
+                (*place, "activations"),
+                "an override that skips the experts leaves them as they are",
+            )
+            return
 
 
 def _of_zeros(
