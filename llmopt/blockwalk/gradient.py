@@ -81,6 +81,13 @@ def walk_backward(
             checkpoint, tokens, batch_size=batch_size, dtype=dtype, device=device,
             room=Room(state_folder if activations_in_file else None),
         )  # fmt: skip
+        stream.learn_calls()
+        if checkpoint.family.stacks or not stream.resumable:
+            raise RequestError(
+                f"blocks of this {checkpoint.family.id} model share more than hidden states, or "
+                "tensors of experts, through which no gradient is followed",
+                hint="the same bits for all linears, or overrides, need no measure",
+            )
         walk = _BackwardWalk(stream, tokens.numel(), state_folder)
         walk.run(state, visit, seed, on_block or (lambda *_: None))
         state.forget()
@@ -99,12 +106,6 @@ class _BackwardWalk:
             state.save(first, gradient)
         else:
             first, gradient = saved
-            self._stream.learn_calls()
-        if not self._stream.resumable:
-            raise RequestError(
-                "blocks of this model share keys and values, through which no gradient is followed",
-                hint="the same bits for all linears, or overrides, need no measure",
-            )
         for index in reversed(range(first)):
             weights = LiveWeights(self._stream.checkpoint)
             with self._stream.filled(index, weights):

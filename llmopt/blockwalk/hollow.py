@@ -48,14 +48,19 @@ def assign(owner: nn.Module, leaf: str, value: Tensor) -> None:
 def drop_weights(module: nn.Module) -> None:
     """Leave nothing of a module's parameters but their shapes."""
     for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                empty = torch.empty_like(parameter, device="meta")
-                part._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        _drop_own(part)
+
+
+def _drop_own(module: nn.Module) -> None:
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            empty = torch.empty_like(parameter, device="meta")
+            module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
 
 def drop_outside(module: nn.Module, part: str) -> None:
     """The same, but for one of its parts, by its path."""
+    _drop_own(module)
     for name, child in module.named_children():
         if name == part:
             continue

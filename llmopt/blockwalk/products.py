@@ -97,7 +97,10 @@ class Products(TorchFunctionMode):
             yield Product(path, first, transposed, x)
         elif w.ndim == 3 and x.ndim == 3 and x.shape[0] == w.shape[0]:
             for place in range(w.shape[0]):
-                yield Product(path, first + place, transposed, x[place])
+                # an expert gets zeros where a token is not its own
+                own = x[place][(x[place] != 0).any(-1)]
+                if len(own):
+                    yield Product(path, first + place, transposed, own)
 
 
 def _factors(

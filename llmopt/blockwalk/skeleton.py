@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llmopt.blockwalk.calls import BlockCall, Calls, Seen, StandIn
+from llmopt.blockwalk.calls import BlockCall, Calls, Handed, Seen, StandIn
 from llmopt.blockwalk.hollow import (
     BlockForward,
     assign,
@@ -130,14 +130,17 @@ class Skeleton:
         self, block: int, hidden: Tensor, weights: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """The block's output, with these tensors in place of those that were filled in."""
-        module, call = self._blocks[block], self._calls.of(self._batch, block)
+        module, (call, handed) = self._blocks[block], self._calls.of(self._batch, block)
         inside = self._inside(block, weights or {})
-        arguments, keywords = call.given(hidden)
+        arguments, keywords = call.given(hidden, handed)
         if inside:
             output = functional_call(module, inside, arguments, keywords)
         else:
             output = module(*arguments, **keywords)
-        result: Tensor = output[0] if isinstance(output, tuple | list) else output
+        if not isinstance(output, tuple | list):
+            return output  # type: ignore[no-any-return]
+        self._calls.hand(self._batch, block, output[1:])
+        result: Tensor = output[0]
         return result
 
     @contextmanager
@@ -248,7 +251,7 @@ class Skeleton:
 
         def attempt() -> Tensor:
             output: Tensor = self._decoder(input_ids=nothing, use_cache=False)[0]
-            if output.ndim > hidden.ndim:
+            if output.shape[:2] != hidden.shape[:2]:
                 raise _OtherReturn
             return output
 
@@ -307,18 +310,20 @@ class Skeleton:
         Some decoders take a block's output as it is, some its first element, some unpack two;
         nothing says which. A hidden state that comes back changed tells that the guess was wrong.
         """
+        problem: ValueError | None = None
         for values in range(4):
             self._replace_forwards(stand_in, values)
             try:
                 return attempt()
             except _OtherReturn:
                 continue
-            except ValueError:  # more values are unpacked than there are
-                if not values:
-                    raise
+            except ValueError as error:  # another number of values is unpacked
+                problem = error
             finally:
                 for block in self._blocks:
                     del block.forward
+        if problem is not None:
+            raise problem
         raise LlmoptError(f"{self._family.id}: the model changes hidden states between its blocks")
 
     def _replace_forwards(self, stand_in: StandIn, values: int) -> None:
@@ -330,7 +335,7 @@ class Skeleton:
                 if last and not is_same(last[-1], hidden):
                     raise _OtherReturn
                 last[:] = [stand_in(block, hidden, call)]
-                return (last[0], *[None] * (values - 1)) if values else last[0]
+                return (last[0], *map(Handed, range(values - 1))) if values else last[0]
 
             return run
 

@@ -12,6 +12,8 @@ from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_fit
 
+#: sequences that are computed together: some at once, one alone
+_BATCH = 3
 #: how close logits are, of their spread
 _CLOSE = {torch.float64: 1e-5, torch.float32: 1e-3}
 
@@ -20,7 +22,9 @@ def walked_logits(folder: Path, tokens: Tensor, dtype: torch.dtype) -> Tensor:
     """The logits of a checkpoint, [sequences, length, vocabulary], computed a block at a time."""
     checkpoint = Checkpoint.open(folder)
     check_fit(checkpoint, empty_model(checkpoint, dtype))
-    stream = BlockStream(checkpoint, tokens, batch_size=2, dtype=dtype, device=torch.device("cpu"))
+    stream = BlockStream(
+        checkpoint, tokens, batch_size=_BATCH, dtype=dtype, device=torch.device("cpu")
+    )
     with torch.no_grad():
         hidden = stream.embed()
         for index in range(stream.blocks):

@@ -86,9 +86,9 @@ def _names(path: Path) -> list[str]:
 
 
 def tokens() -> Tensor:
-    """int64 [4, 16]: none special; two batches, so that what depends on tokens differs."""
+    """int64 [7, 16]: none special; several batches, so that what depends on tokens differs."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(3, 100, (4, 16), generator=generator)
+    return torch.randint(3, 100, (7, 16), generator=generator)
 
 
 def _checked(

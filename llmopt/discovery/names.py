@@ -124,14 +124,6 @@ def starred(name: str) -> str:
     return ".".join("*" if piece.isdecimal() else piece for piece in name.split("."))
 
 
-def _without_common_end(one: str, other: str) -> tuple[str, str]:
-    a, b = one.split("."), other.split(".")
-    while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
-        a.pop()
-        b.pop()
-    return ".".join(a), ".".join(b)
-
-
 def stored_names(model: Any, stacked: Mapping[str, bool]) -> StoredNames:
     """Compare the model's tensors, whose values are all different, with what it saves.
 

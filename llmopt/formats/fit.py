@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmopt.errors import RequestError
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.quantization import parts_of
 from llmopt.formats.safetensors import DTYPE_NAMES
-from llmopt.formats.stacks import by_parameter
+from llmopt.formats.stacks import StackPlace, by_parameter, places
 from llmopt.specs import nearest
+from llmopt.specs.families import Naming
 
 _COMPUTED_BUFFERS = re.compile(r"\brotary_emb\.inv_freq$")  # old checkpoints store them
 _WEIGHTS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -76,7 +77,8 @@ def _wanted(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, tup
     parameters = {path for path, _ in model.named_parameters(remove_duplicate=False)}
     stacks = by_parameter(naming)
     for path, present in model.state_dict(keep_vars=True).items():
-        for place in stacks.get(path, ()):
+        for place in _all_experts(naming, path, present) if path in stacks else ():
+            _check_inputs(checkpoint, place.linear)
             rows, cols = place.of(present).shape
             turned = naming.transposed(place.linear) and place.linear not in checkpoint.layers
             yield f"{place.linear}.weight", (cols, rows) if turned else (rows, cols)
@@ -84,7 +86,7 @@ def _wanted(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, tup
             continue
         parts = naming.parts(path)
         if parts and checkpoint.stored.keys() >= set(parts):
-            yield from ((part, checkpoint.stored[part].shape) for part in parts)
+            yield from _joined(checkpoint, parts, tuple(present.shape))
             continue
         name = naming.name(path)
         module = name.removesuffix(".weight")
@@ -94,6 +96,34 @@ def _wanted(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, tup
         shape = tuple(present.shape)
         turned = naming.transposed(module) and module in checkpoint.layers and len(shape) == 2
         yield name, shape[::-1] if turned else shape
+
+
+def _all_experts(naming: Naming, path: str, parameter: Tensor) -> Iterator[StackPlace]:
+    """A parameter's linears, of all experts that the config asks for."""
+    block = naming.block_of(naming.name(path))
+    if block is not None:
+        every = places(naming, block, parameter.shape[0])
+        yield from (place for place in every if place.parameter == path)
+
+
+def _check_inputs(checkpoint: Checkpoint, linear: str) -> None:
+    layout = checkpoint.layers.get(linear)
+    if layout is not None and layout.activations is not None:
+        raise RequestError(
+            f"{linear} is part of a tensor of all experts of a {checkpoint.family.id} model, and "
+            f"its inputs cannot be rounded to {layout.activations} here"
+        )
+
+
+def _joined(
+    checkpoint: Checkpoint, parts: Sequence[str], shape: tuple[int, ...]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Tensors whose rows are one of the model; the last is asked for what is left of those."""
+    left = shape[0]
+    for part in parts:
+        rows = checkpoint.stored[part].shape[0] if part != parts[-1] else left
+        yield part, (rows, *shape[1:])
+        left -= rows
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from llmopt.errors import RequestError
 from llmopt.formats.tensor_header import TensorHeader
 from llmopt.specs.families import ExpertsSpec, FamilySpec
-from llmopt.specs.naming import layouts
+from llmopt.specs.naming import AHEAD_IN_BLOCK, layouts
 
 
 def unfused(tensors: Mapping[str, TensorHeader], spec: ExpertsSpec) -> dict[str, TensorHeader]:
@@ -34,9 +34,12 @@ def unfused(tensors: Mapping[str, TensorHeader], spec: ExpertsSpec) -> dict[str,
 def unstacked(tensors: Mapping[str, TensorHeader], family: FamilySpec) -> dict[str, TensorHeader]:
     """The same tensors with a tensor for each expert, as it lies there, of those that hold several.
 
-    That is only for families whose checkpoints hold the parameters of their model as they are.
+    That is only for families whose checkpoints hold the parameters of their model as they are, and
+    for the blocks of the text model: what is beside them stays as it is.
     """
-    naming = layouts(family)[0]
+    found_in = (layout for layout in layouts(family) if layout.block_indices(tensors))
+    naming = next(found_in, layouts(family)[0])
+    ahead = naming.block_indices(name for name in tensors if AHEAD_IN_BLOCK.search(name))
     start = f"{family.base}.{family.blocks}.*."
     whole = {
         naming.name(start + stack.path).removeprefix(f"{naming.blocks}.*."): (
@@ -49,7 +52,8 @@ def unstacked(tensors: Mapping[str, TensorHeader], family: FamilySpec) -> dict[s
     for name, header in tensors.items():
         ends = (end for end in whole if name.endswith("." + end) and len(header.shape) == 3)
         end = next(ends, None)
-        if end is None:
+        block = naming.block_of(naming.rename(name))
+        if end is None or block is None or block in ahead:
             found[name] = header
             continue
         size = header.nbytes // header.shape[0]

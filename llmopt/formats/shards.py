@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +50,7 @@ class ShardWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._kept: dict[str, TensorHeader] = {}
+        self._stacks: Mapping[str, Sequence[str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def parts(self) -> list[str]:
@@ -96,7 +98,8 @@ class ShardWriter:
         other tensors are dealt to shards in natural order of their names. Within a shard the widest
         dtypes come first, so that each tensor is aligned. The same parts give the same bytes.
         """
-        tensors = _stacked(self._collect(), stacks or {})
+        self._stacks = stacks or {}
+        tensors = _stacked(self._collect(), self._stacks)
         if sum(map(_size, tensors.values())) <= max_shard_bytes:
             _copy_shard(folder / WEIGHTS, tensors)
             return [WEIGHTS]
@@ -123,8 +126,8 @@ class ShardWriter:
             for path in self._files()
             if headers.LARGE_PART <= path.stat().st_size <= max_shard_bytes
         }
-        for pieces in tensors.values():
-            if len(pieces) > 1:  # a part of theirs is no shard as it is
+        for name, pieces in tensors.items():
+            if name in self._stacks:  # a part of theirs is no shard as it is
                 for piece in pieces:
                     large.pop(piece.file, None)
         rest: dict[str, Pieces] = {}
@@ -166,7 +169,9 @@ def _stacked(
     found: dict[str, Pieces] = {name: (header,) for name, header in tensors.items()}
     for stack, parts in stacks.items():
         if tensors.keys() >= set(parts):
-            found[stack] = tuple(found.pop(part)[0] for part in parts)
+            pieces = [found.pop(part)[0] for part in parts]
+            shape = (len(pieces), *pieces[0].shape)
+            found[stack] = (replace(pieces[0], stored_shape=shape), *pieces[1:])
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
@@ -187,7 +192,6 @@ def _copy_shard(path: Path, tensors: Tensors) -> None:
     for name, pieces in tensors.items():
         first = pieces[0]
         shape = first.stored_shape or first.shape
-        shape = (len(pieces), *shape) if len(pieces) > 1 else shape
         layout.append((name, DTYPE_NAMES[torch_dtype(first)], shape, _size(pieces)))
     order, text = header_bytes(layout, _METADATA)
     with path.open("wb") as file:

@@ -35,11 +35,13 @@ class StackPlace:
         return matrix[self.part * rows : (self.part + 1) * rows]
 
 
-def places(naming: Naming, block: int) -> Iterator[StackPlace]:
-    """All of one block."""
+def places(naming: Naming, block: int, experts: int | None = None) -> Iterator[StackPlace]:
+    """All of one block: of as many experts, or of those that the checkpoint has."""
     inside = f"{naming.family.base}.{naming.family.blocks}.{block}"
-    for stack in naming.family.stacks if naming.experts and naming.experts[block] else ():
-        for expert in range(naming.experts[block]):
+    if experts is None:
+        experts = naming.experts[block] if naming.experts else 0
+    for stack in naming.family.stacks:
+        for expert in range(experts):
             for part, path in enumerate(stack.linears):
                 module = f"{inside}.{path}".replace("*", str(expert))
                 yield StackPlace(
@@ -89,6 +91,7 @@ def assembled(
     device: torch.device,
 ) -> Tensor:
     """A parameter of this shape; `read` gives a linear's weight [out, in] by its name."""
+    assert len(within) == parameter.shape[0] * len(within[0].stack.linears)
     value = torch.empty(parameter.shape, dtype=dtype, device=device)
     for place in within:
         place.of(value).copy_(read(place.linear))

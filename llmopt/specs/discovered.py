@@ -10,13 +10,17 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llmopt.caches import cache_folder
 
+#: set where a tiny model is looked at: it starts no other
+_UNDER_WAY = "LLMOPT_DISCOVERING"
 #: a tiny model takes seconds; importing what builds it can take longer
 _SECONDS = 300
 #: what a config says of one checkpoint, rather than of the model
@@ -27,23 +31,27 @@ def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"families": {type: data}}, or {"error": why there is none}."""
     told = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
     path = cache_folder() / "families" / f"{_key(told)}.json"
-    if path.is_file():
+    with contextlib.suppress(OSError, ValueError):
         known: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return known
+    if os.environ.get(_UNDER_WAY):
+        return {"error": "a tiny model of it has other blocks than the model"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "llmopt.discovery"],
+        [sys.executable, "-P", "-m", "llmopt.discovery"],  # nothing of the working folder
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", _UNDER_WAY: "1"}, start_new_session=True,
     )  # fmt: skip
     try:
         answer, _ = process.communicate(json.dumps(told), timeout=_SECONDS)
         found: dict[str, Any] = json.loads(answer)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return {"error": f"a tiny model of it did not run in {_SECONDS} s"}
     except ValueError:
         return {"error": "a tiny model of it does not run"}
+    if "families" not in found:  # what keeps it from running may be mended
+        return found
     with contextlib.suppress(OSError):  # a home that cannot be written only costs the next run time
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
@@ -52,7 +60,13 @@ def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _code() -> str:
+    """What looks at models, so that other code looks again."""
+    folder = Path(__file__).parents[1] / "discovery"
+    return "".join(path.read_text("utf-8") for path in sorted(folder.glob("*.py")))
+
+
 def _key(config: Mapping[str, Any]) -> str:
     versions = [importlib.metadata.version(name) for name in ("llmopt", "transformers")]
-    text = json.dumps([versions, config], sort_keys=True)
+    text = json.dumps([versions, _code(), config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

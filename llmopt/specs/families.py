@@ -70,7 +70,9 @@ def family_of(config: Mapping[str, Any]) -> FamilySpec:
         raise RequestError("config.json does not say its model_type")
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    why = _file()["others"].get(model_type) or _discover(config)
+    why = _file()["others"].get(model_type)
+    if why is None or why.startswith("ImportError"):  # of what may be installed by now
+        why = _discover(config)
     if why is None and model_type in FAMILIES:
         return FAMILIES[model_type]
     raise RequestError(
@@ -100,7 +102,8 @@ def _discover(config: Mapping[str, Any]) -> str | None:
     """Look at a type that is in no data; why it cannot be walked, None where it can."""
     found = discovered(config)
     for model_type, data in found.get("families", {}).items():
-        remember(model_type, data)
+        if model_type not in FAMILIES:
+            remember(model_type, data)
     return found.get("error")
 
 

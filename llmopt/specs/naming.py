@@ -12,7 +12,7 @@ from llmopt.errors import RequestError
 from llmopt.specs.family import FamilySpec, Inlets, Rounds
 
 #: what only a layer that predicts further tokens (DeepSeek's, GLM's) has beside a block's tensors
-_AHEAD_IN_BLOCK = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head)\.")
+AHEAD_IN_BLOCK = re.compile(r"\.(eh_proj|enorm|hnorm|shared_head)\.")
 #: where other models (Qwen3-Next, MiMo) keep such layers
 _AHEAD_ELSEWHERE = re.compile(r"(^|\.)mtp(_layers)?\.")
 #: what engines make one module of, and call so, where a module has all of these linears
@@ -265,7 +265,7 @@ def naming_of(family: FamilySpec, stored: Iterable[str]) -> Naming:
     with_head = (each for each in found if any(n.startswith(each.head + ".") for n in names))
     layout = next(with_head, found[0])
     blocks = layout.block_indices(names)
-    blocks -= layout.block_indices(name for name in names if _AHEAD_IN_BLOCK.search(name))
+    blocks -= layout.block_indices(name for name in names if AHEAD_IN_BLOCK.search(name))
     if blocks != set(range(len(blocks))):
         lost = min(set(range(max(blocks))) - blocks)
         raise RequestError(f"the weights have no tensor of block {lost}")

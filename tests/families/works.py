@@ -110,7 +110,7 @@ def rtn(model: Path, out: Path) -> float:
 
 
 def gptq(model: Path, out: Path) -> float:
-    """int4 by error feedback, in gptq; infinite where outputs are no better than by rounding."""
+    """int4 by error feedback, in gptq."""
     step = {
         "method": "gptq", "grid": "int4", "format": "gptq", "group_size": 32, "gate": [],
         "overrides": _skipping(unpackable(model)),

@@ -239,7 +239,7 @@ def _of_experts(
             continue
         if naming.pool_of(change.module) is not None:
             yield source.error(
-                f"{change.module} is part of a tensor of all experts: their inputs stay as they are",
+                f"{change.module} is part of a tensor of all experts, and inputs stay as they are",
                 (*place, "activations"),
                 "an override that skips the experts leaves them as they are",
             )
