@@ -101,7 +101,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     rows = {row.type: row for row in rows_in(PATH.read_text("utf-8"))} if arguments.types else {}
-    reasons = dict(json.loads(families.DATA.read_text("utf-8"))["others"])
+    reasons: dict[str, str] = dict(json.loads(families.DATA.read_text("utf-8"))["others"])
     for model_type in arguments.types or [t for t in types() if t in families.FAMILIES]:
         rows.pop(model_type, None)
         try:

@@ -62,8 +62,8 @@ class Shortcuts:
     ) -> None:
         self._skeleton, self._room, self._beside = skeleton, room, beside
         self._shape, self._dtype = activations.shape, activations.dtype
-        one = self._shape[:-1].numel() * self._dtype.itemsize
-        self._left = max(KEPT_SHARE * self._shape[-1], KEPT_LITTLE // one)
+        one = self._shape[:2].numel() * self._dtype.itemsize
+        self._left = max(KEPT_SHARE * self._shape[2:].numel(), KEPT_LITTLE // one)
         self._ends: dict[str, _End] = {}
         self._batch = slice(0, 0)
 
@@ -91,6 +91,8 @@ class Shortcuts:
 
     def note(self, name: str, x: Tensor) -> None:
         """The input x of a linear in the present batch, if it is worth keeping."""
+        if self._skeleton.carries_state:
+            return  # what a module gives beside its output is needed, too
         whole = x.shape[:-1] == (self._batch.stop - self._batch.start, self._shape[1])
         if self._batch.start == 0 and whole:
             self._begin(name, x.shape[-1])
@@ -124,7 +126,7 @@ class Shortcuts:
         inside = name.rpartition(".")[0] + "."
         linear = self._skeleton.module(name)
         module = self._skeleton.module(inside[:-1])
-        held = room.make(f"inputs.{name}", (*self._shape[:-1], width), self._dtype)
+        held = room.make(f"inputs.{name}", (*self._shape[:2], width), self._dtype)
         self._ends[name] = _End(linear, module, inside, held, beside)
         self._left -= 0 if beside else width
 
