@@ -48,7 +48,7 @@ def discovered(model_type: str) -> dict[str, Any]:
 _OTHERS = {
     "blt": "it cuts bytes into patches by a model of its own",
     "cpmant": "it puts a prompt of its own before the text",
-    "deepseek_v4": "a table that its checkpoints call otherwise chooses experts in its first blocks",
+    "deepseek_v4": "a table that its checkpoints call otherwise chooses experts at first",
     "emu3": "no tiny model of its image parts can be made",
     "gemma3n": "ImportError: its vision tower needs the packages timm and pillow",
     "gemma3n_text": "four streams of hidden states flow through its blocks side by side",

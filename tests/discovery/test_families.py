@@ -21,7 +21,8 @@ from scripts.tiny_models import config_of
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Types that a test looks at are forgotten again."""
     known = families._file()
-    monkeypatch.setattr(families, "_file", lambda: {**known, "families": {**known["families"]}})
+    copy = {**known, "families": {**known["families"]}}
+    monkeypatch.setattr(families, "_file", lambda: copy)
     families._family.cache_clear()
 
 
@@ -35,15 +36,14 @@ def test_the_data_is_what_a_run_shows(model_type: str) -> None:
 
 
 def test_what_cannot_be_walked_says_why() -> None:
-    with pytest.raises((LlmoptError, RuntimeError)):
+    with pytest.raises((LlmoptError, RuntimeError), match="expanded size|hidden states"):
         discover({**config_of("gemma3n_text")})
-    assert "gemma3n_text" not in families.FAMILIES
 
 
-@pytest.mark.parametrize("config", [{"model_type": "lama"}, {"model_type": "t5"}, {}])
+@pytest.mark.parametrize("config", [{"model_type": "lama"}, {}])
 def test_the_child_answers_whatever_it_is_given(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(config)))
     child.main()
-    assert json.loads(capsys.readouterr().out)["error"]
+    assert "has no such type" in json.loads(capsys.readouterr().out)["error"]
