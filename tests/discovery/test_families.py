@@ -36,7 +36,7 @@ def test_the_data_is_what_a_run_shows(model_type: str) -> None:
 
 
 def test_what_cannot_be_walked_says_why() -> None:
-    with pytest.raises((LlmoptError, RuntimeError), match="expanded size|hidden states"):
+    with pytest.raises((LlmoptError, RuntimeError), match=r"expanded size|hidden states"):
         discover({**config_of("gemma3n_text")})
 
 
