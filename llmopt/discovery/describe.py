@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from llmopt.blockwalk.products import Product, Products, block_under_way
 from llmopt.discovery.experts import usual_form
 from llmopt.discovery.folds import Prober, inputs_of
-from llmopt.discovery.names import apply_moves, starred, stored_names
+from llmopt.discovery.names import apply_moves, stored_names
 from llmopt.discovery.reader import BlockReader, Inlet
 from llmopt.errors import RequestError
 from llmopt.specs.family import Fold
+from llmopt.specs.naming import linear_pattern
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class KindFound:
     rounds: list[list[Inlet]] = field(default_factory=list)
     routers: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
-    share: float = 0.0
     folds: list[Fold] = field(default_factory=list)
 
     @property
@@ -114,7 +114,7 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         linears = {path for inlet in inlets for path in inlet}
         if not any(linears == known.linears for known in kinds):
             kind.rounds = _rounds(model, blocks, index, inlets, tokens, reader)
-            kind.others, kind.share = reader.left(inlets)
+            kind.others = reader.left(inlets)
             inputs = inputs_of(seen, index, reader.reading)
             kind.folds = Prober(model, block, tokens, inputs, reader.views, inlets).folds()
             kinds.append(kind)
@@ -139,8 +139,8 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         "stored_as": [] if (base, head) == (found.base, found.head) else [[base, head]],
         "tables": _tables(model, found, tokens),
         "joined": [[inner, parts] for inner, parts in names.joined_in(path).items()],
-        "unexplained": sorted({starred(name) for name in names.unexplained}),
-        "others": sorted({starred(each) for kind in kinds for each in kind.others}),
+        "unexplained": sorted({linear_pattern(name) for name in names.unexplained}),
+        "others": sorted({linear_pattern(each) for kind in kinds for each in kind.others}),
     }
 
 

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llmopt.specs.naming import linear_pattern
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -83,7 +85,10 @@ class StoredNames:
 
     def renamed(self) -> list[tuple[str, str]]:
         """Modules, and what checkpoints call them, the longest first; `*` stands for a number."""
-        pairs = {starred(a): starred(b) for a, b in {**self.names, **self.expert_names}.items()}
+        pairs = {
+            linear_pattern(a): linear_pattern(b)
+            for a, b in {**self.names, **self.expert_names}.items()
+        }
         moves = {_shortest(a, b, pairs) for a, b in pairs.items() if a != b}
         found = sorted(moves, key=lambda move: (-move[0].count("."), move))
         for move in list(found):
@@ -117,11 +122,6 @@ def apply_moves(name: str, moves: Sequence[tuple[str, str]]) -> str:
         if name == old or name.startswith(old + "."):
             return new + name[len(old) :]
     return name
-
-
-def starred(name: str) -> str:
-    """A name with `*` for each number that is a part of it."""
-    return ".".join("*" if piece.isdecimal() else piece for piece in name.split("."))
 
 
 def stored_names(model: Any, stacked: Mapping[str, bool]) -> StoredNames:

@@ -91,23 +91,16 @@ class BlockReader:
     def parameters(self, inlet: Inlet) -> Iterator[Tensor]:
         """The parameters that hold these linears."""
         for name, p in self._block.named_parameters():
-            stack = self._stacks.get(self._inside + name)
-            inner = stack.linears(name) if stack else [name.removesuffix(".weight")]
-            if set(inner) & set(inlet):
+            if not set(inlet).isdisjoint(self._linears_in(name)):
                 yield p
 
-    def left(self, inlets: Sequence[Inlet]) -> tuple[list[str], float]:
-        """Matrices that are in no linear, and the linears' share of all that are."""
+    def left(self, inlets: Sequence[Inlet]) -> list[str]:
+        """The names of matrices that are in no linear."""
         linears = {path for inlet in inlets for path in inlet}
-        all_, known, others = 0, 0, []
-        for name, p in self._block.named_parameters():
-            if p.ndim < 2:
-                continue
-            all_ += p.numel()
-            stack = self._stacks.get(self._inside + name)
-            inner = stack.linears(name) if stack else [name.removesuffix(".weight")]
-            if linears.issuperset(inner):
-                known += p.numel()
-            else:
-                others.append(name)
-        return others, known / all_ if all_ else 0.0
+        matrices = [name for name, p in self._block.named_parameters() if p.ndim > 1]
+        return [name for name in matrices if not linears.issuperset(self._linears_in(name))]
+
+    def _linears_in(self, parameter: str) -> list[str]:
+        """Those that a parameter of the block holds, if it is one of linears."""
+        stack = self._stacks.get(self._inside + parameter)
+        return stack.linears(parameter) if stack else [parameter.removesuffix(".weight")]
