@@ -103,6 +103,7 @@ class Known:
     """As much of a skeleton as shortcuts need."""
 
     device = torch.device("cpu")
+    carries_state = False
 
     def __init__(self, module: nn.Module) -> None:
         self._modules: dict[str, Any] = {"block.inner": module}
