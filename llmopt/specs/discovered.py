@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,7 @@ def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
         return known
     if os.environ.get(_UNDER_WAY):
         return {"error": "a tiny model of it has other blocks than the model"}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "llmopt.discovery"],  # nothing of the working folder
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", _UNDER_WAY: "1"}, start_new_session=True,
-    )  # fmt: skip
-    try:
-        answer, _ = process.communicate(json.dumps(told), timeout=_SECONDS)
-        found: dict[str, Any] = json.loads(answer)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return {"error": f"a tiny model of it did not run in {_SECONDS} s"}
-    except ValueError:
-        return {"error": "a tiny model of it does not run"}
+    found = _asked(json.dumps(told, sort_keys=True))
     if "families" not in found:  # what keeps it from running may be mended
         return found
     with contextlib.suppress(OSError):  # a home that cannot be written only costs the next run time
@@ -57,6 +45,27 @@ def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
         partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(found), encoding="utf-8")
         partial.replace(path)
+    return found
+
+
+@cache
+def _asked(config: str) -> dict[str, Any]:
+    """What a child answers; a process asks once."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "llmopt.discovery"],  # nothing of the working folder
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", _UNDER_WAY: "1"}, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            answer, _ = process.communicate(config, timeout=_SECONDS)
+            found: dict[str, Any] = json.loads(answer)
+        except subprocess.TimeoutExpired:
+            return {"error": f"a tiny model of it did not run in {_SECONDS} s"}
+        except ValueError:
+            return {"error": "a tiny model of it does not run"}
+        finally:
+            if process.poll() is None:  # it took too long, or whoever waits is interrupted
+                os.killpg(process.pid, signal.SIGKILL)
     return found
 
 
