@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -113,7 +114,8 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         kind.routers = sorted(reader.routers)
         linears = {path for inlet in inlets for path in inlet}
         if not any(linears == known.linears for known in kinds):
-            kind.rounds = _rounds(model, blocks, index, inlets, tokens, reader)
+            look = partial(_in_block, model, blocks, tokens, index)
+            kind.rounds = _rounds(inlets, reader, look)
             kind.others = reader.left(inlets)
             inputs = inputs_of(seen, index, reader.reading)
             kind.folds = Prober(model, block, tokens, inputs, reader.views, inlets).folds()
@@ -246,21 +248,21 @@ def _watched(
     return seen
 
 
+def _in_block(model: Any, blocks: Sequence[nn.Module], tokens: Tensor, index: int) -> list[Product]:
+    """The products in one block."""
+    return [product for where, product in _watched(model, blocks, tokens) if where == index]
+
+
 def _rounds(
-    model: Any,
-    blocks: Sequence[nn.Module],
-    index: int,
-    inlets: Sequence[Inlet],
-    tokens: Tensor,
-    reader: BlockReader,
+    inlets: Sequence[Inlet], reader: BlockReader, look: Callable[[], Sequence[Product]]
 ) -> list[list[Inlet]]:
-    """The inlets of a block, those together that do not depend on each other."""
-    before = _inputs(model, blocks, index, inlets, tokens, reader)
+    """The inlets of a block, those together that do not depend on each other; `look` runs it."""
+    before = _inputs(inlets, reader, look())
     rounds: list[list[Inlet]] = []
     changed: list[set[int]] = []
     for inlet in inlets:
         with _shaken(reader, inlet):
-            after = _inputs(model, blocks, index, inlets, tokens, reader)
+            after = _inputs(inlets, reader, look())
         changed.append({i for i in before if not _same(before[i], after.get(i))})
     level = [0] * len(inlets)
     for place in range(len(inlets)):
@@ -278,18 +280,13 @@ def _same(one: list[Tensor], other: list[Tensor] | None) -> bool:
 
 
 def _inputs(
-    model: Any,
-    blocks: Sequence[nn.Module],
-    index: int,
-    inlets: Sequence[Inlet],
-    tokens: Tensor,
-    reader: BlockReader,
+    inlets: Sequence[Inlet], reader: BlockReader, products: Sequence[Product]
 ) -> dict[int, list[Tensor]]:
     """What flows into each inlet of a block."""
     place = {name: number for number, inlet in enumerate(inlets) for name in inlet[:1]}
     found: dict[int, list[Tensor]] = {}
-    for where, product in _watched(model, blocks, tokens):
-        for name in reader.names(product) if where == index else ():
+    for product in products:
+        for name in reader.names(product):
             if name in place:
                 found.setdefault(place[name], []).append(product.x)
     return found

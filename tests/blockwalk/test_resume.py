@@ -39,8 +39,8 @@ class Killed(BaseException):
 class KillAt(Round):
     """Dies at the n-th inlet it is given."""
 
-    def __init__(self, inlet: int, *, sequential: bool = False) -> None:
-        super().__init__(sequential=sequential)
+    def __init__(self, inlet: int, **options: Any) -> None:
+        super().__init__(**options)
         self.left = inlet
 
     def visit(self, inlet: Inlet) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.blockwalk.conftest import Inlet, Round, run
+from tests.blockwalk.conftest import Round, run
+from tests.blockwalk.test_resume import KillAt, Killed
 from tests.families import works
 
 #: attention, MoE in modules and in one tensor, latent attention, state spaces, linear attention,
@@ -25,22 +26,6 @@ TYPES = [
 ]
 
 
-class Killed(BaseException):
-    """Not an Exception, so that nothing on the way can catch it, like a kill."""
-
-
-class KillAt(Round):
-    def __init__(self, inlet: int, skip: list[str]) -> None:
-        super().__init__(skip=skip)
-        self.left = inlet
-
-    def visit(self, inlet: Inlet) -> None:
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
-        super().visit(inlet)
-
-
 def die(done: int, _: int) -> None:
     if done == 1:
         raise Killed
@@ -57,7 +42,7 @@ def test_a_killed_walk_ends_with_the_same_bytes(model_type: str, tmp_path: Path)
     with pytest.raises(Killed):
         run(model, tmp_path / "a", Round(skip=skip), on_block=die, **options)
     with pytest.raises(Killed):  # in the block after that
-        run(model, tmp_path / "a", KillAt(1, skip), **options)
+        run(model, tmp_path / "a", KillAt(1, skip=skip), **options)
     records = run(model, tmp_path / "a", Round(skip=skip), **options)
     assert (tmp_path / "a" / "out" / "model.safetensors").read_bytes() == wanted
     assert records == whole
