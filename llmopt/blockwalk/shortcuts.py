@@ -125,7 +125,7 @@ class Shortcuts:
             return
         inside = name.rpartition(".")[0] + "."
         linear = self._skeleton.module(name)
-        module = self._skeleton.module(inside[:-1])
+        module = self._skeleton.holder(name)
         held = room.make(f"inputs.{name}", (*self._shape[:2], width), self._dtype)
         self._ends[name] = _End(linear, module, inside, held, beside)
         self._left -= 0 if beside else width

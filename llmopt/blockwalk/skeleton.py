@@ -88,6 +88,10 @@ class Skeleton:
         """A module by the name that it has in the checkpoint."""
         return self._model.get_submodule(self._naming.module(name))
 
+    def holder(self, name: str) -> nn.Module:
+        """The module that a module is in."""
+        return self._model.get_submodule(self._naming.module(name).rpartition(".")[0])
+
     def width(self, linear: str) -> int:
         """How many input channels a linear has."""
         if (place := self._places.find(linear)) is not None:

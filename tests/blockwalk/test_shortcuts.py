@@ -108,6 +108,9 @@ class Known:
     def __init__(self, module: nn.Module) -> None:
         self._modules: dict[str, Any] = {"block.inner": module}
 
+    def holder(self, name: str) -> nn.Module:
+        return self.module(name.rpartition(".")[0])
+
     def module(self, name: str) -> nn.Module:
         found = self._modules.get(name)
         return found or getattr(self._modules["block.inner"], name.rpartition(".")[2])
