@@ -47,6 +47,14 @@ def planned(call: Call, folder: Path) -> list[dict[str, Any]]:
     return [{key: step.get(key) for key in _PREDICTED} for step in steps]
 
 
+def _without_folders(line: str, call: Call) -> str:
+    """A line as it would be had the command been given names, not where they lie here."""
+    paths = [word for word in call if isinstance(word, Path)]
+    for path in sorted(paths, key=lambda path: -len(str(path))):
+        line = line.replace(str(path), path.name)
+    return line
+
+
 def run(call: Call, folder: Path) -> dict[str, Any]:
     """Run a command that writes into `folder`, and say what it took, whole and by steps.
 
@@ -72,5 +80,5 @@ def run(call: Call, folder: Path) -> dict[str, Any]:
         "peak_unique": watch.peak(),
         "load_average": [load, os.getloadavg()[0]],
         "steps": steps,
-        "log": [f"{at:.1f} {line}" for at, line in watch.lines],
+        "log": [f"{at:.1f} {_without_folders(line, call)}" for at, line in watch.lines],
     }

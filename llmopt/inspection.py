@@ -22,8 +22,7 @@ from llmopt.report import numbers
 from llmopt.report.manifest import Manifest
 from llmopt.sources import ModelSource
 from llmopt.specs.families import family_of, naming_in
-from llmopt.specs.naming import linear_pattern
-from llmopt.verbs.shared.changes import linear_names
+from llmopt.verbs.shared.changes import in_linears, linear_names
 
 #: tensors in no linear that are named, the largest first
 _NAMED = 6
@@ -65,24 +64,13 @@ def _linears(headers: Headers) -> dict[str, str]:
         contents = contents_of(headers)
     except RequestError:
         return {}  # `quantized` says why
-    naming = contents.naming
-    linears = linear_names(naming, head=False)
-    sizes: Counter[bool] = Counter()
-    others: Counter[str] = Counter()
-    for name, tensor in contents.tensors.items():
-        if naming.block_of(name) is None or naming.is_mtp(name) or len(tensor.shape) < 2:
-            continue
-        known = name.removesuffix(".weight") in linears
-        sizes[known] += math.prod(tensor.shape)
-        if not known:
-            inside = linear_pattern(name).removeprefix(f"{naming.blocks}.*.")
-            others[inside] += math.prod(tensor.shape)
-    if not sizes[True]:
+    share, others = in_linears(contents)
+    if not share:
         return {}
-    share = sizes[True] / sizes.total()
-    rest = ", ".join(name for name, _ in others.most_common(_NAMED))
+    rest = ", ".join(others[:_NAMED])
     beside = f"; besides: {rest}{', ...' if len(others) > _NAMED else ''}" if rest else ""
-    return {"linears": f"{len(linears)}, {share:.1%} of the weights of blocks{beside}"}
+    count = len(linear_names(contents.naming, head=False))
+    return {"linears": f"{count}, {share:.1%} of the weights of blocks{beside}"}
 
 
 def _quantization(headers: Headers, source: ModelSource) -> dict[str, str]:

@@ -13,21 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.errors import RequestError
-
-#: what a config says about the checkpoint, or about the kernels (of a repository on the hub, too)
-#: that others have run it with, rather than about the model
-_NOT_THE_MODEL = frozenset(
-    {
-        "auto_map",
-        "quantization_config",
-        "dtype",
-        "torch_dtype",
-        "attn_implementation",
-        "experts_implementation",
-        "use_kernels",
-        "kernel_config",
-    }
-)
+from llmopt.specs.family import NOT_THE_MODEL
 
 #: files of which each alone makes a tokenizer
 _TOKENIZERS = (
@@ -48,7 +34,7 @@ def model_config(settings: Mapping[str, Any]) -> Any:
     told = {
         key: value
         for key, value in settings.items()
-        if key not in _NOT_THE_MODEL and not key.startswith("_")
+        if key not in NOT_THE_MODEL and not key.startswith("_")
     }
     return AutoConfig.for_model(**_numbers(told))
 

@@ -27,8 +27,7 @@ def merged(found: Sequence[Json]) -> dict[str, Any]:
     result = dict(found[0])
     result["kinds"] = [_agreed(runs) for runs in kinds.values()]
     result["folds"] = [_holding(runs) for runs in folds.values()]
-    for key in ("routers", "others"):
-        result[key] = sorted({path for each in found for path in each[key]})
+    result["routers"] = sorted({path for each in found for path in each["routers"]})
     result["renamed"] = [list(move) for move in {tuple(m): 0 for f in found for m in f["renamed"]}]
     result["renamed"].sort(key=lambda move: (-move[0].count("."), move))
     return result

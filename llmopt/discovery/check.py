@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.blockwalk.stream import BlockStream
+from llmopt.discovery.running import logits_of
 from llmopt.formats.checkpoint import Checkpoint
 from llmopt.formats.empty_model import empty_model
 from llmopt.formats.fit import check_fit
@@ -37,8 +38,7 @@ def walked_logits(folder: Path, tokens: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_walked(folder: Path, model: nn.Module, tokens: Tensor) -> bool:
     """Whether these are those of the model that the folder was saved from."""
-    with torch.no_grad():
-        wanted: Tensor = model(input_ids=tokens, use_cache=False).logits
+    wanted = logits_of(model, tokens)
     dtype = next(model.parameters()).dtype
     found = walked_logits(folder, tokens, dtype)
     return bool((found - wanted).abs().max() <= _CLOSE[dtype] * wanted.std())

@@ -8,7 +8,6 @@ save_pretrained writes shows what checkpoints call all that.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from llmopt.blockwalk.products import Product, Products, block_under_way
 from llmopt.discovery.experts import usual_form
 from llmopt.discovery.folds import Prober, inputs_of
+from llmopt.discovery.layers import blocks_of
 from llmopt.discovery.names import apply_moves, stored_names
 from llmopt.discovery.reader import BlockReader, Inlet
+from llmopt.discovery.running import Look, logits_of
 from llmopt.errors import RequestError
 from llmopt.specs.family import Fold
-from llmopt.specs.naming import linear_pattern
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,10 @@ class Structure:
 
 @dataclass
 class KindFound:
-    """Blocks of one make. inlets: in the order of computation. others: matrices in no linear."""
+    """Blocks of one make: their linears, in the order of computation."""
 
     rounds: list[list[Inlet]] = field(default_factory=list)
     routers: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
 
     @property
@@ -61,7 +60,8 @@ def structure_of(model: Any) -> Structure:
         raise RequestError("tokens do not go through one embedding")
     if not isinstance(head, nn.Linear) or head not in paths:
         raise RequestError("logits do not come out of one linear")
-    base, blocks = _blocks(model, paths[embedding])
+    blocks, _ = blocks_of(model)
+    base = _common(blocks, paths[embedding])
     inside = f"{base}." if base else ""
     return Structure(
         base=base,
@@ -71,25 +71,14 @@ def structure_of(model: Any) -> Structure:
     )
 
 
-def _blocks(model: nn.Module, embedding: str) -> tuple[str, str]:
-    """The module that holds the embedding and the blocks, and the blocks: the longest list."""
-    lists = [
-        (len(part), sum(p.numel() for p in part.parameters()), path)
-        for path, part in model.named_modules()
-        if isinstance(part, nn.ModuleList)
-        and len(part)
-        and all(next(each.parameters(), None) is not None for each in part)
-        and not re.search(r"vision|audio|image|speech", path)
-    ]
-    if not lists:
-        raise RequestError("it has no list of blocks")
-    blocks = max(lists)[-1]
+def _common(one: str, other: str) -> str:
+    """The innermost module that both paths are in."""
     shared = []
-    for one, other in zip(blocks.split("."), embedding.split("."), strict=False):
-        if one != other:
+    for a, b in zip(one.split("."), other.split("."), strict=False):
+        if a != b:
             break
-        shared.append(one)
-    return ".".join(shared), blocks
+        shared.append(a)
+    return ".".join(shared)
 
 
 def described(model: Any, tokens: Tensor) -> dict[str, Any]:
@@ -116,8 +105,7 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         if not any(linears == known.linears for known in kinds):
             look = partial(_in_block, model, blocks, tokens, index)
             kind.rounds = _rounds(inlets, reader, look)
-            kind.others = reader.left(inlets)
-            inputs = inputs_of(seen, index, reader.reading)
+            inputs = inputs_of(by_block[index], reader.reading)
             kind.folds = Prober(model, block, tokens, inputs, reader.views, inlets).folds()
             kinds.append(kind)
     norm, offset = _final_norm(model, found, tokens)
@@ -141,8 +129,6 @@ def described(model: Any, tokens: Tensor) -> dict[str, Any]:
         "stored_as": [] if (base, head) == (found.base, found.head) else [[base, head]],
         "tables": _tables(model, found, tokens),
         "joined": [[inner, parts] for inner, parts in names.joined_in(path).items()],
-        "unexplained": sorted({linear_pattern(name) for name in names.unexplained}),
-        "others": sorted({linear_pattern(each) for kind in kinds for each in kind.others}),
     }
 
 
@@ -170,7 +156,7 @@ def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
     seen: list[str] = []
     decoder = model.get_submodule(structure.base)
 
-    def note(path: str) -> Callable[..., None]:
+    def note(path: str) -> Look:
         def hook(_: nn.Module, given: tuple[object, ...], output: Tensor) -> None:
             x = given[0] if given else None
             if not isinstance(x, Tensor) or x.shape != tokens.shape:
@@ -181,15 +167,12 @@ def _tables(model: Any, structure: Structure, tokens: Tensor) -> list[str]:
 
         return hook
 
-    hooks = [
-        part.register_forward_hook(note(path))
+    looks: dict[nn.Module, Look] = {
+        part: note(path)
         for path, part in decoder.named_modules()
         if isinstance(part, nn.Embedding) and not path.startswith(f"{structure.blocks}.")
-    ]
-    with torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
-    for hook in hooks:
-        hook.remove()
+    }
+    logits_of(model, tokens, looks)
     return sorted({path for path in seen if path != structure.embedding})
 
 
@@ -207,21 +190,18 @@ def _final_norm(model: Any, structure: Structure, tokens: Tensor) -> tuple[str, 
     decoder = model.get_submodule(structure.base)
     last: list[tuple[str, Tensor, Tensor, Tensor]] = []
 
-    def note(path: str, part: nn.Module) -> Callable[..., None]:
+    def note(path: str, part: nn.Module) -> Look:
         def hook(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             last[:] = [(path, part.weight, given[0], output)]  # type: ignore[list-item]
 
         return hook
 
-    hooks = [
-        part.register_forward_hook(note(path, part))
+    looks = {
+        part: note(path, part)
         for path, part in decoder.named_children()
         if getattr(getattr(part, "weight", None), "ndim", 0) == 1
-    ]
-    with torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
-    for hook in hooks:
-        hook.remove()
+    }
+    logits_of(model, tokens, looks)
     if not last:
         return "", 0.0
     path, weight, x, output = last[0]
@@ -240,11 +220,10 @@ def _watched(
     seen: list[tuple[int | None, Product]] = []
     parameters = dict(model.named_parameters())
     with (
-        torch.no_grad(),
         block_under_way(blocks) as where,
         Products(parameters, lambda product: seen.append((where(), product))),
     ):
-        model(input_ids=tokens, use_cache=False)
+        logits_of(model, tokens)
     return seen
 
 
@@ -257,13 +236,14 @@ def _rounds(
     inlets: Sequence[Inlet], reader: BlockReader, look: Callable[[], Sequence[Product]]
 ) -> list[list[Inlet]]:
     """The inlets of a block, those together that do not depend on each other; `look` runs it."""
-    before = _inputs(inlets, reader, look())
+    before = inputs_of(look(), reader.names)
     rounds: list[list[Inlet]] = []
     changed: list[set[int]] = []
     for inlet in inlets:
         with _shaken(reader, inlet):
-            after = _inputs(inlets, reader, look())
-        changed.append({i for i in before if not _same(before[i], after.get(i))})
+            after = inputs_of(look(), reader.names)
+        first = enumerate(each[0] for each in inlets)
+        changed.append({place for place, n in first if not _same(before[n], after.get(n))})
     level = [0] * len(inlets)
     for place in range(len(inlets)):
         after_ = [level[each] + 1 for each in range(place) if place in changed[each]]
@@ -277,19 +257,6 @@ def _rounds(
 
 def _same(one: list[Tensor], other: list[Tensor] | None) -> bool:
     return other is not None and len(one) == len(other) and all(map(torch.equal, one, other))
-
-
-def _inputs(
-    inlets: Sequence[Inlet], reader: BlockReader, products: Sequence[Product]
-) -> dict[int, list[Tensor]]:
-    """What flows into each inlet of a block."""
-    place = {name: number for number, inlet in enumerate(inlets) for name in inlet[:1]}
-    found: dict[int, list[Tensor]] = {}
-    for product in products:
-        for name in reader.names(product):
-            if name in place:
-                found.setdefault(place[name], []).append(product.x)
-    return found
 
 
 class _shaken:  # noqa: N801

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.discovery.names import Stack
+from llmopt.discovery.running import logits_of
 from llmopt.formats.experts import Experts
 from llmopt.specs.family import ExpertsSpec
 
@@ -27,13 +28,7 @@ def usual_form(
     owner = f"{spec.owner}.{spec.path}"
     fused = [part for block in blocks for path, part in block.named_modules() if path == owner]
     seen: list[tuple[nn.Module, tuple[Any, ...], object]] = []
-    hooks = [part.register_forward_hook(lambda *call: seen.append(call)) for part in fused]
-    try:
-        with torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    logits_of(model, tokens, {part: lambda *call: seen.append(call) for part in fused})
     same = all(_same(part, spec, given, output) for part, given, output in seen)
     return spec if seen and same else None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmopt.blockwalk.products import Product
+from llmopt.discovery.running import Look, logits_of
 from llmopt.specs.family import Fold
 
 #: how close logits stay, of their spread: a wrong fold changes them by about as much as that
@@ -49,27 +50,19 @@ class Prober:
         """The logits, and what came out of each norm."""
         outputs: dict[str, Tensor] = {}
 
-        def note(path: str) -> Callable[..., None]:
+        def note(path: str) -> Look:
             def hook(_: nn.Module, __: object, output: object) -> None:
                 if isinstance(output, Tensor):
                     outputs[path] = output
 
             return hook
 
-        hooks = [
-            part.register_forward_hook(note(path))
+        looks = {
+            part: note(path)
             for path, part in self.block.named_modules()
             if part._parameters.get("weight") is not None and part.get_parameter("weight").ndim == 1
-        ]
-        logits = self._logits()
-        for hook in hooks:
-            hook.remove()
-        return logits, outputs
-
-    def _logits(self) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self.model(input_ids=self.tokens, use_cache=False).logits
-        return logits
+        }
+        return logits_of(self.model, self.tokens, looks), outputs
 
     def _norm(self, path: str, output: Tensor) -> Iterator[Fold]:
         """The folds of a norm that could be: of gains as they are, and of 1 + gains."""
@@ -91,9 +84,9 @@ class Prober:
 
     def _holds(self, fold: Fold, wanted: Tensor) -> bool:
         with self._folded(fold):
-            found = self._logits()
+            found = logits_of(self.model, self.tokens)
         with self._folded(fold, alone=True):
-            matters = self._logits()
+            matters = logits_of(self.model, self.tokens)
         spread = _CLOSE * wanted.std()
         stays = bool((found - wanted).abs().max() <= spread)
         return stays and bool((matters - wanted).abs().max() > spread)
@@ -149,14 +142,11 @@ def _generator() -> torch.Generator:
 
 
 def inputs_of(
-    seen: Sequence[tuple[int | None, Product]],
-    index: int,
-    names: Callable[[Product], Sequence[str]],
+    products: Sequence[Product], names: Callable[[Product], Sequence[str]]
 ) -> dict[str, list[Tensor]]:
-    """What flowed into each linear of a block, by its path."""
+    """What flowed into each linear, by the names that products have."""
     found: dict[str, list[Tensor]] = {}
-    for where, product in seen:
-        if where == index:
-            for name in names(product):
-                found.setdefault(name, []).append(product.x)
+    for product in products:
+        for name in names(product):
+            found.setdefault(name, []).append(product.x)
     return found

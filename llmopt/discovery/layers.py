@@ -6,6 +6,8 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmopt.errors import RequestError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -15,7 +17,7 @@ COUNT = (
     r"|num_global_layers|depth"
 )
 #: names of parts that see or hear
-TOWERS = re.compile("vision|visual|audio|image")
+TOWERS = re.compile("vision|visual|audio|image|speech")
 #: lists that have another length, unless by chance
 _NO_LAYERS = r".*_(multipliers|limit|tokens|names)|axial_.*"
 #: lists of layers' indices
@@ -30,24 +32,34 @@ class BlockKind(NamedTuple):
     shared: bool  #: whether it has weights, or keys and values, of an earlier block
 
 
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    """The longest list of modules with weights; no tower's, and none inside of another list."""
+def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The longest list of modules with weights, and its path; RequestError where there is none.
+
+    No tower's, and none inside of another list.
+    """
     from torch import nn
 
-    found = [
-        part
+    found = {
+        name: part
         for name, part in model.named_modules()
         if isinstance(part, nn.ModuleList)
         and not TOWERS.search(name)
         and not re.search(r"\.\d+\.", name)
         and all(any(True for _ in each.parameters()) for each in part)
-    ]
-    return max(found, key=lambda part: (len(part), sum(each.numel() for each in part.parameters())))
+    }
+    if not found:
+        raise RequestError("it has no list of blocks")
+
+    def size(name: str) -> tuple[int, int]:
+        return len(found[name]), sum(each.numel() for each in found[name].parameters())
+
+    path = max(found, key=size)
+    return path, found[path]
 
 
 def lists_of(model: nn.Module) -> list[str]:
     """Keys of the model's settings that have a value for each of its blocks."""
-    settings, full = _settings(model), len(_blocks(model))
+    settings, full = _settings(model), len(blocks_of(model)[1])
     return [key for key, value in settings.items() if is_per_layer(key, value, full)]
 
 
@@ -58,7 +70,7 @@ def _settings(model: Any) -> Mapping[str, Any]:
 
 def kinds_of(model: nn.Module, lists: Sequence[str] | None = None) -> list[BlockKind]:
     """What kind each block is of; `lists` are the settings to look at, `lists_of` by default."""
-    blocks, settings = _blocks(model), _settings(model)
+    blocks, settings = blocks_of(model)[1], _settings(model)
     lists = lists_of(model) if lists is None else lists
     first_shared = len(blocks) - (settings.get("num_kv_shared_layers") or 0)
     seen: set[int] = set()

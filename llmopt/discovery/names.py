@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llmopt.formats.stacks import rows_of
 from llmopt.specs.naming import linear_pattern
 
 
@@ -41,8 +42,7 @@ class Stack:
     def of(self, matrix: Tensor, part: int) -> Tensor:
         """A linear's weight [out, in], a view of an expert's matrix."""
         oriented = matrix.mT if self.transposed else matrix
-        parts = max(1, len(self.parts))
-        return oriented[part::parts] if self.interleaved else oriented.chunk(parts)[part]
+        return rows_of(oriented, part, max(1, len(self.parts)), interleaved=self.interleaved)
 
     def inside(self, blocks: str) -> str:
         """The path inside a block, given the path of the blocks."""
@@ -64,12 +64,12 @@ class Stack:
 class StoredNames:
     """names: a tensor of the model -> its name in checkpoints, where they hold it as it is.
 
-    unexplained: tensors of the checkpoint that no tensor of the model is found in.
+    expert_names: a linear of an expert -> the same. joined: a tensor of the model -> the names of
+    those that have its rows.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     stacks: list[Stack] = field(default_factory=list)
-    unexplained: list[str] = field(default_factory=list)
     expert_names: dict[str, str] = field(default_factory=dict)
     joined: dict[str, list[str]] = field(default_factory=dict)
 
@@ -151,10 +151,8 @@ class _Matcher:
         self._state: dict[str, Tensor] = model.state_dict()
         self._places = {_print(value): name for name, value in saved.items()}
         embedding = model.get_input_embeddings().weight
-        own = {
-            path for path, value in self._state.items() if value.data_ptr() == embedding.data_ptr()
-        }
-        first = next(path for path in self._state if path in own)
+        place = embedding.data_ptr()
+        first = next(path for path, value in self._state.items() if value.data_ptr() == place)
         self._tied = {
             path
             for path, value in self._state.items()
@@ -178,8 +176,6 @@ class _Matcher:
         for path, value in left.items():
             if parts := _joined(value, rest):
                 found.joined[path] = parts
-                used.update(parts)
-        found.unexplained = sorted(set(self._saved) - used)
         return found
 
     def _name(self, path: str, value: Tensor) -> str | None:
@@ -241,9 +237,7 @@ def _stack(
             names = []
             for matrix in value.mT if transposed else value:
                 rows = (
-                    [matrix[part::parts] for part in range(parts)]
-                    if interleaved
-                    else list(matrix.chunk(parts))
+                    rows_of(matrix, part, parts, interleaved=interleaved) for part in range(parts)
                 )
                 names += [places.get(_print(each), "") for each in rows]
             if all(names):

@@ -94,12 +94,6 @@ class BlockReader:
             if not set(inlet).isdisjoint(self._linears_in(name)):
                 yield p
 
-    def left(self, inlets: Sequence[Inlet]) -> list[str]:
-        """The names of matrices that are in no linear."""
-        linears = {path for inlet in inlets for path in inlet}
-        matrices = [name for name, p in self._block.named_parameters() if p.ndim > 1]
-        return [name for name in matrices if not linears.issuperset(self._linears_in(name))]
-
     def _linears_in(self, parameter: str) -> list[str]:
         """Those that a parameter of the block holds, if it is one of linears."""
         stack = self._stacks.get(self._inside + parameter)

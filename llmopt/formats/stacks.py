@@ -11,6 +11,14 @@ from torch import Tensor
 from llmopt.specs.families import Naming, StackSpec
 
 
+def rows_of(matrix: Tensor, part: int, parts: int, *, interleaved: bool) -> Tensor:
+    """One of equal parts of a matrix's rows, a view; `interleaved`: every so many-th row."""
+    if interleaved:
+        return matrix[part::parts]
+    rows = matrix.shape[0] // parts
+    return matrix[part * rows : (part + 1) * rows]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StackPlace:
     """Where an expert's linear is in a parameter of the text model.
@@ -29,10 +37,7 @@ class StackPlace:
         matrix = parameter[self.expert]
         matrix = matrix.mT if self.stack.transposed else matrix
         parts = len(self.stack.linears)
-        if self.stack.interleaved:
-            return matrix[self.part :: parts]
-        rows = matrix.shape[0] // parts
-        return matrix[self.part * rows : (self.part + 1) * rows]
+        return rows_of(matrix, self.part, parts, interleaved=self.stack.interleaved)
 
 
 def places(naming: Naming, block: int, experts: int | None = None) -> Iterator[StackPlace]:

@@ -19,18 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.caches import cache_folder
+from llmopt.specs.family import NOT_THE_MODEL
 
 #: set where a tiny model is looked at: it starts no other
 _UNDER_WAY = "LLMOPT_DISCOVERING"
 #: a tiny model takes seconds; importing what builds it can take longer
 _SECONDS = 300
-#: what a config says of one checkpoint, rather than of the model
-_NOT_THE_MODEL = ("quantization_config", "auto_map", "_name_or_path", "dtype", "torch_dtype")
 
 
 def discovered(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"families": {type: data}}, or {"error": why there is none}."""
-    told = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    told = {key: value for key, value in config.items() if key not in NOT_THE_MODEL}
     path = cache_folder() / "families" / f"{_key(told)}.json"
     with contextlib.suppress(OSError, ValueError):
         known: dict[str, Any] = json.loads(path.read_text("utf-8"))

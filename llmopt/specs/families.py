@@ -136,8 +136,6 @@ def _family(model_type: str) -> FamilySpec:
 def family_from(model_type: str, data: Mapping[str, Any]) -> FamilySpec:
     """A family from what was written of it."""
     known = {**data, "id": model_type}
-    for key in ("unexplained", "others"):
-        known.pop(key, None)
     for key in ("kinds", "routers", "renamed", "stored_as", "tables", "joined"):
         known[key] = _tuples(known.get(key, ()))
     known["stored_as"] = _STORED_AS.get(model_type, known["stored_as"])

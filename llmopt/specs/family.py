@@ -13,6 +13,20 @@ from typing import Any
 
 from llmopt.errors import RequestError
 
+#: what a config says about the checkpoint, or about the kernels (of a repository on the hub, too)
+#: that others have run it with, rather than about the model
+NOT_THE_MODEL = frozenset(
+    {
+        "auto_map",
+        "quantization_config",
+        "dtype",
+        "torch_dtype",
+        "attn_implementation",
+        "experts_implementation",
+        "use_kernels",
+        "kernel_config",
+    }
+)
 #: linears that share one input, as paths inside a block, in the order of computation; `*` stands
 #: for an expert's number
 Inlets = tuple[tuple[str, ...], ...]

@@ -21,6 +21,7 @@ from llmopt import pipeline, planner
 from llmopt.blockwalk import Sink, walk
 from llmopt.discovery.shrink import tiny_config, tiny_model
 from llmopt.formats.checkpoint import Checkpoint
+from llmopt.formats.quantization import read_contents
 from llmopt.formats.shards import ShardWriter
 from llmopt.formats.stacks import whole
 from llmopt.grids.base import GridOptions
@@ -28,6 +29,7 @@ from llmopt.recipe import from_data
 from llmopt.runtimes.torch import load
 from llmopt.step import RunOptions
 from llmopt.verbs.quantize.transform import Awq
+from llmopt.verbs.shared.changes import in_linears, linear_names
 from scripts.tiny_models import config_of, own_of
 from tests.test_pipeline import Log
 
@@ -125,24 +127,19 @@ def _skipping(linears: list[str]) -> list[dict[str, Any]]:
 def _ungrouped(model: Path) -> list[str]:
     """Linears whose inputs are in no groups of 32, or outputs in none of 8."""
     checkpoint = Checkpoint.open(model)
-    naming = checkpoint.naming
-    return [
-        name
-        for b in range(naming.block_count)
-        for names in naming.linears(b)
-        for name in names
-        if checkpoint.weight(name).shape[1] % 32 or checkpoint.weight(name).shape[0] % 8
-    ]
+    shapes = {name: checkpoint.weight(name).shape for name in _linears(checkpoint)}
+    return [name for name, (rows, cols) in shapes.items() if cols % 32 or rows % 8]
 
 
 def unpackable(model: Path) -> list[str]:
     """Linears whose sizes gptq cannot pack: real models have them in multiples of 32."""
     checkpoint = Checkpoint.open(model)
-    naming = checkpoint.naming
-    linears = (
-        name for b in range(naming.block_count) for names in naming.linears(b) for name in names
-    )
-    return [n for n in linears if any(size % 32 for size in checkpoint.stored[f"{n}.weight"].shape)]
+    shapes = {name: checkpoint.stored[f"{name}.weight"].shape for name in _linears(checkpoint)}
+    return [name for name, shape in shapes.items() if any(size % 32 for size in shape)]
+
+
+def _linears(checkpoint: Checkpoint) -> list[str]:
+    return sorted(linear_names(checkpoint.naming, head=False))
 
 
 def awq(model: Path, out: Path) -> float:
@@ -163,15 +160,7 @@ def awq(model: Path, out: Path) -> float:
     return distance(stock(out / "awq"), stock(model))
 
 
-def share(model: Path) -> float:
-    """Of the weights of a model's blocks, how many are in linears that may be quantized."""
-    checkpoint = Checkpoint.open(model)
-    naming, known, all_ = checkpoint.naming, 0, 0
-    linears = {
-        name for b in range(naming.block_count) for names in naming.linears(b) for name in names
-    }
-    for name, tensor in checkpoint.stored.items():
-        if naming.block_of(name) is not None and len(tensor.shape) > 1:
-            all_ += math.prod(tensor.shape)
-            known += math.prod(tensor.shape) * (name.removesuffix(".weight") in linears)
-    return known / all_
+def share(model: Path) -> tuple[float, str]:
+    """Of the weights of a model's blocks, how many are in linears, and what the others are."""
+    found, others = in_linears(read_contents(model))
+    return found, ", ".join(others)

@@ -29,16 +29,16 @@ def plan(settings: AllocateSettings, context: PlanContext) -> Planned:
             key,
             "raise the target, or allow smaller candidates",
         )
-    family = context.contents(model.name).family
-    if family.stacks:
+    contents = context.contents(model.name)
+    if contents.family.stacks:
         raise context.source.error(
-            f"what {family.id} experts cost in divergence cannot be measured: they share tensors",
+            f"what {contents.family.id} experts cost in divergence cannot be measured: "
+            "they share tensors",
             key,
             "the same bits for all linears, or overrides, need no measure",
         )
     calibration = context.calibration("a budget", key)
     assert calibration is not None
-    contents = context.contents(model.name)
     needs = partial(allocate_footprint, contents, context.changes, calibration)
     fitted = walked(needs, calibration, asking.batch_size, context)
     asking = asking.model_copy(update={"batch_size": fitted.way.batch_size})

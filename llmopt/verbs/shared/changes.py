@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from llmopt.errors import RequestError
@@ -10,6 +11,7 @@ from llmopt.model.change import Change
 from llmopt.model.contents import Contents, LogicalTensor
 from llmopt.specs import FORMATS
 from llmopt.specs.families import Naming
+from llmopt.specs.naming import linear_pattern
 
 #: what headers call the dtypes of settings and configs
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -81,6 +83,25 @@ def linear_names(naming: Naming, *, head: bool) -> set[str]:
         for linear in inlet
     }
     return names | {naming.head} if head else names
+
+
+def in_linears(contents: Contents) -> tuple[float, list[str]]:
+    """How much of the matrices in blocks is in linears; and the others, the largest first.
+
+    Their names are those inside a block, with `*` for numbers.
+    """
+    naming, linears = contents.naming, linear_names(contents.naming, head=False)
+    known, others = 0, Counter[str]()
+    for name, tensor in contents.tensors.items():
+        if naming.block_of(name) is None or naming.is_mtp(name) or len(tensor.shape) < 2:
+            continue
+        if name.removesuffix(".weight") in linears:
+            known += math.prod(tensor.shape)
+        else:
+            inside = linear_pattern(name).removeprefix(f"{naming.blocks}.*.")
+            others[inside] += math.prod(tensor.shape)
+    size = known + others.total()
+    return known / size if size else 0.0, [name for name, _ in others.most_common()]
 
 
 def unquantized(changes: Iterable[Change], naming: Naming) -> list[str]:
